@@ -1,0 +1,115 @@
+//! A service as its callers see it. The data plane knows no more of a service than this.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use arrow_array::RecordBatch;
+use serde::{Deserialize, Serialize};
+
+use crate::error::{Error, Result};
+use crate::id::{InstanceId, RequestId};
+use crate::service::MethodSpec;
+
+/// Who goes first where not all can go.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Priority {
+    Interactive,
+    #[default]
+    Normal,
+    Bulk,
+}
+
+/// When a client may tell the ledgers of the instances to forget a request.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Acknowledge {
+    /// As soon as its outcome was handed to the caller.
+    #[default]
+    OnReceipt,
+    /// Once the caller says so, with [`Caller::acknowledge`]: when a checkpoint covers it.
+    Explicit,
+}
+
+/// Requests that are handed to a client together: one row of `arguments` each.
+#[derive(Clone, Debug)]
+pub struct Submission {
+    /// Index of the method in [`Caller::methods`].
+    pub method: usize,
+    /// One id a row. Law: an id that is in flight is not submitted again.
+    pub ids: Vec<RequestId>,
+    /// The method's input columns, in its order.
+    pub arguments: RecordBatch,
+    /// The overall deadline, from now; attempts and waiting included. None: wait as long as it takes.
+    pub timeout: Option<Duration>,
+    pub priority: Priority,
+    pub acknowledge: Acknowledge,
+}
+
+/// What became of one request, or one part of it.
+#[derive(Clone, Debug)]
+pub struct Outcome {
+    pub id: RequestId,
+    /// For a method with one row a request: exactly that row. For a streaming method: the next rows, maybe none.
+    pub rows: Result<RecordBatch>,
+    /// Whether this ends the request. An error always does.
+    pub last: bool,
+}
+
+/// Where outcomes are delivered. Called from the client's own task: must not block.
+/// Law: after its last outcome a request is never delivered again.
+pub trait Receiver: Send + Sync + 'static {
+    fn deliver(&self, outcomes: Vec<Outcome>);
+}
+
+/// Where a request is, as the client knows it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Holder {
+    /// Not sent.
+    Client,
+    /// Sent to this instance, no outcome yet.
+    Instance(InstanceId),
+}
+
+/// A client of one service: takes requests, gives back exactly one final outcome each.
+pub trait Caller: Send + Sync + 'static {
+    /// The service's name.
+    fn service(&self) -> &str;
+
+    /// What can be called.
+    fn methods(&self) -> &[MethodSpec];
+
+    /// Takes the requests and returns at once; outcomes go to `receiver`. The caller bounds what it has in flight.
+    fn submit(&self, submission: Submission, receiver: Arc<dyn Receiver>);
+
+    /// Takes requests back. Those that did not start never will; those that run are asked to stop.
+    /// Each still ends with one outcome, an error of kind `Cancelled` unless it had ended before.
+    fn cancel(&self, ids: &[RequestId]);
+
+    /// Stops sending what has not been sent; what is sent goes on. Used before a stop with a checkpoint.
+    fn hold(&self);
+
+    /// Tells the ledgers to forget these ended requests (see [`Acknowledge::Explicit`]).
+    fn acknowledge(&self, ids: &[RequestId]);
+
+    /// Where these unended requests are now, in the same order. For a checkpoint.
+    fn holders(&self, ids: &[RequestId]) -> Vec<Holder>;
+}
+
+/// What to do with a row whose request ended in an error.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case", deny_unknown_fields)]
+pub enum ErrorPolicy {
+    /// The job fails with the error.
+    #[default]
+    Fail,
+    /// The row goes to the operator's error output, with the error.
+    ErrorOutput,
+    /// The row goes on with these values in the method's output columns (JSON, by column name; a missing one is null).
+    Default(serde_json::Map<String, serde_json::Value>),
+}
+
+/// The error that a [`Caller`] gives for requests of a method it does not have.
+pub fn no_such_method(service: &str, method: &str, methods: &[MethodSpec]) -> Error {
+    let names: Vec<&str> = methods.iter().map(|m| m.name.as_str()).collect();
+    Error::invalid(format!("service `{service}` has no method `{method}`; it has: {}", names.join(", ")))
+}

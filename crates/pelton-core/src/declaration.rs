@@ -1,0 +1,400 @@
+//! A service's declaration: everything that is set about it, in one place, as code or as a small TOML file.
+//!
+//! ```toml
+//! name = "embedder"
+//! instances = 2                      # or { min = 1, max = 4, initial = 2 }
+//!
+//! [batch]
+//! rows = 32
+//! linger = "5ms"
+//!
+//! [options]                          # what the service's own `open` reads
+//! model = "models/minilm"
+//! ```
+
+use std::path::Path;
+use std::time::Duration;
+
+use serde::{Deserialize, Serialize};
+
+use crate::call::ErrorPolicy;
+use crate::error::{Error, Result};
+use crate::quantity::Bytes;
+
+/// A service's declaration. Build one with [`Declaration::new`] and set fields, or read one with
+/// [`Declaration::from_toml`]; [`Declaration::checked`] refuses values that cannot work.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Declaration {
+    /// Unique within the job: letters, digits, `-` and `_`, at most 32.
+    pub name: String,
+    /// What runs. None: the type that the program registers under this name. `scripted`: the scripted service with the
+    /// same methods.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub kind: Option<String>,
+    /// How many instances.
+    #[serde(default)]
+    pub instances: Instances,
+    #[serde(default)]
+    pub batch: BatchLimits,
+    #[serde(default)]
+    pub permits: PermitBudget,
+    #[serde(default)]
+    pub ledger: LedgerLimits,
+    #[serde(default)]
+    pub retry: RetryLimits,
+    #[serde(default)]
+    pub resources: Resources,
+    /// The overall deadline of a request at call sites that set none. None: as long as it takes.
+    #[serde(default, with = "humantime_serde", skip_serializing_if = "Option::is_none")]
+    pub timeout: Option<Duration>,
+    /// What call sites that set none do with a row whose request failed.
+    #[serde(default)]
+    pub on_error: ErrorPolicy,
+    /// How long an instance goes on without anybody who supervises it.
+    #[serde(default = "defaults::lease", with = "humantime_serde")]
+    pub lease: Duration,
+    /// The largest message between a caller and an instance; a row that does not fit is an error that names this.
+    #[serde(default = "defaults::max_message")]
+    pub max_message: Bytes,
+    /// What the service's own `open` reads.
+    #[serde(default)]
+    pub options: serde_json::Map<String, serde_json::Value>,
+}
+
+/// How many instances a service may have. A fixed number is `min = max`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+pub struct Instances {
+    pub min: u32,
+    pub max: u32,
+    pub initial: u32,
+}
+
+/// How requests become batches at the instance, across all callers.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct BatchLimits {
+    /// Most rows in a batch.
+    pub rows: u32,
+    /// Most bytes in a batch; one larger row still runs, alone.
+    pub bytes: Bytes,
+    /// How long an idle instance waits for a batch to fill, from its first row.
+    #[serde(with = "humantime_serde")]
+    pub linger: Duration,
+}
+
+/// How much an instance lets its callers send ahead of what it runs.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct PermitBudget {
+    /// Rows held or permitted at a time. None: two batches and a half, so that the next batch waits while one runs.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub rows: Option<u32>,
+    /// Bytes held or permitted at a time; one larger row is still let in, alone.
+    pub bytes: Bytes,
+}
+
+/// How much an instance remembers of requests that ended and that no checkpoint covers yet.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct LedgerLimits {
+    pub bytes: Bytes,
+    #[serde(with = "humantime_serde")]
+    pub age: Duration,
+}
+
+/// What happens to requests and starts that failed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct RetryLimits {
+    /// Most attempts at one request, the first included.
+    pub attempts: u32,
+    /// Most starts of one instance in a row that do not get ready, before the job gives up on the service if no
+    /// instance of it was ever ready.
+    pub starts: u32,
+    /// Wait before the second try; doubles from try to try, with jitter.
+    #[serde(with = "humantime_serde")]
+    pub backoff: Duration,
+    #[serde(with = "humantime_serde")]
+    pub max_backoff: Duration,
+}
+
+/// What one instance takes.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Resources {
+    /// Cores. An instance's thread pools are sized by it.
+    pub cpu: f64,
+    /// None: not known; nothing is reserved.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub memory: Option<Bytes>,
+    /// Accelerators.
+    pub gpu: f64,
+}
+
+mod defaults {
+    use super::{Bytes, Duration};
+
+    pub(super) fn lease() -> Duration {
+        Duration::from_secs(5)
+    }
+    pub(super) fn max_message() -> Bytes {
+        Bytes::mib(64)
+    }
+}
+
+impl Default for Instances {
+    fn default() -> Self {
+        Instances::fixed(1)
+    }
+}
+
+impl Instances {
+    pub fn fixed(n: u32) -> Self {
+        Instances { min: n, max: n, initial: n }
+    }
+}
+
+impl From<u32> for Instances {
+    fn from(n: u32) -> Self {
+        Instances::fixed(n)
+    }
+}
+
+impl<'de> Deserialize<'de> for Instances {
+    fn deserialize<D: serde::Deserializer<'de>>(d: D) -> Result<Self, D::Error> {
+        struct Written;
+        impl<'de> serde::de::Visitor<'de> for Written {
+            type Value = Instances;
+            fn expecting(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+                f.write_str("a number, or { min = ..., max = ..., initial = ... }")
+            }
+            fn visit_u64<E: serde::de::Error>(self, n: u64) -> Result<Instances, E> {
+                u32::try_from(n).map(Instances::fixed).map_err(|_| E::custom(format!("{n} instances are too many")))
+            }
+            fn visit_i64<E: serde::de::Error>(self, n: i64) -> Result<Instances, E> {
+                u32::try_from(n).map(Instances::fixed).map_err(|_| E::custom(format!("{n} instances cannot be")))
+            }
+            fn visit_map<A: serde::de::MapAccess<'de>>(self, map: A) -> Result<Instances, A::Error> {
+                #[derive(Deserialize)]
+                #[serde(deny_unknown_fields)]
+                struct Range {
+                    min: u32,
+                    max: u32,
+                    initial: Option<u32>,
+                }
+                let r = Range::deserialize(serde::de::value::MapAccessDeserializer::new(map))?;
+                Ok(Instances { min: r.min, max: r.max, initial: r.initial.unwrap_or(r.min) })
+            }
+        }
+        d.deserialize_any(Written)
+    }
+}
+
+impl Default for BatchLimits {
+    fn default() -> Self {
+        BatchLimits { rows: 32, bytes: Bytes::mib(16), linger: Duration::from_millis(2) }
+    }
+}
+
+impl Default for PermitBudget {
+    fn default() -> Self {
+        PermitBudget { rows: None, bytes: Bytes::mib(64) }
+    }
+}
+
+impl Default for LedgerLimits {
+    fn default() -> Self {
+        LedgerLimits { bytes: Bytes::mib(256), age: Duration::from_secs(600) }
+    }
+}
+
+impl Default for RetryLimits {
+    fn default() -> Self {
+        RetryLimits {
+            attempts: 5,
+            starts: 5,
+            backoff: Duration::from_millis(200),
+            max_backoff: Duration::from_secs(30),
+        }
+    }
+}
+
+impl Default for Resources {
+    fn default() -> Self {
+        Resources { cpu: 1.0, memory: None, gpu: 0.0 }
+    }
+}
+
+impl Declaration {
+    /// A declaration with every setting at its default: one instance, 32 rows a batch.
+    pub fn new(name: impl Into<String>) -> Self {
+        Declaration {
+            name: name.into(),
+            kind: None,
+            instances: Instances::default(),
+            batch: BatchLimits::default(),
+            permits: PermitBudget::default(),
+            ledger: LedgerLimits::default(),
+            retry: RetryLimits::default(),
+            resources: Resources::default(),
+            timeout: None,
+            on_error: ErrorPolicy::default(),
+            lease: defaults::lease(),
+            max_message: defaults::max_message(),
+            options: serde_json::Map::new(),
+        }
+    }
+
+    /// The same with another number of instances.
+    pub fn instances(mut self, n: impl Into<Instances>) -> Self {
+        self.instances = n.into();
+        self
+    }
+
+    /// The same with another limit on the rows of a batch.
+    pub fn max_rows(mut self, rows: u32) -> Self {
+        self.batch.rows = rows;
+        self
+    }
+
+    /// The same with one option of the service's own set.
+    pub fn option(mut self, key: &str, value: impl Into<serde_json::Value>) -> Self {
+        self.options.insert(key.to_owned(), value.into());
+        self
+    }
+
+    /// Reads a declaration from TOML. `origin` names it in messages.
+    pub fn from_toml(text: &str, origin: &str) -> Result<Self> {
+        let declaration: Declaration =
+            toml::from_str(text).map_err(|e| Error::invalid(format!("{origin}: {}", e.to_string().trim_end())))?;
+        declaration.checked().map_err(|e| e.context(origin))
+    }
+
+    /// Reads a declaration from a TOML file.
+    pub fn from_file(path: &Path) -> Result<Self> {
+        let origin = path.display().to_string();
+        let text = std::fs::read_to_string(path)
+            .map_err(|e| Error::invalid(format!("service declaration {origin} cannot be read: {e}")))?;
+        Declaration::from_toml(&text, &origin)
+    }
+
+    /// Refuses values that cannot work, each with what would.
+    pub fn checked(self) -> Result<Self> {
+        let bad = |what: String| Err(Error::invalid(format!("service `{}`: {what}", self.name)));
+        let fits = |c: char| c.is_ascii_alphanumeric() || c == '-' || c == '_';
+        if self.name.is_empty() || self.name.len() > 32 || !self.name.chars().all(fits) {
+            return bad("`name` must be 1 to 32 letters, digits, `-` or `_`".into());
+        }
+        let Instances { min, max, initial } = self.instances;
+        if max == 0 || max > 1024 {
+            return bad(format!("`instances` must be 1 to 1024, not {max}"));
+        }
+        if min != max {
+            return bad(format!("`instances` {min}..={max}: autoscaling is not there yet; set min = max"));
+        }
+        if !(min..=max).contains(&initial) {
+            return bad(format!("`instances.initial` is {initial}, outside {min}..={max}"));
+        }
+        if self.batch.rows == 0 || self.batch.rows > 1 << 20 {
+            return bad(format!("`batch.rows` must be 1 to {}, not {}", 1 << 20, self.batch.rows));
+        }
+        if self.batch.bytes.get() == 0 {
+            return bad("`batch.bytes` must not be 0".into());
+        }
+        if self.batch.linger > Duration::from_secs(60) {
+            return bad(format!("`batch.linger` is {:?}; at most 60s", self.batch.linger));
+        }
+        if let Some(rows) = self.permits.rows
+            && rows < self.batch.rows
+        {
+            return bad(format!(
+                "`permits.rows` is {rows}, less than `batch.rows` ({}): no batch would ever be full",
+                self.batch.rows
+            ));
+        }
+        if self.permits.bytes.get() == 0 {
+            return bad("`permits.bytes` must not be 0".into());
+        }
+        if self.ledger.bytes.get() == 0 || self.ledger.age.is_zero() {
+            return bad("`ledger.bytes` and `ledger.age` must not be 0".into());
+        }
+        if self.retry.attempts == 0 || self.retry.starts == 0 {
+            return bad("`retry.attempts` and `retry.starts` must be at least 1".into());
+        }
+        if self.retry.backoff.is_zero() || self.retry.max_backoff < self.retry.backoff {
+            return bad("`retry.backoff` must not be 0, nor above `retry.max_backoff`".into());
+        }
+        let Resources { cpu, gpu, .. } = self.resources;
+        if !(cpu > 0.0 && cpu <= 4096.0) || !(0.0..=1024.0).contains(&gpu) {
+            return bad(format!("`resources` cpu = {cpu}, gpu = {gpu} cannot be"));
+        }
+        if gpu > 0.0 {
+            return bad(format!("`resources.gpu` is {gpu}: this host hands out no accelerators yet; leave it out"));
+        }
+        if self.timeout == Some(Duration::ZERO) {
+            return bad("`timeout` must not be 0; leave it out for none".into());
+        }
+        if self.lease < Duration::from_millis(100) || self.lease > Duration::from_secs(24 * 3600) {
+            return bad(format!("`lease` is {:?}; 100ms to 24h", self.lease));
+        }
+        if self.max_message < Bytes::kib(64) || self.max_message > Bytes::mib(1024) {
+            return bad(format!("`max_message` is {}; 64 KiB to 1 GiB", self.max_message));
+        }
+        Ok(self)
+    }
+
+    /// How many rows an instance lets its callers have with it at a time.
+    pub fn permitted_rows(&self) -> u32 {
+        self.permits.rows.unwrap_or_else(|| self.batch.rows.saturating_mul(5).div_ceil(2))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// The message that a declaration is refused with.
+    fn refused(toml: &str) -> String {
+        Declaration::from_toml(toml, "test.toml").expect_err("this declaration must be refused").to_string()
+    }
+
+    #[test]
+    fn a_declaration_reads_back_as_written() {
+        let text = "name = \"embedder\"\ninstances = 2\ntimeout = \"3s\"\non_error = \"error-output\"\n\
+                    [batch]\nrows = 8\nbytes = \"1MiB\"\nlinger = \"5ms\"\n[options]\nmodel = \"m\"\n";
+        let d = Declaration::from_toml(text, "test.toml").unwrap();
+        assert_eq!(d.instances, Instances::fixed(2));
+        assert_eq!(d.batch, BatchLimits { rows: 8, bytes: Bytes::mib(1), linger: Duration::from_millis(5) });
+        assert_eq!(d.on_error, ErrorPolicy::ErrorOutput);
+        let again: Declaration = serde_json::from_str(&serde_json::to_string(&d).unwrap()).unwrap();
+        assert_eq!(again, d);
+        let range = Declaration::from_toml("name = \"a\"\ninstances = { min = 3, max = 3 }", "t").unwrap();
+        assert_eq!(range.instances, Instances::fixed(3));
+    }
+
+    #[test]
+    fn refusals_name_the_field() {
+        for (toml, expected) in [
+            ("name = \"a\"\nreplicas = 2", "unknown field `replicas`"),
+            ("name = \"a b\"", "`name`"),
+            ("name = \"a\"\ninstances = 0", "`instances`"),
+            ("name = \"a\"\ninstances = -1", "-1 instances"),
+            ("name = \"a\"\ninstances = { min = 1, max = 4 }", "min = max"),
+            ("name = \"a\"\n[batch]\nrows = 0", "`batch.rows`"),
+            ("name = \"a\"\n[batch]\nlinger = \"2h\"", "`batch.linger`"),
+            ("name = \"a\"\n[batch]\nlinger = 5", "linger"),
+            ("name = \"a\"\n[batch]\nbytes = \"huge\"", "huge"),
+            ("name = \"a\"\n[permits]\nrows = 1", "`permits.rows`"),
+            ("name = \"a\"\n[resources]\ngpu = 1.0", "`resources.gpu`"),
+            ("name = \"a\"\n[resources]\ncpu = 0.0", "`resources`"),
+            ("name = \"a\"\non_error = \"shrug\"", "shrug"),
+            ("name = \"a\"\nlease = \"0s\"", "`lease`"),
+            ("instances = 1", "missing field `name`"),
+            ("name = ", "test.toml"),
+        ] {
+            let message = refused(toml);
+            assert!(message.contains(expected), "{toml:?} gave: {message}");
+        }
+    }
+}

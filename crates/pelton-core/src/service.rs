@@ -1,0 +1,299 @@
+//! What a service is: a type with `open`, named methods over record batches, and `close`.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use arrow_array::RecordBatch;
+use arrow_schema::{Fields, Schema, SchemaRef};
+
+use crate::BoxFuture;
+use crate::declaration::Resources;
+use crate::error::{Error, Result};
+use crate::time::{Clock, Time};
+
+/// A model, or anything else that is loaded once and called often.
+///
+/// An instance runs in a process of its own. It **runs its requests strictly one after another** unless a method opts
+/// in to asynchronous execution ([`Methods::concurrent`]); no method needs a lock.
+pub trait Service: Sized + Send + 'static {
+    /// Loads and warms up. The instance gets no request before this returns; it may take minutes.
+    /// An error with [`Retry::Never`](crate::Retry::Never) fails the job, any other is tried again with backoff.
+    fn open(ctx: &Context) -> Result<Self>;
+
+    /// What can be called, by name.
+    fn methods() -> Methods<Self>;
+
+    /// Called once, after the last request, when the instance leaves in good order.
+    fn close(self) -> Result<()> {
+        Ok(())
+    }
+}
+
+/// What a service may know of the place where it runs.
+#[derive(Clone)]
+pub struct Context {
+    pub service: String,
+    /// Which of the service's instances this is, from 0.
+    pub instance: u32,
+    /// The declaration's `[options]`.
+    pub options: serde_json::Map<String, serde_json::Value>,
+    /// What the declaration gives one instance. A service sizes its thread pools by `resources.cpu`.
+    pub resources: Resources,
+    pub clock: Arc<dyn Clock>,
+    /// Differs from instance to instance and start to start; the same in a simulation with the same seed.
+    pub seed: u64,
+    /// Ends the process at once, as a crash would. For services that test what happens then.
+    pub crash: Arc<dyn Fn(&str) + Send + Sync>,
+}
+
+impl Context {
+    /// The declaration's options as a type of the service's own (use `#[serde(deny_unknown_fields)]` on it).
+    pub fn options<T: serde::de::DeserializeOwned>(&self) -> Result<T> {
+        serde_json::from_value(serde_json::Value::Object(self.options.clone()))
+            .map_err(|e| Error::invalid(format!("options of service `{}`: {e}", self.service)))
+    }
+}
+
+/// What a method may know of the requests it runs.
+#[derive(Clone, Debug, Default)]
+pub struct Invocation {
+    /// The earliest deadline in the batch, by the context's clock.
+    pub deadline: Option<Time>,
+    cancelled: Arc<AtomicBool>,
+}
+
+impl Invocation {
+    pub fn new(deadline: Option<Time>, cancelled: Arc<AtomicBool>) -> Self {
+        Invocation { deadline, cancelled }
+    }
+
+    /// Whether nobody waits for the answer any more. Long methods look now and then, and return early.
+    pub fn is_cancelled(&self) -> bool {
+        self.cancelled.load(Ordering::Relaxed)
+    }
+}
+
+/// Where a streaming method puts its rows. An error means that nobody wants more: return it.
+pub type Emit<'a> = &'a mut (dyn FnMut(RecordBatch) -> Result<()> + Send);
+
+/// How many rows a method gives back.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Cardinality {
+    /// One row for each input row, in the same order.
+    One,
+    /// Any number of rows for one request, in parts.
+    Many,
+}
+
+/// A method's name and types: what callers and declarations know of it.
+#[derive(Clone, Debug, PartialEq, serde::Serialize, serde::Deserialize)]
+pub struct MethodSpec {
+    pub name: String,
+    pub input: SchemaRef,
+    pub output: SchemaRef,
+    pub cardinality: Cardinality,
+    /// How many batches of it may run at a time; None: strictly serial.
+    pub concurrency: Option<usize>,
+}
+
+type Serial<S> = Arc<dyn Fn(&mut S, RecordBatch, &Invocation) -> Result<RecordBatch> + Send + Sync>;
+type Concurrent<S> = Arc<dyn Fn(&mut S, RecordBatch, Invocation) -> BoxFuture<Result<RecordBatch>> + Send + Sync>;
+type Streaming<S> = Arc<dyn Fn(&mut S, RecordBatch, &Invocation, Emit<'_>) -> Result<()> + Send + Sync>;
+
+enum Body<S> {
+    Serial(Serial<S>),
+    Concurrent(Concurrent<S>),
+    Streaming(Streaming<S>),
+}
+
+impl<S> Clone for Body<S> {
+    fn clone(&self) -> Self {
+        match self {
+            Body::Serial(f) => Body::Serial(f.clone()),
+            Body::Concurrent(f) => Body::Concurrent(f.clone()),
+            Body::Streaming(f) => Body::Streaming(f.clone()),
+        }
+    }
+}
+
+/// The methods of a service.
+pub struct Methods<S> {
+    specs: Vec<MethodSpec>,
+    bodies: Vec<Body<S>>,
+}
+
+impl<S> Default for Methods<S> {
+    fn default() -> Self {
+        Methods { specs: Vec::new(), bodies: Vec::new() }
+    }
+}
+
+impl<S: 'static> Methods<S> {
+    pub fn new() -> Self {
+        Methods::default()
+    }
+
+    fn add(mut self, spec: MethodSpec, body: Body<S>) -> Self {
+        self.specs.push(spec);
+        self.bodies.push(body);
+        self
+    }
+
+    /// A method that gives one output row for each input row, in the same order, and runs alone.
+    pub fn serial(
+        self,
+        name: &str,
+        input: impl Into<Fields>,
+        output: impl Into<Fields>,
+        run: impl Fn(&mut S, RecordBatch, &Invocation) -> Result<RecordBatch> + Send + Sync + 'static,
+    ) -> Self {
+        self.add(spec(name, input, output, Cardinality::One, None), Body::Serial(Arc::new(run)))
+    }
+
+    /// As [`serial`](Methods::serial), but up to `bound` batches run at a time. Starting them stays serial: `start` has the
+    /// service to itself, and returns a future that owns what it needs.
+    pub fn concurrent(
+        self,
+        name: &str,
+        bound: usize,
+        input: impl Into<Fields>,
+        output: impl Into<Fields>,
+        start: impl Fn(&mut S, RecordBatch, Invocation) -> BoxFuture<Result<RecordBatch>> + Send + Sync + 'static,
+    ) -> Self {
+        let spec = spec(name, input, output, Cardinality::One, Some(bound.max(1)));
+        self.add(spec, Body::Concurrent(Arc::new(start)))
+    }
+
+    /// A method that runs alone, on one request (one row) at a time, and gives back any number of batches.
+    pub fn streaming(
+        self,
+        name: &str,
+        input: impl Into<Fields>,
+        output: impl Into<Fields>,
+        run: impl Fn(&mut S, RecordBatch, &Invocation, Emit<'_>) -> Result<()> + Send + Sync + 'static,
+    ) -> Self {
+        self.add(spec(name, input, output, Cardinality::Many, None), Body::Streaming(Arc::new(run)))
+    }
+
+    pub fn specs(&self) -> &[MethodSpec] {
+        &self.specs
+    }
+}
+
+fn spec(
+    name: &str,
+    input: impl Into<Fields>,
+    output: impl Into<Fields>,
+    cardinality: Cardinality,
+    concurrency: Option<usize>,
+) -> MethodSpec {
+    MethodSpec {
+        name: name.to_owned(),
+        input: Arc::new(Schema::new(input)),
+        output: Arc::new(Schema::new(output)),
+        cardinality,
+        concurrency,
+    }
+}
+
+/// A service type with its name erased: what an instance runs.
+#[derive(Clone)]
+pub struct Definition {
+    /// The Rust type, for messages.
+    pub type_name: &'static str,
+    pub methods: Arc<[MethodSpec]>,
+    open: Arc<dyn Fn(&Context) -> Result<Box<dyn Opened>> + Send + Sync>,
+}
+
+impl Definition {
+    pub fn of<S: Service>() -> Self {
+        Definition::with(|ctx| S::open(ctx), S::methods(), S::close)
+    }
+
+    /// A definition whose `open`, methods and `close` are given one by one.
+    pub fn with<S: Send + 'static>(
+        open: impl Fn(&Context) -> Result<S> + Send + Sync + 'static,
+        methods: Methods<S>,
+        close: fn(S) -> Result<()>,
+    ) -> Self {
+        let bodies: Arc<[Body<S>]> = methods.bodies.into();
+        Definition {
+            type_name: std::any::type_name::<S>(),
+            methods: methods.specs.into(),
+            open: Arc::new(move |ctx| {
+                let state = open(ctx)?;
+                Ok(Box::new(Erased { state, bodies: bodies.clone(), close }) as Box<dyn Opened>)
+            }),
+        }
+    }
+
+    /// Opens the service. Blocks for as long as the user's `open` takes.
+    pub fn open(&self, ctx: &Context) -> Result<Box<dyn Opened>> {
+        (self.open)(ctx)
+    }
+
+    /// Which method this name means.
+    pub fn method(&self, service: &str, name: &str) -> Result<usize> {
+        (self.methods.iter().position(|m| m.name == name))
+            .ok_or_else(|| crate::call::no_such_method(service, name, &self.methods))
+    }
+}
+
+/// What running a batch has begun.
+pub enum Started {
+    /// It ran; a streaming method's rows have gone to `emit`, and this is an empty batch.
+    Done(Result<RecordBatch>),
+    /// It goes on by itself.
+    Pending(BoxFuture<Result<RecordBatch>>),
+}
+
+/// An opened service, its type erased.
+pub trait Opened: Send {
+    /// Runs or starts one batch of `method` (an index into the definition's methods).
+    fn run(&mut self, method: usize, batch: RecordBatch, invocation: &Invocation, emit: Emit<'_>) -> Started;
+    fn close(self: Box<Self>) -> Result<()>;
+}
+
+struct Erased<S> {
+    state: S,
+    bodies: Arc<[Body<S>]>,
+    close: fn(S) -> Result<()>,
+}
+
+impl<S: Send + 'static> Opened for Erased<S> {
+    fn run(&mut self, method: usize, batch: RecordBatch, invocation: &Invocation, emit: Emit<'_>) -> Started {
+        match &self.bodies[method] {
+            Body::Serial(run) => Started::Done(run(&mut self.state, batch, invocation)),
+            Body::Concurrent(start) => Started::Pending(start(&mut self.state, batch, invocation.clone())),
+            Body::Streaming(run) => {
+                let empty = RecordBatch::new_empty(Arc::new(Schema::empty()));
+                Started::Done(run(&mut self.state, batch, invocation, emit).map(|()| empty))
+            }
+        }
+    }
+
+    fn close(self: Box<Self>) -> Result<()> {
+        (self.close)(self.state)
+    }
+}
+
+/// Says no to a batch whose columns are not those of `expected`, by name, type and order.
+pub fn check_columns(what: &str, batch: &RecordBatch, expected: &Schema) -> Result<()> {
+    let given = batch.schema();
+    let fits = given.fields().len() == expected.fields().len()
+        && (given.fields().iter().zip(expected.fields()))
+            .all(|(g, e)| g.name() == e.name() && g.data_type() == e.data_type() && (e.is_nullable() || !g.is_nullable()));
+    if fits {
+        return Ok(());
+    }
+    Err(Error::invalid(format!("{what}: columns are ({}), expected ({})", show_columns(&given), show_columns(expected))))
+}
+
+/// A schema in one line: `text: Utf8, embedding: FixedSizeList(...)`.
+pub fn show_columns(schema: &Schema) -> String {
+    let columns: Vec<String> = (schema.fields().iter())
+        .map(|f| format!("{}: {}{}", f.name(), f.data_type(), if f.is_nullable() { "?" } else { "" }))
+        .collect();
+    columns.join(", ")
+}

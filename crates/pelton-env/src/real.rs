@@ -1,0 +1,272 @@
+//! The seams as they are outside a simulation.
+
+use std::fs::File;
+use std::io;
+use std::process::{Command, Stdio};
+use std::sync::Arc;
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+
+use pelton_core::BoxFuture;
+use rand::Rng;
+use tokio::io::AsyncWriteExt;
+use tokio::net::{TcpListener, TcpStream, UnixListener, UnixStream};
+use tokio::runtime::{Builder, Handle, Runtime};
+
+use crate::{
+    Address, Clock, Connection, Entropy, Env, Exit, INSTANCE_VARIABLE, Listener, Network, Place, Process, ProcessSpec,
+    Processes, Task, Tasks, Time,
+};
+
+/// Owns the threads of a real [`Env`]. Dropping it waits for no task.
+pub struct Host {
+    env: Env,
+    network: Option<Runtime>,
+    compute: Option<Runtime>,
+}
+
+impl Host {
+    /// Starts the threads: `network` of them serve connections, `compute` of them run the data plane.
+    pub fn new(network: usize, compute: usize) -> io::Result<Host> {
+        let runtime = |name: &str, threads: usize| {
+            Builder::new_multi_thread().worker_threads(threads.max(1)).thread_name(name).enable_all().build()
+        };
+        let network = runtime("pelton-net", network)?;
+        let compute = runtime("pelton-compute", compute)?;
+        let env = Env {
+            clock: Arc::new(WallClock { origin: now() }),
+            network: Arc::new(Sockets),
+            processes: Arc::new(SameProgram),
+            tasks: Arc::new(Pools { network: network.handle().clone(), compute: compute.handle().clone() }),
+            entropy: Arc::new(Os),
+        };
+        Ok(Host { env, network: Some(network), compute: Some(compute) })
+    }
+
+    pub fn env(&self) -> &Env {
+        &self.env
+    }
+
+    /// Runs `future` on the calling thread, with the network threads' reactor.
+    pub fn block_on<T>(&self, future: impl Future<Output = T>) -> T {
+        self.network.as_ref().expect("only taken on drop").block_on(future)
+    }
+}
+
+impl Drop for Host {
+    fn drop(&mut self) {
+        for runtime in [self.network.take(), self.compute.take()].into_iter().flatten() {
+            runtime.shutdown_background();
+        }
+    }
+}
+
+#[expect(clippy::disallowed_methods, reason = "this is the real clock")]
+fn now() -> Instant {
+    Instant::now()
+}
+
+struct WallClock {
+    origin: Instant,
+}
+
+impl Clock for WallClock {
+    fn now(&self) -> Time {
+        Time::from_origin(now().duration_since(self.origin))
+    }
+
+    /// Exact to about 100 us. The timer of tokio rounds up to whole milliseconds, which is 3 % of a 36 ms batch.
+    #[expect(clippy::disallowed_methods, reason = "this is the real clock")]
+    fn sleep(&self, d: Duration) -> BoxFuture<()> {
+        let until = now() + d;
+        Box::pin(async move {
+            let coarse = d.saturating_sub(Duration::from_millis(2));
+            if !coarse.is_zero() {
+                tokio::time::sleep(coarse).await;
+            }
+            let rest = until.saturating_duration_since(now());
+            if rest >= Duration::from_millis(20) || d >= Duration::from_millis(500) {
+                tokio::time::sleep(rest).await;
+            } else if !rest.is_zero() {
+                let _ = tokio::task::spawn_blocking(move || std::thread::sleep(rest)).await;
+            }
+        })
+    }
+
+    #[expect(clippy::disallowed_methods, reason = "this is the real clock")]
+    fn unix_millis(&self) -> u64 {
+        SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |d| d.as_millis() as u64)
+    }
+}
+
+struct Os;
+
+impl Entropy for Os {
+    #[expect(clippy::disallowed_methods, reason = "this is where randomness comes in")]
+    fn seed(&self) -> u64 {
+        rand::rng().next_u64()
+    }
+
+    #[expect(clippy::disallowed_methods, reason = "this is where randomness comes in")]
+    fn secret(&self) -> String {
+        let mut rng = rand::rng();
+        format!("{:016x}{:016x}", rng.next_u64(), rng.next_u64())
+    }
+}
+
+struct Pools {
+    network: Handle,
+    compute: Handle,
+}
+
+impl Tasks for Pools {
+    fn spawn(&self, place: Place, future: BoxFuture<()>) -> Task {
+        match place {
+            Place::Network => abortable(self.network.spawn(future)),
+            Place::Compute => abortable(self.compute.spawn(future)),
+            Place::Dedicated => {
+                let (stop, stopped) = tokio::sync::oneshot::channel::<()>();
+                let reactor = self.network.clone();
+                #[expect(clippy::disallowed_methods, reason = "this is where threads are started")]
+                std::thread::spawn(move || {
+                    reactor.block_on(async {
+                        tokio::select! {
+                            biased;
+                            _ = stopped => {}
+                            () = future => {}
+                        }
+                    });
+                });
+                // Dropped with the task, a sender ends the receiver; detached, it is forgotten and never does.
+                let stop = std::mem::ManuallyDrop::new(stop);
+                Task::new(move || drop(std::mem::ManuallyDrop::into_inner(stop)))
+            }
+        }
+    }
+}
+
+fn abortable(handle: tokio::task::JoinHandle<()>) -> Task {
+    Task::new(move || handle.abort())
+}
+
+struct Sockets;
+
+impl Network for Sockets {
+    fn connect(&self, to: &Address) -> BoxFuture<io::Result<Connection>> {
+        let to = to.clone();
+        Box::pin(async move {
+            match to {
+                Address::Unix(path) => Ok(unix(UnixStream::connect(path).await?)),
+                Address::Tcp(addr) => tcp(TcpStream::connect(addr).await?),
+            }
+        })
+    }
+
+    fn listen(&self, at: &Address) -> io::Result<Box<dyn Listener>> {
+        match at {
+            Address::Unix(path) => Ok(Box::new(Unix { listener: UnixListener::bind(path)?, at: at.clone() })),
+            Address::Tcp(addr) => {
+                let listener = std::net::TcpListener::bind(addr)?;
+                listener.set_nonblocking(true)?;
+                Ok(Box::new(Tcp { listener: TcpListener::from_std(listener)? }))
+            }
+        }
+    }
+}
+
+fn unix(stream: UnixStream) -> Connection {
+    let (read, write) = stream.into_split();
+    Connection { read: Box::new(read), write: Box::new(write) }
+}
+
+fn tcp(stream: TcpStream) -> io::Result<Connection> {
+    stream.set_nodelay(true)?;
+    let (read, write) = stream.into_split();
+    Ok(Connection { read: Box::new(read), write: Box::new(write) })
+}
+
+struct Unix {
+    listener: UnixListener,
+    at: Address,
+}
+
+impl Listener for Unix {
+    fn address(&self) -> Address {
+        self.at.clone()
+    }
+    fn accept(&mut self) -> std::pin::Pin<Box<dyn Future<Output = io::Result<Connection>> + Send + '_>> {
+        Box::pin(async { Ok(unix(self.listener.accept().await?.0)) })
+    }
+}
+
+impl Drop for Unix {
+    fn drop(&mut self) {
+        if let Address::Unix(path) = &self.at {
+            let _ = std::fs::remove_file(path);
+        }
+    }
+}
+
+struct Tcp {
+    listener: TcpListener,
+}
+
+impl Listener for Tcp {
+    fn address(&self) -> Address {
+        Address::Tcp(self.listener.local_addr().expect("a bound listener has an address"))
+    }
+    fn accept(&mut self) -> std::pin::Pin<Box<dyn Future<Output = io::Result<Connection>> + Send + '_>> {
+        Box::pin(async { tcp(self.listener.accept().await?.0) })
+    }
+}
+
+/// Starts the program that runs now once more, with the same arguments, as an instance.
+struct SameProgram;
+
+impl Processes for SameProgram {
+    fn start(&self, spec: ProcessSpec) -> io::Result<Box<dyn Process>> {
+        use std::os::unix::process::CommandExt;
+
+        let log = File::options().create(true).append(true).open(&spec.log)?;
+        let mut command = Command::new(std::env::current_exe()?);
+        command
+            .args(std::env::args_os().skip(1))
+            .env(INSTANCE_VARIABLE, &spec.service)
+            .stdin(Stdio::piped())
+            .stdout(log.try_clone()?)
+            .stderr(log)
+            // A group of its own: Ctrl-C in a terminal is for the job, which lets its instances finish.
+            .process_group(0);
+        let mut child = tokio::process::Command::from(command).spawn()?;
+        let mut stdin = child.stdin.take().expect("stdin is piped");
+        // Small enough for the pipe's buffer or not, a child that does not read it must not hold us up.
+        #[expect(clippy::disallowed_methods, reason = "this is where processes are started")]
+        tokio::spawn(async move {
+            let _ = stdin.write_all(spec.bootstrap.as_bytes()).await;
+        });
+        Ok(Box::new(Child { pid: child.id().unwrap_or(0), child }))
+    }
+}
+
+struct Child {
+    pid: u32,
+    child: tokio::process::Child,
+}
+
+impl Process for Child {
+    fn pid(&self) -> u32 {
+        self.pid
+    }
+
+    fn exited(&mut self) -> std::pin::Pin<Box<dyn Future<Output = Exit> + Send + '_>> {
+        Box::pin(async {
+            match self.child.wait().await {
+                Ok(status) => status.into(),
+                Err(e) => Exit { success: false, description: format!("its end could not be observed: {e}") },
+            }
+        })
+    }
+
+    fn kill(&mut self) {
+        let _ = self.child.start_kill();
+    }
+}
