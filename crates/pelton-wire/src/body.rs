@@ -1,0 +1,188 @@
+//! Record batches as frame bodies.
+//!
+//! A body is one encapsulated Arrow IPC message without its schema (that is known from the [`Welcome`](crate::Welcome)): `0xFFFFFFFF`, metadata
+//! length `i32`, metadata padded so that the data begins at a multiple of 64, data.
+//! <https://arrow.apache.org/docs/format/Columnar.html#encapsulated-message-format>
+
+use std::collections::HashMap;
+
+use arrow_array::RecordBatch;
+use arrow_buffer::Buffer;
+use arrow_ipc::writer::{DictionaryTracker, IpcDataGenerator, IpcWriteContext, IpcWriteOptions};
+use arrow_ipc::{MessageHeader, root_as_message};
+use arrow_schema::{DataType, Schema, SchemaRef};
+use bytes::Bytes;
+use pelton_core::{Error, Result};
+
+const CONTINUATION: [u8; 4] = [0xff; 4];
+const ALIGNMENT: usize = 64;
+
+/// Encodes record batches. Keeps its scratch space from batch to batch.
+#[derive(Default)]
+pub struct Encoder {
+    generator: IpcDataGenerator,
+    options: IpcWriteOptions,
+    context: IpcWriteContext,
+}
+
+impl Encoder {
+    /// The body of a batch, in two pieces that follow one another: its metadata, and its data (the only copy).
+    pub fn encode(&mut self, rows: &RecordBatch) -> Result<[Bytes; 2]> {
+        let mut no_dictionaries = DictionaryTracker::new(false);
+        let (_, encoded) = self.generator.encode(rows, &mut no_dictionaries, &self.options, &mut self.context)?;
+        let metadata = encoded.ipc_message;
+        let padded = (8 + metadata.len()).next_multiple_of(ALIGNMENT);
+        let mut head = Vec::with_capacity(padded);
+        head.extend(CONTINUATION);
+        head.extend(((padded - 8) as i32).to_le_bytes());
+        head.extend(metadata);
+        head.resize(padded, 0);
+        Ok([head.into(), encoded.arrow_data.into()])
+    }
+}
+
+/// Decodes a body without copying it. The bytes are not trusted: lengths, offsets and UTF-8 are validated.
+pub fn decode(body: Bytes, schema: &SchemaRef) -> Result<RecordBatch> {
+    let bad = |what: &str| Error::protocol(format!("the body of a frame is not a record batch: {what}"));
+    let (head, rest) = body.split_at_checked(8).ok_or_else(|| bad("too short"))?;
+    let length: [u8; 4] = head[4..].try_into().expect("four bytes");
+    let length = usize::try_from(i32::from_le_bytes(length)).map_err(|_| bad("negative length"))?;
+    if head[..4] != CONTINUATION || length > rest.len() {
+        return Err(bad("bad prefix"));
+    }
+    let message = root_as_message(&rest[..length]).map_err(|e| bad(&e.to_string()))?;
+    if message.header_type() != MessageHeader::RecordBatch {
+        return Err(bad("it is another kind of message"));
+    }
+    let batch = message.header_as_record_batch().ok_or_else(|| bad("no header"))?;
+    if batch.compression().is_some() {
+        return Err(bad("it is compressed"));
+    }
+    let data = Buffer::from(body.slice(8 + length..));
+    check_lengths(&batch, data.len()).map_err(bad)?;
+    let version = message.version();
+    // The decoder of arrow-ipc validates what it builds, but panics on some lengths that contradict one another.
+    let decoded = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| {
+        arrow_ipc::reader::read_record_batch(&data, batch, schema.clone(), &HashMap::new(), None, &version)
+    }));
+    match decoded {
+        Ok(Ok(rows)) => Ok(rows),
+        Ok(Err(e)) => Err(bad(&e.to_string())),
+        Err(_) => Err(bad("its lengths contradict one another")),
+    }
+}
+
+/// What arrow-ipc believes without looking: that buffers lie within the data, and that nothing is negative or longer than
+/// its buffers could hold (one bit a row is the least a column takes).
+fn check_lengths(batch: &arrow_ipc::RecordBatch<'_>, data: usize) -> Result<(), &'static str> {
+    for buffer in batch.buffers().into_iter().flatten() {
+        let (offset, length) = (usize::try_from(buffer.offset()), usize::try_from(buffer.length()));
+        let end = offset.ok().zip(length.ok()).and_then(|(o, l)| o.checked_add(l));
+        if end.is_none_or(|end| end > data) {
+            return Err("a buffer lies outside its data");
+        }
+    }
+    let most = data.saturating_mul(8) as i64;
+    for node in batch.nodes().into_iter().flatten() {
+        if node.length() < 0 || node.length() > most || node.null_count() < 0 || node.null_count() > node.length() {
+            return Err("a column has an impossible length");
+        }
+        if node.length() != 0 && batch.length() == 0 {
+            return Err("columns and rows disagree");
+        }
+    }
+    if batch.length() < 0 || batch.length() > most {
+        return Err("it has an impossible number of rows");
+    }
+    Ok(())
+}
+
+/// Refuses columns that cannot travel.
+pub fn check_schema(what: &str, schema: &Schema) -> Result<()> {
+    match schema.fields().iter().find(|f| has_dictionary(f.data_type())) {
+        Some(field) => Err(Error::invalid(format!(
+            "{what}: column `{}` is dictionary-encoded, which does not travel between processes; cast it to its value type",
+            field.name()
+        ))),
+        None => Ok(()),
+    }
+}
+
+fn has_dictionary(data_type: &DataType) -> bool {
+    match data_type {
+        DataType::Dictionary(..) => true,
+        DataType::List(f)
+        | DataType::LargeList(f)
+        | DataType::ListView(f)
+        | DataType::LargeListView(f)
+        | DataType::FixedSizeList(f, _)
+        | DataType::Map(f, _) => has_dictionary(f.data_type()),
+        DataType::RunEndEncoded(_, values) => has_dictionary(values.data_type()),
+        DataType::Struct(fields) => fields.iter().any(|f| has_dictionary(f.data_type())),
+        DataType::Union(fields, _) => fields.iter().any(|(_, f)| has_dictionary(f.data_type())),
+        _ => false,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use arrow_array::{Float32Array, StringArray};
+    use arrow_schema::Field;
+    use rand::{Rng, SeedableRng, rngs::StdRng};
+
+    use super::*;
+
+    fn batch() -> RecordBatch {
+        let schema = Schema::new(vec![
+            Field::new("text", DataType::Utf8, true),
+            Field::new("score", DataType::Float32, false),
+        ]);
+        let text = StringArray::from(vec![Some("a"), None, Some("longer than the others"), Some("")]);
+        let score = Float32Array::from(vec![0.0, 1.0, 2.0, f32::MAX]);
+        RecordBatch::try_new(Arc::new(schema), vec![Arc::new(text), Arc::new(score)]).unwrap()
+    }
+
+    fn encoded(rows: &RecordBatch) -> Vec<u8> {
+        Encoder::default().encode(rows).unwrap().concat()
+    }
+
+    #[test]
+    fn a_batch_and_its_slices_come_back() {
+        for (offset, length) in [(0, 4), (1, 2), (3, 1), (2, 0)] {
+            let rows = batch().slice(offset, length);
+            assert_eq!(decode(encoded(&rows).into(), &rows.schema()).unwrap(), rows);
+        }
+    }
+
+    #[test]
+    fn a_slice_costs_only_its_own_rows() {
+        let text = StringArray::from_iter_values((0..1000).map(|i| format!("row {i} {}", "x".repeat(1000))));
+        let schema = Arc::new(Schema::new(vec![Field::new("text", DataType::Utf8, false)]));
+        let rows = RecordBatch::try_new(schema, vec![Arc::new(text)]).unwrap();
+        assert!(encoded(&rows.slice(500, 1)).len() < 2048);
+    }
+
+    #[test]
+    fn damaged_bodies_are_errors_not_panics() {
+        let good = encoded(&batch());
+        let mut rng = StdRng::seed_from_u64(7);
+        for _ in 0..20_000 {
+            let mut bad = good.clone();
+            for _ in 0..rng.next_u32() % 4 + 1 {
+                let at = rng.next_u32() as usize % bad.len();
+                bad[at] = rng.next_u32() as u8;
+            }
+            bad.truncate(bad.len() - rng.next_u32() as usize % 8);
+            let _ = decode(bad.into(), &batch().schema());
+        }
+    }
+
+    #[test]
+    fn dictionaries_are_refused_by_name() {
+        let dictionary = DataType::Dictionary(Box::new(DataType::Int32), Box::new(DataType::Utf8));
+        let schema = Schema::new(vec![Field::new("kind", dictionary, false)]);
+        assert!(check_schema("method `m`", &schema).unwrap_err().message().contains("column `kind`"));
+    }
+}

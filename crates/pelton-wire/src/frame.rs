@@ -1,0 +1,335 @@
+//! Frames: their header, their meta part, and which of them overtake others.
+//!
+//! Header, 12 bytes, little-endian: kind `u8`, flags `u8` (0), reserved `u16` (0), meta length `u32`, body length `u32`.
+
+use std::time::Duration;
+
+use pelton_core::call::Priority;
+use pelton_core::error::{Error, Fate, Kind, Result, Retry};
+use pelton_core::id::{RequestId, RequestRun};
+
+use crate::greeting::{Greeting, Status, Welcome};
+use crate::scalar::{Reader, put_text};
+
+/// Bytes of a header.
+pub const HEADER: usize = 12;
+
+/// Most bytes of a meta part, whatever the connection's limit on bodies.
+pub const MAX_META: u32 = 8 << 20;
+
+/// Some requests that a result frame is about: `rows` rows of the body for each of them, in order.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Entry {
+    pub run: RequestRun,
+    pub rows: u32,
+    /// Whether this ends them.
+    pub last: bool,
+}
+
+/// What one side says to the other, less the record batch that some of them carry.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Frame {
+    /// Who connects, and why. First frame of the connecting side.
+    Hello(Greeting),
+    /// Accepted. First frame of the listening side.
+    Welcome(Box<Welcome>),
+    /// Not accepted; the connection ends.
+    Refused(Error),
+
+    /// Caller: how much it would send, counted from the start of the connection: demand is this less what was permitted.
+    /// Absolute, so that it can be corrected downwards and repeated without harm.
+    Announce { rows: u64, bytes: u64 },
+    /// Instance: how many rows may have been sent, counted from the start of the connection.
+    Permit { rows: u64 },
+    /// Caller: how many permitted rows it will not use, counted from the start of the connection.
+    Return { rows: u64 },
+
+    /// Caller: requests, one row of the body each.
+    Request { method: u16, priority: Priority, deadline: Option<Duration>, runs: Vec<RequestRun> },
+    /// Instance: results, rows in the body.
+    Results { method: u16, entries: Vec<Entry> },
+    /// Instance: these ended in this error.
+    Failure { runs: Vec<RequestRun>, error: Error },
+    /// Instance: it does not hold these, and nothing of them ran: hand-back at a drain, or unknown at an [`Attach`](Frame::Attach).
+    HandBack { runs: Vec<RequestRun> },
+    /// Caller: these were sent on an earlier connection; go on with them here.
+    Attach { runs: Vec<RequestRun> },
+    /// Caller: nobody waits for these any more.
+    Cancel { runs: Vec<RequestRun> },
+    /// Caller: forget these results.
+    Acknowledge { runs: Vec<RequestRun> },
+
+    /// Instance: it takes nothing new.
+    Draining,
+    /// Instance: how much it holds, for balancing.
+    Load { held: u64 },
+    /// Either: answer with the same number.
+    Ping(u64),
+    Pong(u64),
+
+    /// Instance, to control and observers: what it says of itself.
+    Status(Box<Status>),
+    /// Control: hand back what has not started, finish the rest, and leave.
+    Drain,
+    /// Control: leave now.
+    Stop,
+    /// Observer, to control: what runs? Answered by a [`Report`](Frame::Report).
+    Query,
+    /// Control: everything about a job, as JSON.
+    Report(String),
+}
+
+/// A header as it was read, its lengths already held against the limits.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Header {
+    pub kind: u8,
+    pub meta: u32,
+    pub body: u32,
+}
+
+impl Header {
+    /// Reads a header; refuses lengths above the limits, naming them.
+    pub fn decode(bytes: &[u8; HEADER], max_body: u64) -> Result<Header> {
+        let mut r = Reader::new(bytes);
+        let (kind, flags, reserved, meta, body) = (r.u8()?, r.u8()?, r.u16()?, r.u32()?, r.u32()?);
+        if flags != 0 || reserved != 0 {
+            return Err(Error::protocol("a frame header has reserved bits set; the peer speaks something else"));
+        }
+        if meta > MAX_META {
+            return Err(Error::protocol(format!("a frame's meta part of {meta} bytes is over the limit of {MAX_META}")));
+        }
+        if u64::from(body) > max_body {
+            return Err(Error::protocol(format!("a frame's body of {body} bytes is over the limit of {max_body} (max_message)")));
+        }
+        Ok(Header { kind, meta, body })
+    }
+
+    pub fn encode(self) -> [u8; HEADER] {
+        let mut out = [0; HEADER];
+        out[0] = self.kind;
+        out[4..8].copy_from_slice(&self.meta.to_le_bytes());
+        out[8..].copy_from_slice(&self.body.to_le_bytes());
+        out
+    }
+}
+
+impl Frame {
+    /// The number that stands for this kind of frame on the wire.
+    pub fn kind(&self) -> u8 {
+        match self {
+            Frame::Hello(_) => 1,
+            Frame::Welcome(_) => 2,
+            Frame::Refused(_) => 3,
+            Frame::Announce { .. } => 4,
+            Frame::Permit { .. } => 5,
+            Frame::Return { .. } => 6,
+            Frame::Request { .. } => 7,
+            Frame::Results { .. } => 8,
+            Frame::Failure { .. } => 9,
+            Frame::HandBack { .. } => 10,
+            Frame::Attach { .. } => 11,
+            Frame::Cancel { .. } => 12,
+            Frame::Acknowledge { .. } => 13,
+            Frame::Draining => 14,
+            Frame::Load { .. } => 15,
+            Frame::Ping(_) => 16,
+            Frame::Pong(_) => 17,
+            Frame::Status(_) => 18,
+            Frame::Drain => 19,
+            Frame::Stop => 20,
+            Frame::Query => 21,
+            Frame::Report(_) => 22,
+        }
+    }
+
+    /// Whether it carries a record batch. Such frames wait for one another; all others overtake them.
+    pub fn has_body(&self) -> bool {
+        matches!(self, Frame::Request { .. } | Frame::Results { .. })
+    }
+
+    /// Whether its place among the data frames matters: it must not overtake what it is about.
+    pub fn keeps_order(&self) -> bool {
+        self.has_body() || matches!(self, Frame::Failure { .. } | Frame::HandBack { .. } | Frame::Attach { .. })
+    }
+
+    /// The meta part.
+    pub fn encode_meta(&self) -> Vec<u8> {
+        let mut out = Vec::new();
+        match self {
+            Frame::Hello(greeting) => out = json(greeting),
+            Frame::Welcome(welcome) => out = json(welcome),
+            Frame::Status(status) => out = json(status),
+            Frame::Report(report) => out = report.clone().into_bytes(),
+            Frame::Refused(error) => put_error(&mut out, error),
+            Frame::Announce { rows, bytes } => {
+                out.extend(rows.to_le_bytes());
+                out.extend(bytes.to_le_bytes());
+            }
+            Frame::Permit { rows } | Frame::Return { rows } => out.extend(rows.to_le_bytes()),
+            Frame::Request { method, priority, deadline, runs } => {
+                out.extend(method.to_le_bytes());
+                out.push(*priority as u8);
+                out.extend(micros(*deadline).to_le_bytes());
+                put_runs(&mut out, runs);
+            }
+            Frame::Results { method, entries } => {
+                out.extend(method.to_le_bytes());
+                out.extend((entries.len() as u32).to_le_bytes());
+                for entry in entries {
+                    put_run(&mut out, entry.run);
+                    out.extend(entry.rows.to_le_bytes());
+                    out.push(u8::from(entry.last));
+                }
+            }
+            Frame::Failure { runs, error } => {
+                put_error(&mut out, error);
+                put_runs(&mut out, runs);
+            }
+            Frame::HandBack { runs }
+            | Frame::Attach { runs }
+            | Frame::Cancel { runs }
+            | Frame::Acknowledge { runs } => put_runs(&mut out, runs),
+            Frame::Load { held } => out.extend(held.to_le_bytes()),
+            Frame::Ping(n) | Frame::Pong(n) => out.extend(n.to_le_bytes()),
+            Frame::Draining | Frame::Drain | Frame::Stop | Frame::Query => {}
+        }
+        out
+    }
+
+    /// Reads a meta part. What it says is well-formed after this; whether it makes sense is for the receiver to check.
+    pub fn decode_meta(kind: u8, meta: &[u8]) -> Result<Frame> {
+        let mut r = Reader::new(meta);
+        let frame = match kind {
+            1 => return Ok(Frame::Hello(from_json(meta)?)),
+            2 => return Ok(Frame::Welcome(from_json(meta)?)),
+            18 => return Ok(Frame::Status(from_json(meta)?)),
+            22 => {
+                let text = String::from_utf8(r.rest().to_vec());
+                return Ok(Frame::Report(text.map_err(|_| Error::protocol("a report is not UTF-8"))?));
+            }
+            3 => Frame::Refused(error(&mut r)?),
+            4 => Frame::Announce { rows: r.u64()?, bytes: r.u64()? },
+            5 => Frame::Permit { rows: r.u64()? },
+            6 => Frame::Return { rows: r.u64()? },
+            7 => {
+                let (method, priority, deadline) = (r.u16()?, priority(r.u8()?)?, r.u64()?);
+                let deadline = (deadline != 0).then(|| Duration::from_micros(deadline));
+                Frame::Request { method, priority, deadline, runs: runs(&mut r)? }
+            }
+            8 => {
+                let method = r.u16()?;
+                let n = r.count(RUN + 5)?;
+                let mut entries = Vec::with_capacity(n);
+                for _ in 0..n {
+                    entries.push(Entry { run: run(&mut r)?, rows: r.u32()?, last: r.u8()? != 0 });
+                }
+                Frame::Results { method, entries }
+            }
+            9 => Frame::Failure { error: error(&mut r)?, runs: runs(&mut r)? },
+            10 => Frame::HandBack { runs: runs(&mut r)? },
+            11 => Frame::Attach { runs: runs(&mut r)? },
+            12 => Frame::Cancel { runs: runs(&mut r)? },
+            13 => Frame::Acknowledge { runs: runs(&mut r)? },
+            14 => Frame::Draining,
+            15 => Frame::Load { held: r.u64()? },
+            16 => Frame::Ping(r.u64()?),
+            17 => Frame::Pong(r.u64()?),
+            19 => Frame::Drain,
+            20 => Frame::Stop,
+            21 => Frame::Query,
+            other => return Err(Error::protocol(format!("a frame of unknown kind {other}"))),
+        };
+        r.end()?;
+        Ok(frame)
+    }
+}
+
+fn json(value: &impl serde::Serialize) -> Vec<u8> {
+    serde_json::to_vec(value).expect("greetings and reports are plain data")
+}
+
+fn from_json<T: serde::de::DeserializeOwned>(meta: &[u8]) -> Result<T> {
+    serde_json::from_slice(meta).map_err(|e| Error::protocol(format!("a greeting or status cannot be read: {e}")))
+}
+
+/// Rounded up, so that a deadline that is set never becomes 0, which means none.
+fn micros(d: Option<Duration>) -> u64 {
+    d.map_or(0, |d| u64::try_from(d.as_nanos().div_ceil(1000)).unwrap_or(u64::MAX).max(1))
+}
+
+fn priority(code: u8) -> Result<Priority> {
+    [Priority::Interactive, Priority::Normal, Priority::Bulk]
+        .into_iter()
+        .find(|p| *p as u8 == code)
+        .ok_or_else(|| Error::protocol(format!("unknown priority {code}")))
+}
+
+/// Bytes of a run: operator `u32`, group `u64`, first sequence `u64`, count `u32`.
+const RUN: usize = 24;
+
+fn put_run(out: &mut Vec<u8>, run: RequestRun) {
+    out.extend(run.first.operator.to_le_bytes());
+    out.extend(run.first.group.to_le_bytes());
+    out.extend(run.first.sequence.to_le_bytes());
+    out.extend(run.count.to_le_bytes());
+}
+
+fn put_runs(out: &mut Vec<u8>, runs: &[RequestRun]) {
+    out.extend((runs.len() as u32).to_le_bytes());
+    for run in runs {
+        put_run(out, *run);
+    }
+}
+
+fn run(r: &mut Reader<'_>) -> Result<RequestRun> {
+    let first = RequestId { operator: r.u32()?, group: r.u64()?, sequence: r.u64()? };
+    let count = r.u32()?;
+    if count == 0 || first.sequence.checked_add(u64::from(count)).is_none() {
+        return Err(Error::protocol(format!("a run of {count} requests from {first} cannot be")));
+    }
+    Ok(RequestRun { first, count })
+}
+
+fn runs(r: &mut Reader<'_>) -> Result<Vec<RequestRun>> {
+    let n = r.count(RUN)?;
+    (0..n).map(|_| run(r)).collect()
+}
+
+/// An error: kind `u8`, fate `u8`, retry `u8`, wait in microseconds `u64`, message.
+fn put_error(out: &mut Vec<u8>, error: &Error) {
+    let fate = match error.fate() {
+        Fate::NotSent => 0,
+        Fate::Refused => 1,
+        Fate::Unknown => 2,
+        Fate::Executed => 3,
+    };
+    let (retry, wait) = match error.retry() {
+        Retry::Never => (0, None),
+        Retry::Here => (1, None),
+        Retry::Elsewhere => (2, None),
+        Retry::After(wait) => (3, Some(wait)),
+    };
+    out.extend([error.kind().code(), fate, retry]);
+    out.extend(micros(wait).to_le_bytes());
+    put_text(out, error.message());
+}
+
+fn error(r: &mut Reader<'_>) -> Result<Error> {
+    let (kind, fate, retry, wait) = (r.u8()?, r.u8()?, r.u8()?, r.u64()?);
+    let message = r.text()?;
+    // A kind that a newer peer knows and we don't is still an error with a message.
+    let kind = Kind::from_code(kind).unwrap_or(Kind::Internal);
+    let fate = match fate {
+        0 => Fate::NotSent,
+        1 => Fate::Refused,
+        3 => Fate::Executed,
+        _ => Fate::Unknown,
+    };
+    let retry = match retry {
+        1 => Retry::Here,
+        2 => Retry::Elsewhere,
+        3 => Retry::After(Duration::from_micros(wait)),
+        _ => Retry::Never,
+    };
+    Ok(Error::new(kind, fate, retry, message))
+}

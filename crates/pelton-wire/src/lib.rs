@@ -1,0 +1,13 @@
+//! The wire protocol between callers, instances and control.
+//!
+//! One connection a (caller process, instance), full duplex. A [`Frame`] is a fixed header, a small binary *meta* part
+//! that says what it is about, and maybe a *body*: one Arrow record batch. This crate turns frames into bytes and back, and
+//! checks every length before it is believed. It opens no socket.
+
+pub mod body;
+pub mod frame;
+pub mod greeting;
+mod scalar;
+
+pub use frame::{Entry, Frame, HEADER, Header};
+pub use greeting::{Greeting, Role, State, Status, VERSION, Welcome};

@@ -1,0 +1,144 @@
+//! The bytes of every kind of frame. A change here is a change of the protocol: raise `VERSION`.
+
+use std::time::Duration;
+
+use pelton_core::call::Priority;
+use pelton_core::error::{Error, Fate, Kind, Retry};
+use pelton_core::id::{InstanceId, RequestId, RequestRun};
+use pelton_core::service::{Cardinality, MethodSpec};
+use pelton_core::Bytes;
+use pelton_wire::{Entry, Frame, Greeting, HEADER, Header, Role, State, Status, Welcome};
+
+fn run(group: u64, sequence: u64, count: u32) -> RequestRun {
+    RequestRun { first: RequestId { operator: 7, group, sequence }, count }
+}
+
+fn status(state: State) -> Box<Status> {
+    Box::new(Status { state, pid: 42, held: 1, executed: 2, batches: 3, ledger_bytes: 4, evicted: 5 })
+}
+
+/// One of every kind.
+fn frames() -> Vec<Frame> {
+    let error = Error::new(Kind::Overload, Fate::Refused, Retry::After(Duration::from_millis(5)), "full");
+    let column = |name| arrow_schema::Field::new(name, arrow_schema::DataType::Utf8, false);
+    let method = MethodSpec {
+        name: "embed".into(),
+        input: std::sync::Arc::new(arrow_schema::Schema::new(vec![column("text")])),
+        output: std::sync::Arc::new(arrow_schema::Schema::new(vec![column("out")])),
+        cardinality: Cardinality::One,
+        concurrency: None,
+    };
+    vec![
+        Frame::Hello(Greeting {
+            oldest: 1,
+            newest: 1,
+            role: Role::Caller,
+            token: "t".into(),
+            job: "j".into(),
+            client: "c".into(),
+            epoch: 9,
+        }),
+        Frame::Welcome(Box::new(Welcome {
+            version: 1,
+            instance: InstanceId { service: "s".into(), number: 1, incarnation: 2 },
+            methods: vec![method],
+            max_message: Bytes::mib(64),
+            status: *status(State::Ready),
+        })),
+        Frame::Refused(error.clone()),
+        Frame::Announce { rows: 1, bytes: 2 },
+        Frame::Permit { rows: 3 },
+        Frame::Return { rows: 4 },
+        Frame::Request {
+            method: 1,
+            priority: Priority::Bulk,
+            deadline: Some(Duration::from_micros(1500)),
+            runs: vec![run(1, 2, 3)],
+        },
+        Frame::Results {
+            method: 1,
+            entries: vec![
+                Entry { run: run(1, 2, 3), rows: 1, last: true },
+                Entry { run: run(1, 9, 1), rows: 0, last: false },
+            ],
+        },
+        Frame::Failure { runs: vec![run(1, 2, 1)], error },
+        Frame::HandBack { runs: vec![run(1, 2, 1), run(2, 0, 5)] },
+        Frame::Attach { runs: vec![] },
+        Frame::Cancel { runs: vec![run(1, 2, 1)] },
+        Frame::Acknowledge { runs: vec![run(1, 2, 1)] },
+        Frame::Draining,
+        Frame::Load { held: 5 },
+        Frame::Ping(6),
+        Frame::Pong(6),
+        Frame::Status(status(State::Failed { message: "no".into(), permanent: true })),
+        Frame::Drain,
+        Frame::Stop,
+        Frame::Query,
+        Frame::Report("{}".into()),
+    ]
+}
+
+fn shown(frame: &Frame) -> String {
+    let meta = frame.encode_meta();
+    let header = Header { kind: frame.kind(), meta: meta.len() as u32, body: 0 }.encode();
+    let bytes = |b: &[u8]| b.iter().map(|b| format!("{b:02x}")).collect::<String>();
+    let name = format!("{frame:?}");
+    let name = name.split(|c: char| !c.is_alphanumeric()).next().unwrap_or_default();
+    let meta = match std::str::from_utf8(&meta) {
+        Ok(text) if text.starts_with('{') => text.to_owned(),
+        _ => bytes(&meta),
+    };
+    format!("{name} {} {meta}", bytes(&header))
+}
+
+#[test]
+fn every_frame_has_the_bytes_it_always_had() {
+    let now: Vec<String> = frames().iter().map(shown).collect();
+    let now = now.join("\n") + "\n";
+    if std::env::var_os("PELTON_WRITE_GOLDEN").is_some() {
+        std::fs::write(concat!(env!("CARGO_MANIFEST_DIR"), "/tests/golden.txt"), &now).unwrap();
+    }
+    assert_eq!(now, include_str!("golden.txt"), "the protocol changed: see the header of this file");
+}
+
+#[test]
+fn every_frame_comes_back() {
+    let kinds: std::collections::BTreeSet<u8> = frames().iter().map(Frame::kind).collect();
+    assert_eq!(kinds.len(), 22, "a kind is missing from the list above");
+    for frame in frames() {
+        assert_eq!(Frame::decode_meta(frame.kind(), &frame.encode_meta()), Ok(frame));
+    }
+}
+
+#[test]
+fn cut_and_stretched_frames_are_refused() {
+    for frame in frames() {
+        let meta = frame.encode_meta();
+        for cut in 0..meta.len() {
+            if matches!(frame, Frame::Report(_)) {
+                continue;
+            }
+            assert!(Frame::decode_meta(frame.kind(), &meta[..cut]).is_err(), "{frame:?} cut at {cut}");
+        }
+        let mut longer = meta.clone();
+        longer.push(b'}');
+        if !matches!(frame, Frame::Report(_)) {
+            assert!(Frame::decode_meta(frame.kind(), &longer).is_err(), "{frame:?} with a byte too many");
+        }
+    }
+}
+
+#[test]
+fn lengths_are_checked_before_they_are_believed() {
+    let header = |meta, body| Header { kind: 7, meta, body }.encode();
+    assert!(Header::decode(&header(10, 1000), 1000).is_ok());
+    assert!(Header::decode(&header(10, 1001), 1000).unwrap_err().message().contains("limit of 1000"));
+    assert!(Header::decode(&header(u32::MAX, 0), 1000).unwrap_err().message().contains("meta part"));
+    let mut reserved = header(1, 1);
+    reserved[1] = 1;
+    assert!(Header::decode(&reserved, 1000).is_err());
+    assert_eq!(HEADER, reserved.len());
+    // Four thousand million runs in four bytes.
+    assert!(Frame::decode_meta(12, &u32::MAX.to_le_bytes()).unwrap_err().message().contains("claims"));
+}
