@@ -17,6 +17,9 @@ pub const HEADER: usize = 12;
 /// Most bytes of a meta part, whatever the connection's limit on bodies.
 pub const MAX_META: u32 = 8 << 20;
 
+/// Most requests that one frame is about.
+pub const MAX_REQUESTS: u64 = 1 << 20;
+
 /// Some requests that a result frame is about: `rows` rows of the body for each of them, in order.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Entry {
@@ -39,8 +42,8 @@ pub enum Frame {
     /// Caller: how much it would send, counted from the start of the connection: demand is this less what was permitted.
     /// Absolute, so that it can be corrected downwards and repeated without harm.
     Announce { rows: u64, bytes: u64 },
-    /// Instance: how many rows may have been sent, counted from the start of the connection.
-    Permit { rows: u64 },
+    /// Instance: how many rows may have been sent, counted from the start of the connection; and how many it holds now.
+    Permit { rows: u64, held: u64 },
     /// Caller: how many permitted rows it will not use, counted from the start of the connection.
     Return { rows: u64 },
 
@@ -165,7 +168,11 @@ impl Frame {
                 out.extend(rows.to_le_bytes());
                 out.extend(bytes.to_le_bytes());
             }
-            Frame::Permit { rows } | Frame::Return { rows } => out.extend(rows.to_le_bytes()),
+            Frame::Permit { rows, held } => {
+                out.extend(rows.to_le_bytes());
+                out.extend(held.to_le_bytes());
+            }
+            Frame::Return { rows } => out.extend(rows.to_le_bytes()),
             Frame::Request { method, priority, deadline, runs } => {
                 out.extend(method.to_le_bytes());
                 out.push(*priority as u8);
@@ -209,7 +216,7 @@ impl Frame {
             }
             3 => Frame::Refused(error(&mut r)?),
             4 => Frame::Announce { rows: r.u64()?, bytes: r.u64()? },
-            5 => Frame::Permit { rows: r.u64()? },
+            5 => Frame::Permit { rows: r.u64()?, held: r.u64()? },
             6 => Frame::Return { rows: r.u64()? },
             7 => {
                 let (method, priority, deadline) = (r.u16()?, priority(r.u8()?)?, r.u64()?);
@@ -222,6 +229,9 @@ impl Frame {
                 let mut entries = Vec::with_capacity(n);
                 for _ in 0..n {
                     entries.push(Entry { run: run(&mut r)?, rows: r.u32()?, last: r.u8()? != 0 });
+                }
+                if entries.iter().map(|e| u64::from(e.run.count)).sum::<u64>() > MAX_REQUESTS {
+                    return Err(Error::protocol(format!("a frame is about more than {MAX_REQUESTS} requests")));
                 }
                 Frame::Results { method, entries }
             }
@@ -292,7 +302,11 @@ fn run(r: &mut Reader<'_>) -> Result<RequestRun> {
 
 fn runs(r: &mut Reader<'_>) -> Result<Vec<RequestRun>> {
     let n = r.count(RUN)?;
-    (0..n).map(|_| run(r)).collect()
+    let runs: Vec<RequestRun> = (0..n).map(|_| run(r)).collect::<Result<_>>()?;
+    if RequestRun::total(&runs) > MAX_REQUESTS {
+        return Err(Error::protocol(format!("a frame is about more than {MAX_REQUESTS} requests")));
+    }
+    Ok(runs)
 }
 
 /// An error: kind `u8`, fate `u8`, retry `u8`, wait in microseconds `u64`, message.

@@ -9,5 +9,5 @@ pub mod frame;
 pub mod greeting;
 mod scalar;
 
-pub use frame::{Entry, Frame, HEADER, Header};
+pub use frame::{Entry, Frame, HEADER, Header, MAX_REQUESTS};
 pub use greeting::{Greeting, Role, State, Status, VERSION, Welcome};

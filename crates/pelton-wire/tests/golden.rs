@@ -47,7 +47,7 @@ fn frames() -> Vec<Frame> {
         })),
         Frame::Refused(error.clone()),
         Frame::Announce { rows: 1, bytes: 2 },
-        Frame::Permit { rows: 3 },
+        Frame::Permit { rows: 3, held: 8 },
         Frame::Return { rows: 4 },
         Frame::Request {
             method: 1,

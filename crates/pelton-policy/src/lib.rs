@@ -1,0 +1,8 @@
+//! The decisions of the service plane: facts and time in, a decision out.
+//!
+//! Nothing here waits, sends, reads a clock or draws a random number, so that all of it runs unchanged in a simulation.
+
+pub mod backoff;
+pub mod balance;
+pub mod batch;
+pub mod permit;
