@@ -27,6 +27,8 @@ pub struct Env {
     pub processes: Arc<dyn Processes>,
     pub tasks: Arc<dyn Tasks>,
     pub entropy: Arc<dyn Entropy>,
+    /// Ends this process at once, as a crash would.
+    pub crash: Arc<dyn Fn(&str) + Send + Sync>,
 }
 
 impl Env {

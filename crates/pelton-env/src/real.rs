@@ -38,6 +38,10 @@ impl Host {
             processes: Arc::new(SameProgram),
             tasks: Arc::new(Pools { network: network.handle().clone(), compute: compute.handle().clone() }),
             entropy: Arc::new(Os),
+            crash: Arc::new(|why| {
+                eprintln!("crashing: {why}");
+                std::process::abort();
+            }),
         };
         Ok(Host { env, network: Some(network), compute: Some(compute) })
     }

@@ -20,7 +20,7 @@ pub async fn connect(env: &Env, to: &Address, greeting: Greeting, max_message: B
     let attempt = async {
         let mut connection = env.network.connect(to).await.map_err(|e| unreachable(to, &e))?;
         write_frame(&mut *connection.write, &Frame::Hello(greeting)).await.map_err(|e| unreachable(to, &e))?;
-        let mut receiver = Receiver::new(connection.read, max_message.get());
+        let mut receiver = Receiver::of_known(connection.read, max_message);
         match receiver.next().await?.map(|m| m.frame) {
             Some(Frame::Welcome(welcome)) => {
                 receiver.methods = Methods(welcome.methods.clone().into());
@@ -61,7 +61,7 @@ impl Door {
     pub async fn answer(&self, env: &Env, connection: Connection) -> Result<Caller> {
         let Connection { read, mut write } = connection;
         // No body is read before the token has been seen.
-        let mut receiver = Receiver::new(read, 0);
+        let mut receiver = Receiver::of_stranger(read);
         let greeting = match env.within(PATIENCE, receiver.next()).await {
             Some(Ok(Some(message))) => match message.frame {
                 Frame::Hello(greeting) => self.check(&greeting).map(|version| (greeting, version)),
@@ -73,7 +73,7 @@ impl Door {
         };
         match greeting {
             Ok((greeting, version)) => {
-                receiver.max_body = self.max_message.get() + (1 << 20);
+                receiver.trust(self.max_message);
                 Ok(Caller { greeting, version, connection_write: write, receiver })
             }
             Err(error) => {

@@ -2,7 +2,8 @@
 
 use arrow_schema::SchemaRef;
 use bytes::BytesMut;
-use pelton_core::{Error, Fate, Kind, Result, Retry};
+use pelton_core::{Bytes, Error, Fate, Kind, Result, Retry};
+use pelton_wire::frame::MAX_META;
 use pelton_wire::{Frame, HEADER, Header, body};
 use tokio::io::{AsyncRead, AsyncReadExt};
 
@@ -13,7 +14,8 @@ pub struct Receiver {
     pub(crate) read: Box<dyn AsyncRead + Send + Sync + Unpin>,
     pub(crate) buffer: BytesMut,
     pub(crate) methods: Methods,
-    pub(crate) max_body: u64,
+    max_meta: u32,
+    max_body: u64,
 }
 
 /// A connection broke while something may have been under way on it.
@@ -22,8 +24,28 @@ pub(crate) fn broken(e: &std::io::Error) -> Error {
 }
 
 impl Receiver {
-    pub(crate) fn new(read: Box<dyn AsyncRead + Send + Sync + Unpin>, max_body: u64) -> Self {
-        Receiver { read, buffer: BytesMut::with_capacity(64 << 10), methods: Methods([].into()), max_body }
+    /// For a peer that we went to: what it says is held against the limits of a peer that is known.
+    pub(crate) fn of_known(read: Box<dyn AsyncRead + Send + Sync + Unpin>, max_message: Bytes) -> Self {
+        let mut receiver = Receiver::of_stranger(read);
+        receiver.trust(max_message);
+        receiver
+    }
+
+    /// For a peer that came to us and has not said who it is: it gets room for a greeting.
+    pub(crate) fn of_stranger(read: Box<dyn AsyncRead + Send + Sync + Unpin>) -> Self {
+        Receiver {
+            read,
+            buffer: BytesMut::with_capacity(16 << 10),
+            methods: Methods([].into()),
+            max_meta: 16 << 10,
+            max_body: 0,
+        }
+    }
+
+    /// Messages up to `max_message` of row data; what Arrow puts around the rows comes on top.
+    pub(crate) fn trust(&mut self, max_message: Bytes) {
+        self.max_meta = MAX_META;
+        self.max_body = max_message.get() + max_message.get() / 8 + (1 << 20);
     }
 
     /// The next message; `None` when the peer has closed between two frames. Not cancel-safe in the middle of a frame: call it from
@@ -51,7 +73,7 @@ impl Receiver {
             }
         }
         let bytes: [u8; HEADER] = self.buffer.split_to(HEADER)[..].try_into().expect("as long as asked for");
-        Header::decode(&bytes, self.max_body).map(Some)
+        Header::decode(&bytes, self.max_meta, self.max_body).map(Some)
     }
 
     /// Exactly `n` bytes. A large part gets a buffer of its own, which then lives as long as the rows in it.

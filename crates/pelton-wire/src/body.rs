@@ -5,6 +5,7 @@
 //! <https://arrow.apache.org/docs/format/Columnar.html#encapsulated-message-format>
 
 use std::collections::HashMap;
+use std::sync::Arc;
 
 use arrow_array::RecordBatch;
 use arrow_buffer::Buffer;
@@ -97,6 +98,34 @@ fn check_lengths(batch: &arrow_ipc::RecordBatch<'_>, data: usize) -> Result<(), 
     Ok(())
 }
 
+/// Rows within a batch: `rows` of them from `offset`.
+#[derive(Clone, Debug)]
+pub struct Piece {
+    pub batch: Arc<RecordBatch>,
+    pub offset: usize,
+    pub rows: usize,
+}
+
+/// The rows of some pieces (at least one, all with the same columns) behind one another, as one batch. Neighbours in one batch are
+/// taken together; where all are neighbours nothing is copied.
+pub fn gather<'a>(pieces: impl IntoIterator<Item = &'a Piece>) -> Result<RecordBatch> {
+    let mut joined: Vec<Piece> = Vec::new();
+    for piece in pieces {
+        match joined.last_mut() {
+            Some(last) if Arc::ptr_eq(&last.batch, &piece.batch) && last.offset + last.rows == piece.offset => {
+                last.rows += piece.rows;
+            }
+            _ => joined.push(piece.clone()),
+        }
+    }
+    let slices: Vec<RecordBatch> = joined.iter().map(|p| p.batch.slice(p.offset, p.rows)).collect();
+    match slices.as_slice() {
+        [] => Err(Error::internal("no rows to gather")),
+        [only] => Ok(only.clone()),
+        [first, ..] => Ok(arrow_select::concat::concat_batches(&first.schema(), &slices)?),
+    }
+}
+
 /// Refuses columns that cannot travel.
 pub fn check_schema(what: &str, schema: &Schema) -> Result<()> {
     match schema.fields().iter().find(|f| has_dictionary(f.data_type())) {
@@ -126,8 +155,6 @@ fn has_dictionary(data_type: &DataType) -> bool {
 
 #[cfg(test)]
 mod tests {
-    use std::sync::Arc;
-
     use arrow_array::{Float32Array, StringArray};
     use arrow_schema::Field;
     use rand::{Rng, SeedableRng, rngs::StdRng};

@@ -39,9 +39,9 @@ pub enum Frame {
     /// Not accepted; the connection ends.
     Refused(Error),
 
-    /// Caller: how much it would send, counted from the start of the connection: demand is this less what was permitted.
-    /// Absolute, so that it can be corrected downwards and repeated without harm.
-    Announce { rows: u64, bytes: u64 },
+    /// Caller: how many rows it would send, counted from the start of the connection: demand is this less what was permitted.
+    /// Absolute, so that it can be corrected downwards and repeated without harm. And the mean size of a row.
+    Announce { rows: u64, row_bytes: u64 },
     /// Instance: how many rows may have been sent, counted from the start of the connection; and how many it holds now.
     Permit { rows: u64, held: u64 },
     /// Caller: how many permitted rows it will not use, counted from the start of the connection.
@@ -92,14 +92,14 @@ pub struct Header {
 
 impl Header {
     /// Reads a header; refuses lengths above the limits, naming them.
-    pub fn decode(bytes: &[u8; HEADER], max_body: u64) -> Result<Header> {
+    pub fn decode(bytes: &[u8; HEADER], max_meta: u32, max_body: u64) -> Result<Header> {
         let mut r = Reader::new(bytes);
         let (kind, flags, reserved, meta, body) = (r.u8()?, r.u8()?, r.u16()?, r.u32()?, r.u32()?);
         if flags != 0 || reserved != 0 {
             return Err(Error::protocol("a frame header has reserved bits set; the peer speaks something else"));
         }
-        if meta > MAX_META {
-            return Err(Error::protocol(format!("a frame's meta part of {meta} bytes is over the limit of {MAX_META}")));
+        if meta > max_meta {
+            return Err(Error::protocol(format!("a frame's meta part of {meta} bytes is over the limit of {max_meta}")));
         }
         if u64::from(body) > max_body {
             return Err(Error::protocol(format!("a frame's body of {body} bytes is over the limit of {max_body} (max_message)")));
@@ -164,9 +164,9 @@ impl Frame {
             Frame::Status(status) => out = json(status),
             Frame::Report(report) => out = report.clone().into_bytes(),
             Frame::Refused(error) => put_error(&mut out, error),
-            Frame::Announce { rows, bytes } => {
+            Frame::Announce { rows, row_bytes } => {
                 out.extend(rows.to_le_bytes());
-                out.extend(bytes.to_le_bytes());
+                out.extend(row_bytes.to_le_bytes());
             }
             Frame::Permit { rows, held } => {
                 out.extend(rows.to_le_bytes());
@@ -215,7 +215,7 @@ impl Frame {
                 return Ok(Frame::Report(text.map_err(|_| Error::protocol("a report is not UTF-8"))?));
             }
             3 => Frame::Refused(error(&mut r)?),
-            4 => Frame::Announce { rows: r.u64()?, bytes: r.u64()? },
+            4 => Frame::Announce { rows: r.u64()?, row_bytes: r.u64()? },
             5 => Frame::Permit { rows: r.u64()?, held: r.u64()? },
             6 => Frame::Return { rows: r.u64()? },
             7 => {

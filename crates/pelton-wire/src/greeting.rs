@@ -1,9 +1,22 @@
 //! What both sides say first, and what an instance says of itself. Rare frames, so their meta is JSON.
 
+use pelton_core::endpoint::Address;
 use pelton_core::id::InstanceId;
 use pelton_core::service::MethodSpec;
-use pelton_core::{Bytes, Error, Result};
+use pelton_core::{Bytes, Declaration, Error, Result};
 use serde::{Deserialize, Serialize};
+
+/// What an instance is told when it is started, as JSON on its standard input.
+#[derive(Clone, PartialEq, Serialize, Deserialize)]
+pub struct Bootstrap {
+    pub instance: InstanceId,
+    pub job: String,
+    /// Whoever connects must know it.
+    pub token: String,
+    /// Where to listen.
+    pub address: Address,
+    pub declaration: Declaration,
+}
 
 /// The protocol's version. Peers agree on the highest that both speak.
 pub const VERSION: u16 = 1;

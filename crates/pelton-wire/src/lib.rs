@@ -10,4 +10,4 @@ pub mod greeting;
 mod scalar;
 
 pub use frame::{Entry, Frame, HEADER, Header, MAX_REQUESTS};
-pub use greeting::{Greeting, Role, State, Status, VERSION, Welcome};
+pub use greeting::{Bootstrap, Greeting, Role, State, Status, VERSION, Welcome};

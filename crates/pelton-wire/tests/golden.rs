@@ -46,7 +46,7 @@ fn frames() -> Vec<Frame> {
             status: *status(State::Ready),
         })),
         Frame::Refused(error.clone()),
-        Frame::Announce { rows: 1, bytes: 2 },
+        Frame::Announce { rows: 1, row_bytes: 2 },
         Frame::Permit { rows: 3, held: 8 },
         Frame::Return { rows: 4 },
         Frame::Request {
@@ -132,12 +132,12 @@ fn cut_and_stretched_frames_are_refused() {
 #[test]
 fn lengths_are_checked_before_they_are_believed() {
     let header = |meta, body| Header { kind: 7, meta, body }.encode();
-    assert!(Header::decode(&header(10, 1000), 1000).is_ok());
-    assert!(Header::decode(&header(10, 1001), 1000).unwrap_err().message().contains("limit of 1000"));
-    assert!(Header::decode(&header(u32::MAX, 0), 1000).unwrap_err().message().contains("meta part"));
+    assert!(Header::decode(&header(10, 1000), 500, 1000).is_ok());
+    assert!(Header::decode(&header(10, 1001), 500, 1000).unwrap_err().message().contains("limit of 1000"));
+    assert!(Header::decode(&header(u32::MAX, 0), 500, 1000).unwrap_err().message().contains("meta part"));
     let mut reserved = header(1, 1);
     reserved[1] = 1;
-    assert!(Header::decode(&reserved, 1000).is_err());
+    assert!(Header::decode(&reserved, 500, 1000).is_err());
     assert_eq!(HEADER, reserved.len());
     // Four thousand million runs in four bytes.
     assert!(Frame::decode_meta(12, &u32::MAX.to_le_bytes()).unwrap_err().message().contains("claims"));

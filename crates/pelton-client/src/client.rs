@@ -1,0 +1,231 @@
+//! The loop around a client's state: connections, timer, and the [`Caller`] that others hold.
+
+use std::collections::BTreeMap;
+use std::sync::{Arc, Mutex, MutexGuard};
+use std::time::Duration;
+
+use pelton_core::call::{Caller, Holder, Receiver, Submission};
+use pelton_core::declaration::Declaration;
+use pelton_core::endpoint::{Endpoint, EndpointDelta};
+use pelton_core::service::MethodSpec;
+use pelton_core::{Bytes, RequestId};
+use pelton_env::{Env, Place, Task};
+use pelton_link::Sender;
+use pelton_wire::Role;
+use tokio::sync::{Notify, mpsc};
+
+use crate::peer::{ConnectionId, PeerKey};
+use crate::state::{Action, Event, State};
+
+/// Who calls whom.
+#[derive(Clone)]
+pub struct Settings {
+    pub declaration: Declaration,
+    pub methods: Arc<[MethodSpec]>,
+    pub job: String,
+    pub token: String,
+    /// Tells this client from others of the job; the same after a restart.
+    pub client: String,
+    /// Grows with each restart.
+    pub epoch: u64,
+}
+
+/// What a client has in hand at one moment.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Stats {
+    /// Instances that take requests from here.
+    pub ready: usize,
+    /// Requests that have not ended.
+    pub unended: usize,
+    /// Of those, the ones that instances hold.
+    pub held: usize,
+    /// Attempts beyond the first, so far.
+    pub retries: u64,
+}
+
+/// A client of one service. Its tasks end when it is dropped.
+pub struct Client {
+    shared: Arc<Shared>,
+    _tasks: [Task; 2],
+}
+
+struct Shared {
+    env: Env,
+    service: String,
+    methods: Arc<[MethodSpec]>,
+    settings: Settings,
+    max_message: Bytes,
+    inner: Mutex<Inner>,
+    timer: Notify,
+}
+
+struct Inner {
+    state: State,
+    connections: BTreeMap<PeerKey, (ConnectionId, Sender)>,
+    tasks: BTreeMap<PeerKey, Task>,
+    next_connection: ConnectionId,
+}
+
+impl Client {
+    /// A client that follows these changes of the service's endpoints.
+    pub fn start(env: Env, settings: Settings, deltas: mpsc::UnboundedReceiver<EndpointDelta>) -> Arc<Client> {
+        let Declaration { name, retry, timeout, max_message, .. } = settings.declaration.clone();
+        let state = State::new(name.clone(), settings.methods.clone(), retry, timeout, max_message, env.rng());
+        let inner = Inner { state, connections: BTreeMap::new(), tasks: BTreeMap::new(), next_connection: 0 };
+        let shared = Arc::new(Shared {
+            env: env.clone(),
+            service: name,
+            methods: settings.methods.clone(),
+            settings,
+            max_message,
+            inner: Mutex::new(inner),
+            timer: Notify::new(),
+        });
+        let follow = env.spawn(Place::Network, shared.clone().follow(deltas));
+        let tick = env.spawn(Place::Network, shared.clone().tick());
+        Arc::new(Client { shared, _tasks: [follow, tick] })
+    }
+
+    pub fn stats(&self) -> Stats {
+        let inner = self.shared.lock();
+        Stats {
+            ready: inner.state.ready(),
+            unended: inner.state.unended(),
+            held: inner.state.sent(),
+            retries: inner.state.retries(),
+        }
+    }
+}
+
+impl Drop for Client {
+    fn drop(&mut self) {
+        // The tasks of connections hold the shared part, and it holds them.
+        let mut inner = self.shared.lock();
+        inner.connections.clear();
+        let tasks = std::mem::take(&mut inner.tasks);
+        drop(inner);
+        drop(tasks);
+    }
+}
+
+impl Caller for Client {
+    fn service(&self) -> &str {
+        &self.shared.service
+    }
+
+    fn methods(&self) -> &[MethodSpec] {
+        &self.shared.methods
+    }
+
+    fn submit(&self, submission: Submission, receiver: Arc<dyn Receiver>) {
+        self.shared.apply(Event::Submitted { submission, receiver });
+    }
+
+    fn cancel(&self, ids: &[RequestId]) {
+        self.shared.apply(Event::Cancelled(ids.to_vec()));
+    }
+
+    fn hold(&self) {
+        self.shared.apply(Event::Held);
+    }
+
+    fn acknowledge(&self, ids: &[RequestId]) {
+        self.shared.apply(Event::Acknowledged(ids.to_vec()));
+    }
+
+    fn holders(&self, ids: &[RequestId]) -> Vec<Holder> {
+        let inner = self.shared.lock();
+        ids.iter().map(|id| inner.state.holder(*id)).collect()
+    }
+}
+
+impl Shared {
+    fn lock(&self) -> MutexGuard<'_, Inner> {
+        self.inner.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
+    }
+
+    /// Hands an event to the state and does what it says. All of it under the lock, so that what is sent and delivered keeps its
+    /// order; nothing of it waits.
+    fn apply(self: &Arc<Self>, event: Event) {
+        let mut inner = self.lock();
+        self.apply_locked(&mut inner, event);
+    }
+
+    fn apply_locked(self: &Arc<Self>, inner: &mut Inner, event: Event) {
+        let before = inner.state.wake_at();
+        for action in inner.state.handle(event, self.env.now()) {
+            match action {
+                Action::Send(peer, message) => {
+                    if let Some((_, sender)) = inner.connections.get(&peer) {
+                        sender.send(message);
+                    }
+                }
+                Action::Deliver(receiver, outcomes) => receiver.deliver(outcomes),
+                Action::Connect { peer, endpoint, after } => {
+                    inner.connections.remove(&peer);
+                    let task = self.env.spawn(Place::Network, self.clone().connect(peer, endpoint, after));
+                    inner.tasks.insert(peer, task);
+                }
+                Action::Disconnect(peer) => {
+                    inner.connections.remove(&peer);
+                    inner.tasks.remove(&peer);
+                }
+            }
+        }
+        if inner.state.wake_at() != before {
+            self.timer.notify_one();
+        }
+    }
+
+    async fn follow(self: Arc<Self>, mut deltas: mpsc::UnboundedReceiver<EndpointDelta>) {
+        while let Some(delta) = deltas.recv().await {
+            self.apply(Event::Endpoints(delta));
+        }
+    }
+
+    async fn tick(self: Arc<Self>) {
+        loop {
+            let wake = self.lock().state.wake_at();
+            let due = tokio::select! {
+                biased;
+                () = self.timer.notified() => false,
+                () = self.env.sleep_until(wake) => true,
+            };
+            if due {
+                self.apply(Event::Tick);
+            }
+        }
+    }
+
+    /// One connection, from its beginning to its end.
+    async fn connect(self: Arc<Self>, peer: PeerKey, endpoint: Endpoint, after: Duration) {
+        self.env.sleep(after).await;
+        let Settings { token, job, client, epoch, .. } = &self.settings;
+        let greeting = pelton_link::greeting(Role::Caller, token, job, client, *epoch);
+        let (welcome, link) = match pelton_link::connect(&self.env, &endpoint.address, greeting, self.max_message).await {
+            Ok(connected) => connected,
+            Err(error) => return self.apply(Event::NotConnected { peer, error }),
+        };
+        let connection = {
+            let mut inner = self.lock();
+            inner.next_connection += 1;
+            let connection = inner.next_connection;
+            inner.connections.insert(peer, (connection, link.sender));
+            let welcome = Box::new(welcome);
+            self.apply_locked(&mut inner, Event::Connected { peer, connection, welcome });
+            connection
+        };
+        let mut receiver = link.receiver;
+        loop {
+            match receiver.next().await {
+                Ok(Some(message)) => self.apply(Event::Received { peer, connection, message }),
+                Ok(None) => break,
+                Err(e) => {
+                    tracing::debug!("the connection to {} ends: {e}", endpoint.instance);
+                    break;
+                }
+            }
+        }
+        self.apply(Event::Disconnected { peer, connection });
+    }
+}

@@ -1,0 +1,11 @@
+//! The caller's side of a service.
+//!
+//! A [`Client`] holds the backlog, tells the instances how much it has, sends what they permit, and sees each request to exactly
+//! one end: through deaths of instances, lost connections and retries. [`state`] decides; [`client`] is the loop.
+
+mod client;
+mod peer;
+mod requests;
+mod state;
+
+pub use client::{Client, Settings, Stats};

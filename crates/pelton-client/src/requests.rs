@@ -1,0 +1,184 @@
+//! The requests of a client: where each is, and in what order those go that have not been sent.
+
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::sync::Arc;
+
+use pelton_core::call::{Priority, Receiver};
+use pelton_core::{RequestId, Time};
+use pelton_wire::body::Piece;
+
+use crate::peer::PeerKey;
+
+/// Where a request is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Place {
+    /// Waits to be sent; `ticket` tells its place in the backlog from an older one.
+    Backlog { ticket: u64 },
+    /// Waits for the time to be tried again.
+    Delayed { until: Time },
+    /// An instance has it.
+    Sent(PeerKey),
+}
+
+pub(crate) struct Request {
+    pub(crate) method: u16,
+    pub(crate) priority: Priority,
+    pub(crate) row: Piece,
+    pub(crate) bytes: u64,
+    pub(crate) deadline: Option<Time>,
+    /// Attempts that may have run.
+    pub(crate) attempts: u32,
+    pub(crate) receiver: Arc<dyn Receiver>,
+    /// Whether its ledger entry stays until the caller acknowledges it.
+    pub(crate) explicit: bool,
+    pub(crate) place: Place,
+}
+
+/// All requests that have not ended.
+#[derive(Default)]
+pub(crate) struct Requests {
+    all: BTreeMap<RequestId, Request>,
+    /// What waits to be sent, by priority. A place whose ticket is not its request's any more is skipped.
+    lanes: BTreeMap<Priority, VecDeque<(RequestId, u64)>>,
+    backlog_rows: u64,
+    backlog_bytes: u64,
+    delayed: BTreeSet<(Time, RequestId)>,
+    deadlines: BTreeSet<(Time, RequestId)>,
+    next_ticket: u64,
+}
+
+impl Requests {
+    pub(crate) fn get(&self, id: RequestId) -> Option<&Request> {
+        self.all.get(&id)
+    }
+
+    pub(crate) fn len(&self) -> usize {
+        self.all.len()
+    }
+
+    pub(crate) fn backlog_rows(&self) -> u64 {
+        self.backlog_rows
+    }
+
+    /// Mean size of the rows that wait.
+    pub(crate) fn row_bytes(&self) -> u64 {
+        self.backlog_bytes.checked_div(self.backlog_rows).unwrap_or(0)
+    }
+
+    /// When something is due: a delayed try or a deadline.
+    pub(crate) fn due(&self) -> Option<Time> {
+        let first = |set: &BTreeSet<(Time, RequestId)>| set.first().map(|(at, _)| *at);
+        first(&self.delayed).into_iter().chain(first(&self.deadlines)).min()
+    }
+
+    /// A new request, at the end of the backlog. `place` is set here. False if the id is in flight already.
+    pub(crate) fn insert(&mut self, id: RequestId, request: Request) -> bool {
+        if self.all.contains_key(&id) {
+            return false;
+        }
+        if let Some(deadline) = request.deadline {
+            self.deadlines.insert((deadline, id));
+        }
+        self.all.insert(id, request);
+        self.enqueue(id, false);
+        true
+    }
+
+    fn enqueue(&mut self, id: RequestId, front: bool) {
+        let Some(request) = self.all.get_mut(&id) else { return };
+        let ticket = self.next_ticket;
+        self.next_ticket += 1;
+        request.place = Place::Backlog { ticket };
+        self.backlog_rows += 1;
+        self.backlog_bytes += request.bytes;
+        let lane = self.lanes.entry(request.priority).or_default();
+        if front { lane.push_front((id, ticket)) } else { lane.push_back((id, ticket)) }
+    }
+
+    /// Takes a request out of wherever it waits; where it is after that is for the caller to say.
+    fn unplace(&mut self, id: RequestId) {
+        let Some(request) = self.all.get(&id) else { return };
+        match request.place {
+            Place::Backlog { .. } => {
+                self.backlog_rows -= 1;
+                self.backlog_bytes -= request.bytes;
+            }
+            Place::Delayed { until } => {
+                self.delayed.remove(&(until, id));
+            }
+            Place::Sent(_) => {}
+        }
+    }
+
+    /// Puts a request back to the front of the backlog: it has waited longest.
+    pub(crate) fn requeue(&mut self, id: RequestId) {
+        self.unplace(id);
+        self.enqueue(id, true);
+    }
+
+    pub(crate) fn delay(&mut self, id: RequestId, until: Time) {
+        self.unplace(id);
+        if let Some(request) = self.all.get_mut(&id) {
+            request.place = Place::Delayed { until };
+            self.delayed.insert((until, id));
+        }
+    }
+
+    /// Counts an attempt that may have run; returns how many there were.
+    pub(crate) fn count_attempt(&mut self, id: RequestId) -> u32 {
+        self.all.get_mut(&id).map_or(0, |request| {
+            request.attempts += 1;
+            request.attempts
+        })
+    }
+
+    pub(crate) fn remove(&mut self, id: RequestId) -> Option<Request> {
+        self.unplace(id);
+        let request = self.all.remove(&id)?;
+        if let Some(deadline) = request.deadline {
+            self.deadlines.remove(&(deadline, id));
+        }
+        Some(request)
+    }
+
+    /// Takes the next requests to send to `peer`, up to `rows` of one method and priority, and up to `bytes` (at least one).
+    pub(crate) fn take(&mut self, peer: PeerKey, rows: u64, bytes: u64) -> Vec<RequestId> {
+        let mut taken: Vec<RequestId> = Vec::new();
+        let mut total = 0;
+        let mut method = None;
+        for lane in self.lanes.values_mut() {
+            while let Some(&(id, ticket)) = lane.front() {
+                let Some(request) = self.all.get_mut(&id).filter(|r| r.place == (Place::Backlog { ticket })) else {
+                    lane.pop_front();
+                    continue;
+                };
+                let fits = taken.is_empty() || total + request.bytes <= bytes;
+                if taken.len() as u64 >= rows || !fits || method.is_some_and(|m| m != request.method) {
+                    return taken;
+                }
+                method = Some(request.method);
+                total += request.bytes;
+                self.backlog_rows -= 1;
+                self.backlog_bytes -= request.bytes;
+                request.place = Place::Sent(peer);
+                taken.push(id);
+                lane.pop_front();
+            }
+            if !taken.is_empty() {
+                return taken;
+            }
+        }
+        taken
+    }
+
+    /// Puts what is due again into the backlog, and returns those whose deadline has passed.
+    pub(crate) fn tick(&mut self, now: Time) -> Vec<RequestId> {
+        while let Some(&(at, id)) = self.delayed.first() {
+            if at > now {
+                break;
+            }
+            self.requeue(id);
+        }
+        self.deadlines.iter().take_while(|(at, _)| *at <= now).map(|(_, id)| *id).collect()
+    }
+}

@@ -1,0 +1,534 @@
+//! What a client decides: events and time in, actions out.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+use arrow_array::RecordBatch;
+use pelton_core::call::{Acknowledge, Holder, Outcome, Receiver, Submission};
+use pelton_core::declaration::RetryLimits;
+use pelton_core::endpoint::{Endpoint, EndpointDelta};
+use pelton_core::id::InstanceId;
+use pelton_core::service::{MethodSpec, check_columns};
+use pelton_core::{Bytes, Error, Fate, Kind, RequestId, RequestRun, Result, Retry, Time};
+use pelton_link::Message;
+use pelton_policy::{backoff, balance};
+use pelton_wire::body::{Piece, gather};
+use pelton_wire::{Entry, Frame, Welcome};
+use rand::RngExt;
+use rand::rngs::StdRng;
+
+use crate::peer::{ConnectionId, Peer, PeerKey, Window};
+use crate::requests::{Place, Request, Requests};
+
+/// Connections that fail this often in a row: what the instance holds is given to others.
+const GIVE_UP_AFTER: u32 = 3;
+/// Waits between attempts to connect.
+const RECONNECT: (Duration, Duration) = (Duration::from_millis(20), Duration::from_secs(1));
+/// Most rows in one frame.
+const FRAME_ROWS: u64 = 4096;
+
+/// What happened.
+pub(crate) enum Event {
+    Submitted { submission: Submission, receiver: Arc<dyn Receiver> },
+    Cancelled(Vec<RequestId>),
+    Acknowledged(Vec<RequestId>),
+    /// Nothing more shall be sent.
+    Held,
+    Endpoints(EndpointDelta),
+    Connected { peer: PeerKey, connection: ConnectionId, welcome: Box<Welcome> },
+    NotConnected { peer: PeerKey, error: Error },
+    Disconnected { peer: PeerKey, connection: ConnectionId },
+    Received { peer: PeerKey, connection: ConnectionId, message: Message },
+    Tick,
+}
+
+/// What to do about it, in this order.
+pub(crate) enum Action {
+    Connect { peer: PeerKey, endpoint: Endpoint, after: Duration },
+    Disconnect(PeerKey),
+    Send(PeerKey, Message),
+    Deliver(Arc<dyn Receiver>, Vec<Outcome>),
+}
+
+pub(crate) struct State {
+    service: String,
+    methods: Arc<[MethodSpec]>,
+    retry: RetryLimits,
+    default_timeout: Option<Duration>,
+    max_message: Bytes,
+    requests: Requests,
+    peers: BTreeMap<PeerKey, Peer>,
+    next_peer: PeerKey,
+    /// Ended requests whose results wait at an instance for the caller's acknowledgement.
+    ended: BTreeMap<RequestId, PeerKey>,
+    holding: bool,
+    retries: u64,
+    rng: StdRng,
+}
+
+impl State {
+    pub(crate) fn new(
+        service: String,
+        methods: Arc<[MethodSpec]>,
+        retry: RetryLimits,
+        default_timeout: Option<Duration>,
+        max_message: Bytes,
+        rng: StdRng,
+    ) -> Self {
+        State {
+            service,
+            methods,
+            retry,
+            default_timeout,
+            max_message,
+            requests: Requests::default(),
+            peers: BTreeMap::new(),
+            next_peer: 0,
+            ended: BTreeMap::new(),
+            holding: false,
+            retries: 0,
+            rng,
+        }
+    }
+
+    /// When [`Event::Tick`] is due.
+    pub(crate) fn wake_at(&self) -> Option<Time> {
+        self.requests.due()
+    }
+
+    pub(crate) fn unended(&self) -> usize {
+        self.requests.len()
+    }
+
+    pub(crate) fn sent(&self) -> usize {
+        self.peers.values().map(|p| p.in_flight.len()).sum()
+    }
+
+    pub(crate) fn ready(&self) -> usize {
+        self.peers.values().filter(|p| p.takes_requests()).count()
+    }
+
+    pub(crate) fn retries(&self) -> u64 {
+        self.retries
+    }
+
+    pub(crate) fn holder(&self, id: RequestId) -> Holder {
+        match self.requests.get(id).map(|r| r.place) {
+            Some(Place::Sent(peer)) => self.peers.get(&peer).map_or(Holder::Client, |p| Holder::Instance(p.endpoint.instance.clone())),
+            _ => Holder::Client,
+        }
+    }
+
+    pub(crate) fn handle(&mut self, event: Event, now: Time) -> Vec<Action> {
+        let mut actions = Vec::new();
+        match event {
+            Event::Submitted { submission, receiver } => self.submitted(submission, receiver, now, &mut actions),
+            Event::Cancelled(ids) => self.cancelled(ids, &mut actions),
+            Event::Acknowledged(ids) => self.acknowledged(ids),
+            Event::Held => self.holding = true,
+            Event::Endpoints(delta) => self.endpoints(delta, &mut actions),
+            Event::Connected { peer, connection, welcome } => self.connected(peer, connection, &welcome, &mut actions),
+            Event::NotConnected { peer, error } => self.not_connected(peer, &error, &mut actions),
+            Event::Disconnected { peer, connection } => self.disconnected(peer, connection, &mut actions),
+            Event::Received { peer, connection, message } => self.received(peer, connection, message, now, &mut actions),
+            Event::Tick => {}
+        }
+        for id in self.requests.tick(now) {
+            let fate = self.fate(id);
+            let error = Error::new(Kind::Deadline, fate, Retry::Never, "the deadline passed");
+            self.tell_to_cancel(id, &mut actions);
+            self.end(id, Err(error), &mut actions);
+        }
+        self.send(now, &mut actions);
+        self.announce(&mut actions);
+        self.flush_acknowledgements(&mut actions);
+        coalesce(actions)
+    }
+
+    fn fate(&self, id: RequestId) -> Fate {
+        match self.requests.get(id) {
+            Some(Request { place: Place::Sent(_), .. }) => Fate::Unknown,
+            Some(Request { attempts, .. }) if *attempts > 0 => Fate::Unknown,
+            _ => Fate::NotSent,
+        }
+    }
+
+    // --- the caller ---
+
+    fn submitted(
+        &mut self,
+        submission: Submission,
+        receiver: Arc<dyn Receiver>,
+        now: Time,
+        actions: &mut Vec<Action>,
+    ) {
+        let Submission { method, ids, arguments, timeout, priority, acknowledge } = submission;
+        if let Err(e) = self.check(method, &ids, &arguments) {
+            let outcome = |id| Outcome { id, rows: Err(e.clone()), last: true };
+            actions.push(Action::Deliver(receiver, ids.into_iter().map(outcome).collect()));
+            return;
+        }
+        let deadline = timeout.or(self.default_timeout).map(|t| now + t);
+        let bytes = batch_bytes(&arguments);
+        let each = (bytes / ids.len().max(1) as u64).max(1);
+        // Only where the whole could hold one row that is too large, each is looked at.
+        let suspicious = bytes > self.max_message.get();
+        let batch = Arc::new(arguments);
+        for (offset, id) in ids.into_iter().enumerate() {
+            let size = if suspicious { batch_bytes(&batch.slice(offset, 1)).max(1) } else { each };
+            let refusal = (size > self.max_message.get())
+                .then(|| {
+                    Error::limit(format!(
+                        "a request of {size} bytes is over the limit of service `{}` ({}); raise `max_message` in its declaration",
+                        self.service, self.max_message
+                    ))
+                })
+                .or_else(|| self.requests.get(id).map(|_| Error::internal(format!("request {id} is in flight already"))));
+            if let Some(error) = refusal {
+                actions.push(Action::Deliver(receiver.clone(), vec![Outcome { id, rows: Err(error), last: true }]));
+                continue;
+            }
+            let request = Request {
+                method: method as u16,
+                priority,
+                row: Piece { batch: batch.clone(), offset, rows: 1 },
+                bytes: size,
+                deadline,
+                attempts: 0,
+                receiver: receiver.clone(),
+                explicit: acknowledge == Acknowledge::Explicit,
+                place: Place::Backlog { ticket: 0 },
+            };
+            self.requests.insert(id, request);
+        }
+    }
+
+    fn check(&self, method: usize, ids: &[RequestId], arguments: &RecordBatch) -> Result<()> {
+        let Some(spec) = self.methods.get(method) else {
+            return Err(Error::invalid(format!("service `{}` has no method number {method}", self.service)));
+        };
+        if ids.len() != arguments.num_rows() {
+            let rows = arguments.num_rows();
+            return Err(Error::invalid(format!("{} request ids for {rows} rows of arguments", ids.len())));
+        }
+        check_columns(&format!("arguments of `{}.{}`", self.service, spec.name), arguments, &spec.input)
+    }
+
+    fn cancelled(&mut self, ids: Vec<RequestId>, actions: &mut Vec<Action>) {
+        for id in ids {
+            if self.requests.get(id).is_some() {
+                let error = Error::new(Kind::Cancelled, self.fate(id), Retry::Never, "the request was cancelled");
+                self.tell_to_cancel(id, actions);
+                self.end(id, Err(error), actions);
+            }
+        }
+    }
+
+    fn tell_to_cancel(&mut self, id: RequestId, actions: &mut Vec<Action>) {
+        if let Some(Place::Sent(peer)) = self.requests.get(id).map(|r| r.place) {
+            let runs = vec![RequestRun::one(id)];
+            actions.push(Action::Send(peer, Frame::Cancel { runs }.into()));
+        }
+    }
+
+    fn acknowledged(&mut self, ids: Vec<RequestId>) {
+        for id in ids {
+            if let Some(peer) = self.ended.remove(&id).and_then(|peer| self.peers.get_mut(&peer)) {
+                peer.to_acknowledge.push(id);
+            }
+        }
+    }
+
+    // --- endpoints and connections ---
+
+    fn endpoints(&mut self, delta: EndpointDelta, actions: &mut Vec<Action>) {
+        match delta {
+            EndpointDelta::Reset(endpoints) => {
+                let gone: Vec<InstanceId> = (self.peers.values())
+                    .filter(|p| !endpoints.contains(&p.endpoint))
+                    .map(|p| p.endpoint.instance.clone())
+                    .collect();
+                for instance in gone {
+                    self.removed(&instance, actions);
+                }
+                for endpoint in endpoints {
+                    self.added(endpoint, actions);
+                }
+            }
+            EndpointDelta::Add(endpoint) => self.added(endpoint, actions),
+            EndpointDelta::Drain(instance) => {
+                if let Some(peer) = self.peers.values_mut().find(|p| p.endpoint.instance == instance) {
+                    peer.draining = true;
+                }
+            }
+            EndpointDelta::Remove(instance) => self.removed(&instance, actions),
+        }
+    }
+
+    fn added(&mut self, endpoint: Endpoint, actions: &mut Vec<Action>) {
+        if self.peers.values().any(|p| p.endpoint.instance == endpoint.instance) {
+            return;
+        }
+        let key = self.next_peer;
+        self.next_peer += 1;
+        self.peers.insert(key, Peer::new(endpoint.clone()));
+        actions.push(Action::Connect { peer: key, endpoint, after: Duration::ZERO });
+    }
+
+    fn removed(&mut self, instance: &InstanceId, actions: &mut Vec<Action>) {
+        let Some(&key) = self.peers.iter().find(|(_, p)| p.endpoint.instance == *instance).map(|(k, _)| k) else {
+            return;
+        };
+        self.abandon(key, actions);
+        self.peers.remove(&key);
+        self.ended.retain(|_, peer| *peer != key);
+        actions.push(Action::Disconnect(key));
+    }
+
+    /// What an instance held is tried elsewhere: whether it ran is not known.
+    fn abandon(&mut self, key: PeerKey, actions: &mut Vec<Action>) {
+        let Some(peer) = self.peers.get_mut(&key) else { return };
+        let ids = std::mem::take(&mut peer.in_flight);
+        let instance = peer.endpoint.instance.clone();
+        // The last first, because each is put before those that were put back before it.
+        for id in ids.into_iter().rev() {
+            let attempts = self.requests.count_attempt(id);
+            if attempts < self.retry.attempts {
+                self.retries += 1;
+                self.requests.requeue(id);
+            } else {
+                let message = format!("lost with instance {instance}, the last of {attempts} attempts (retry.attempts)");
+                let error = Error::new(Kind::Reset, Fate::Unknown, Retry::Never, message);
+                self.end(id, Err(error), actions);
+            }
+        }
+    }
+
+    fn connected(&mut self, key: PeerKey, connection: ConnectionId, welcome: &Welcome, actions: &mut Vec<Action>) {
+        let Some(peer) = self.peers.get_mut(&key) else { return };
+        if *welcome.methods != *self.methods {
+            tracing::error!("instance {} has other methods than its declaration; it gets no requests", welcome.instance);
+            actions.push(Action::Disconnect(key));
+            return;
+        }
+        peer.connection = Some(connection);
+        peer.failures = 0;
+        peer.window = Window::default();
+        peer.held = welcome.status.held;
+        if !peer.in_flight.is_empty() {
+            let runs = RequestRun::pack(peer.in_flight.iter().copied());
+            actions.push(Action::Send(key, Frame::Attach { runs }.into()));
+        }
+    }
+
+    fn not_connected(&mut self, key: PeerKey, error: &Error, actions: &mut Vec<Action>) {
+        let Some(peer) = self.peers.get_mut(&key) else { return };
+        tracing::debug!("{}: {error}", peer.endpoint.instance);
+        peer.failures += 1;
+        let (failures, endpoint) = (peer.failures, peer.endpoint.clone());
+        if error.kind() == Kind::Denied {
+            tracing::error!("{}: {error}", endpoint.instance);
+        }
+        if failures >= GIVE_UP_AFTER {
+            self.abandon(key, actions);
+        }
+        let after = backoff::delay(failures, RECONNECT.0, RECONNECT.1, self.rng.random());
+        actions.push(Action::Connect { peer: key, endpoint, after });
+    }
+
+    fn disconnected(&mut self, key: PeerKey, connection: ConnectionId, actions: &mut Vec<Action>) {
+        let Some(peer) = self.peers.get_mut(&key).filter(|p| p.connection == Some(connection)) else { return };
+        peer.connection = None;
+        let after = backoff::delay(1, RECONNECT.0, RECONNECT.1, self.rng.random());
+        actions.push(Action::Connect { peer: key, endpoint: peer.endpoint.clone(), after });
+    }
+
+    // --- frames ---
+
+    fn received(
+        &mut self,
+        key: PeerKey,
+        connection: ConnectionId,
+        message: Message,
+        now: Time,
+        actions: &mut Vec<Action>,
+    ) {
+        let Some(peer) = self.peers.get_mut(&key).filter(|p| p.connection == Some(connection)) else { return };
+        match message.frame {
+            Frame::Permit { rows, held } => {
+                peer.window.permitted = peer.window.permitted.max(rows);
+                peer.held = held;
+            }
+            Frame::Load { held } => peer.held = held,
+            Frame::Draining => peer.draining = true,
+            Frame::Results { entries, .. } => {
+                if let Some(rows) = message.rows {
+                    self.results(key, &entries, &rows, actions);
+                }
+            }
+            Frame::Failure { runs, error } => self.failure(key, &runs, &error, now, actions),
+            Frame::HandBack { runs } => {
+                let ids: Vec<RequestId> = runs.iter().flat_map(|r| r.ids()).collect();
+                for id in ids.into_iter().rev() {
+                    if self.retrieve(key, id) {
+                        self.requests.requeue(id);
+                    }
+                }
+            }
+            Frame::Ping(n) => actions.push(Action::Send(key, Frame::Pong(n).into())),
+            _ => {}
+        }
+    }
+
+    /// Whether this request is at this instance; after this it is not.
+    fn retrieve(&mut self, key: PeerKey, id: RequestId) -> bool {
+        let here = self.requests.get(id).is_some_and(|r| r.place == Place::Sent(key));
+        if here && let Some(peer) = self.peers.get_mut(&key) {
+            peer.in_flight.remove(&id);
+        }
+        here
+    }
+
+    fn results(&mut self, key: PeerKey, entries: &[Entry], rows: &RecordBatch, actions: &mut Vec<Action>) {
+        let mut offset = 0;
+        for entry in entries {
+            let each = entry.rows as usize;
+            for id in entry.run.ids() {
+                let part = rows.slice(offset, each);
+                offset += each;
+                match self.requests.get(id).filter(|r| r.place == Place::Sent(key)) {
+                    Some(request) if !entry.last => {
+                        let outcome = Outcome { id, rows: Ok(part), last: false };
+                        actions.push(Action::Deliver(request.receiver.clone(), vec![outcome]));
+                    }
+                    Some(_) => self.end(id, Ok(part), actions),
+                    // Of an attempt that was given up since: nobody waits for it, and it can be forgotten there.
+                    None => {
+                        if entry.last
+                            && !self.ended.contains_key(&id)
+                            && let Some(peer) = self.peers.get_mut(&key)
+                        {
+                            peer.to_acknowledge.push(id);
+                        }
+                    }
+                }
+            }
+        }
+    }
+
+    fn failure(&mut self, key: PeerKey, runs: &[RequestRun], error: &Error, now: Time, actions: &mut Vec<Action>) {
+        let ids: Vec<RequestId> = runs.iter().flat_map(|r| r.ids()).collect();
+        for id in ids.into_iter().rev() {
+            if !self.retrieve(key, id) {
+                continue;
+            }
+            // Refused unseen: not an attempt.
+            if error.kind() == Kind::Overload && error.fate() == Fate::Refused {
+                self.requests.requeue(id);
+                continue;
+            }
+            let attempts = self.requests.count_attempt(id);
+            if error.retry() == Retry::Never {
+                self.end(id, Err(error.clone()), actions);
+            } else if attempts >= self.retry.attempts {
+                let error = error.clone().context(format_args!("attempt {attempts} of {attempts} (retry.attempts)"));
+                self.end(id, Err(error.with_retry(Retry::Never)), actions);
+            } else {
+                self.retries += 1;
+                let wait = backoff::delay(attempts, self.retry.backoff, self.retry.max_backoff, self.rng.random());
+                let wait = if let Retry::After(asked) = error.retry() { wait.max(asked) } else { wait };
+                self.requests.delay(id, now + wait);
+            }
+        }
+    }
+
+    /// A request's one and only end.
+    fn end(&mut self, id: RequestId, rows: Result<RecordBatch>, actions: &mut Vec<Action>) {
+        let Some(request) = self.requests.remove(id) else { return };
+        if let Place::Sent(key) = request.place
+            && let Some(peer) = self.peers.get_mut(&key)
+        {
+            peer.in_flight.remove(&id);
+            if rows.is_ok() {
+                if request.explicit {
+                    self.ended.insert(id, key);
+                } else {
+                    peer.to_acknowledge.push(id);
+                }
+            }
+        }
+        actions.push(Action::Deliver(request.receiver, vec![Outcome { id, rows, last: true }]));
+    }
+
+    // --- flow ---
+
+    /// Uses the permits that are there for what waits; gives back those that are too many.
+    fn send(&mut self, now: Time, actions: &mut Vec<Action>) {
+        for (&key, peer) in &mut self.peers {
+            while peer.takes_requests() && !self.holding && peer.window.available() > 0 {
+                let rows = peer.window.available().min(FRAME_ROWS);
+                let ids = self.requests.take(key, rows, self.max_message.get());
+                let Some(first) = ids.first().and_then(|id| self.requests.get(*id)) else { break };
+                let (method, priority) = (first.method, first.priority);
+                let requests = ids.iter().filter_map(|id| self.requests.get(*id));
+                let deadline = requests.clone().filter_map(|r| r.deadline).min().map(|at| at.since(now));
+                let rows = gather(requests.map(|r| &r.row)).expect("arguments of one method have the same columns");
+                peer.window.sent += ids.len() as u64;
+                peer.in_flight.extend(ids.iter().copied());
+                let frame = Frame::Request { method, priority, deadline, runs: RequestRun::pack(ids) };
+                actions.push(Action::Send(key, Message { frame, rows: Some(rows) }));
+            }
+            let unused = peer.window.available();
+            if peer.connection.is_some() && unused > 0 {
+                peer.window.returned += unused;
+                let frame = Frame::Return { rows: peer.window.returned };
+                actions.push(Action::Send(key, frame.into()));
+            }
+        }
+    }
+
+    /// Tells the instances how much waits for each of them.
+    fn announce(&mut self, actions: &mut Vec<Action>) {
+        let backlog = if self.holding { 0 } else { self.requests.backlog_rows() };
+        let row_bytes = self.requests.row_bytes();
+        let mut takers: Vec<(PeerKey, &mut Peer)> =
+            self.peers.iter_mut().filter(|(_, p)| p.takes_requests()).map(|(k, p)| (*k, p)).collect();
+        let loads: Vec<u64> = takers.iter().map(|(_, p)| p.load()).collect();
+        for ((key, peer), share) in takers.iter_mut().zip(balance::pour(backlog, &loads)) {
+            if let Some(rows) = peer.window.announce(share) {
+                actions.push(Action::Send(*key, Frame::Announce { rows, row_bytes }.into()));
+            }
+        }
+    }
+
+    fn flush_acknowledgements(&mut self, actions: &mut Vec<Action>) {
+        for (&key, peer) in &mut self.peers {
+            if peer.connection.is_some() && !peer.to_acknowledge.is_empty() {
+                for ids in std::mem::take(&mut peer.to_acknowledge).chunks(1 << 16) {
+                    let runs = RequestRun::pack(ids.iter().copied());
+                    actions.push(Action::Send(key, Frame::Acknowledge { runs }.into()));
+                }
+            }
+        }
+    }
+}
+
+fn batch_bytes(rows: &RecordBatch) -> u64 {
+    let columns = rows.columns().iter();
+    columns.map(|c| c.to_data().get_slice_memory_size().unwrap_or(c.get_array_memory_size()) as u64).sum()
+}
+
+/// Neighbouring deliveries to one receiver become one.
+fn coalesce(actions: Vec<Action>) -> Vec<Action> {
+    let mut merged: Vec<Action> = Vec::with_capacity(actions.len().min(64));
+    for action in actions {
+        match (merged.last_mut(), action) {
+            (Some(Action::Deliver(last, outcomes)), Action::Deliver(receiver, more)) if Arc::ptr_eq(last, &receiver) => {
+                outcomes.extend(more);
+            }
+            (_, action) => merged.push(action),
+        }
+    }
+    merged
+}

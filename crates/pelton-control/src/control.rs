@@ -1,0 +1,264 @@
+//! All services of a job: their supervisors, those who follow their endpoints, and those who look.
+
+use std::path::PathBuf;
+use std::sync::{Arc, Mutex, MutexGuard};
+
+use pelton_core::declaration::Declaration;
+use pelton_core::endpoint::{Address, Endpoint, EndpointDelta};
+use pelton_core::{Bytes, Error, Result};
+use pelton_env::{Connection, Env, Listener, Place as Pool, Task};
+use pelton_link::{Door, Link};
+use pelton_wire::{Frame, State, Status, Welcome};
+use tokio::sync::{mpsc, watch};
+
+use crate::report::{InstanceReport, JobReport, ServiceReport};
+use crate::rundir::{Card, RunDir};
+use crate::supervisor::{Place, Supervisor};
+
+/// What control needs to know of a job.
+pub struct Settings {
+    pub name: String,
+    /// Where sockets and the job's card go (see [`crate::rundir::base`]).
+    pub run_base: PathBuf,
+    /// Where the instances' logs go.
+    pub logs: PathBuf,
+    pub services: Vec<Declaration>,
+}
+
+/// Asks the data plane how far it is; called from control's own tasks, must not block.
+pub type Progress = Arc<dyn Fn() -> serde_json::Value + Send + Sync>;
+
+/// Supervises a job's services. Dropping it leaves the instances to their leases; [`Control::stop`] ends them.
+pub struct Control {
+    shared: Arc<Shared>,
+    stop: watch::Sender<bool>,
+    /// How many supervisors are still at work.
+    working: watch::Receiver<usize>,
+    _tasks: Vec<Task>,
+}
+
+pub(crate) struct Shared {
+    pub(crate) job: String,
+    pub(crate) token: String,
+    card: Card,
+    directory: RunDir,
+    services: Mutex<Vec<ServiceState>>,
+    failure: watch::Sender<Option<Error>>,
+    progress: Mutex<Option<Progress>>,
+    /// Counts changes of any instance.
+    changed: watch::Sender<u64>,
+}
+
+struct ServiceState {
+    declaration: Declaration,
+    endpoints: Vec<Endpoint>,
+    followers: Vec<mpsc::UnboundedSender<EndpointDelta>>,
+    instances: Vec<Option<InstanceReport>>,
+    ever_ready: bool,
+}
+
+impl Control {
+    /// Starts the instances of all services, and returns at once.
+    pub fn start(env: &Env, settings: Settings) -> Result<Control> {
+        let Settings { name, run_base, logs, services } = settings;
+        let secret = env.entropy.secret();
+        let (job, token) = (format!("{:.16}-{}", name, &secret[..8]), env.entropy.secret());
+        let job: String = job.chars().map(|c| if c.is_ascii_alphanumeric() { c } else { '-' }).collect();
+        let card = Card::new(job.clone(), name, env.clock.unix_millis(), token.clone());
+        let directory = RunDir::create(&run_base, &card)?;
+        std::fs::create_dir_all(&logs).map_err(|e| Error::from(e).context(format_args!("making {}", logs.display())))?;
+        let listener = env.network.listen(&directory.control())?;
+        let states = services.iter().map(|d| ServiceState {
+            declaration: d.clone(),
+            endpoints: Vec::new(),
+            followers: Vec::new(),
+            instances: vec![None; d.instances.initial as usize],
+            ever_ready: false,
+        });
+        let shared = Arc::new(Shared {
+            job,
+            token,
+            card,
+            directory,
+            services: Mutex::new(states.collect()),
+            failure: watch::channel(None).0,
+            progress: Mutex::new(None),
+            changed: watch::channel(0).0,
+        });
+        let (stop, stopped) = watch::channel(false);
+        let (at_work, working) = watch::channel(0);
+        let at_work = Arc::new(at_work);
+        let mut tasks = vec![env.spawn(Pool::Network, shared.clone().receive(env.clone(), listener))];
+        for (service, declaration) in services.iter().enumerate() {
+            for number in 0..declaration.instances.initial {
+                let log = logs.join(format!("{}-{number}.log", declaration.name));
+                let place = Place { service, number, declaration: declaration.clone(), log };
+                let supervisor = Supervisor::new(env.clone(), shared.clone(), place);
+                let (stopped, at_work) = (stopped.clone(), at_work.clone());
+                at_work.send_modify(|n| *n += 1);
+                tasks.push(env.spawn(Pool::Network, async move {
+                    supervisor.run(stopped).await;
+                    at_work.send_modify(|n| *n -= 1);
+                }));
+            }
+        }
+        Ok(Control { shared, stop, working, _tasks: tasks })
+    }
+
+    /// The job's id: its name with something random.
+    pub fn job(&self) -> &str {
+        &self.shared.job
+    }
+
+    /// What callers have to show to the instances.
+    pub fn token(&self) -> &str {
+        &self.shared.token
+    }
+
+    /// The endpoints of a service from now on, the present ones first.
+    pub fn follow(&self, service: &str) -> mpsc::UnboundedReceiver<EndpointDelta> {
+        let (sender, receiver) = mpsc::unbounded_channel();
+        let mut services = self.shared.lock();
+        if let Some(state) = services.iter_mut().find(|s| s.declaration.name == service) {
+            let _ = sender.send(EndpointDelta::Reset(state.endpoints.clone()));
+            state.followers.push(sender);
+        }
+        receiver
+    }
+
+    /// The error that a service gave up with, once there is one.
+    pub fn failure(&self) -> watch::Receiver<Option<Error>> {
+        self.shared.failure.subscribe()
+    }
+
+    /// Changes whenever an instance does.
+    pub fn changes(&self) -> watch::Receiver<u64> {
+        self.shared.changed.subscribe()
+    }
+
+    pub fn report(&self) -> JobReport {
+        self.shared.job_report()
+    }
+
+    /// Lets the data plane say how far it is, for those who look.
+    pub fn set_progress(&self, progress: Progress) {
+        *self.shared.progress.lock().unwrap_or_else(std::sync::PoisonError::into_inner) = Some(progress);
+    }
+
+    /// Ends all instances, and returns when their processes are gone.
+    pub async fn stop(mut self) {
+        let _ = self.stop.send(true);
+        let _ = self.working.wait_for(|n| *n == 0).await;
+    }
+}
+
+impl Shared {
+    fn lock(&self) -> MutexGuard<'_, Vec<ServiceState>> {
+        self.services.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
+    }
+
+    pub(crate) fn address(&self, service: usize, number: u32, incarnation: u32) -> Address {
+        self.directory.instance(service, number, incarnation)
+    }
+
+    pub(crate) fn ever_ready(&self, service: usize) -> bool {
+        self.lock()[service].ever_ready
+    }
+
+    pub(crate) fn publish(&self, service: usize, delta: EndpointDelta) {
+        let mut services = self.lock();
+        let state = &mut services[service];
+        match &delta {
+            EndpointDelta::Add(endpoint) => {
+                state.endpoints.push(endpoint.clone());
+                state.ever_ready = true;
+            }
+            EndpointDelta::Drain(instance) | EndpointDelta::Remove(instance) => {
+                state.endpoints.retain(|e| e.instance != *instance);
+            }
+            EndpointDelta::Reset(endpoints) => state.endpoints.clone_from(endpoints),
+        }
+        state.followers.retain(|follower| follower.send(delta.clone()).is_ok());
+    }
+
+    pub(crate) fn fail(&self, error: Error) {
+        self.failure.send_if_modified(|failure| failure.is_none().then(|| *failure = Some(error)).is_some());
+    }
+
+    pub(crate) fn report(&self, service: usize, number: u32, report: InstanceReport) {
+        self.lock()[service].instances[number as usize] = Some(report);
+        self.changed.send_modify(|n| *n += 1);
+    }
+
+    fn job_report(&self) -> JobReport {
+        let progress = self.progress.lock().unwrap_or_else(std::sync::PoisonError::into_inner).clone();
+        let services = self.lock();
+        let services = services.iter().map(|state| ServiceReport {
+            name: state.declaration.name.clone(),
+            wanted: state.declaration.instances.initial,
+            instances: state.instances.iter().flatten().cloned().collect(),
+        });
+        JobReport {
+            job: self.job.clone(),
+            name: self.card.name.clone(),
+            pid: self.card.pid,
+            started: self.card.started,
+            services: services.collect(),
+            progress: progress.map_or(serde_json::Value::Null, |p| p()),
+        }
+    }
+
+    /// Answers those who look, for as long as the job runs.
+    async fn receive(self: Arc<Self>, env: Env, mut listener: Box<dyn Listener>) {
+        loop {
+            match listener.accept().await {
+                Ok(connection) => {
+                    let (shared, env_of_visit) = (self.clone(), env.clone());
+                    env.spawn(Pool::Network, async move { shared.visit(&env_of_visit, connection).await }).detach();
+                }
+                Err(e) => {
+                    tracing::warn!("a connection could not be accepted: {e}");
+                    env.sleep(std::time::Duration::from_millis(100)).await;
+                }
+            }
+        }
+    }
+
+    async fn visit(&self, env: &Env, connection: Connection) {
+        let door = Door { token: self.token.clone(), max_message: Bytes::kib(64) };
+        let visitor = match door.answer(env, connection).await {
+            Ok(visitor) => visitor,
+            Err(e) => return tracing::warn!("a connection to control was refused: {e}"),
+        };
+        let pid = std::process::id();
+        let status = Status { state: State::Ready, pid, held: 0, executed: 0, batches: 0, ledger_bytes: 0, evicted: 0 };
+        let instance = pelton_core::id::InstanceId { service: "control".into(), number: 0, incarnation: 1 };
+        let max_message = Bytes::kib(64);
+        let welcome = Welcome { version: visitor.version, instance, methods: Vec::new(), max_message, status };
+        let Ok(Link { sender, mut receiver }) = visitor.welcome(env, welcome).await else { return };
+        while let Ok(Some(message)) = receiver.next().await {
+            match message.frame {
+                Frame::Query => {
+                    let report = serde_json::to_string(&self.job_report()).expect("a report is plain data");
+                    sender.send(Frame::Report(report));
+                }
+                Frame::Ping(n) => sender.send(Frame::Pong(n)),
+                _ => return,
+            }
+        }
+    }
+}
+
+/// Asks the control process of a job what runs.
+pub async fn query(env: &Env, found: &crate::rundir::Found) -> Result<JobReport> {
+    let greeting = pelton_link::greeting(pelton_wire::Role::Observer, found.card.token(), &found.card.job, "status", 1);
+    let (_, Link { sender, mut receiver }) =
+        pelton_link::connect(env, &found.control, greeting, Bytes::kib(64)).await?;
+    sender.send(Frame::Query);
+    match receiver.next().await?.map(|m| m.frame) {
+        Some(Frame::Report(report)) => {
+            serde_json::from_str(&report).map_err(|e| Error::protocol(format!("the report cannot be read: {e}")))
+        }
+        _ => Err(Error::protocol("control did not answer")),
+    }
+}

@@ -1,0 +1,13 @@
+//! Desired against actual: starts instances, watches over them, and tells clients where they are.
+//!
+//! [`lifecycle`] decides (pure) for one instance; [`supervisor`] acts for it; [`control`] holds all of a job's services
+//! together. None of it is in the data path: while control is away, requests go on.
+
+mod control;
+mod lifecycle;
+pub mod report;
+pub mod rundir;
+mod supervisor;
+
+pub use control::{Control, Progress, Settings, query};
+pub use report::{InstanceReport, JobReport, ServiceReport};

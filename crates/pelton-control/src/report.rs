@@ -1,0 +1,77 @@
+//! What control says of a job to those who look.
+
+use std::fmt;
+
+use serde::{Deserialize, Serialize};
+
+/// A job, its services and what its data plane says of itself.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct JobReport {
+    pub job: String,
+    pub name: String,
+    pub pid: u32,
+    /// Milliseconds since the Unix epoch.
+    pub started: u64,
+    pub services: Vec<ServiceReport>,
+    /// Progress of the data plane, if there is one.
+    pub progress: serde_json::Value,
+}
+
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct ServiceReport {
+    pub name: String,
+    pub wanted: u32,
+    pub instances: Vec<InstanceReport>,
+}
+
+impl ServiceReport {
+    pub fn ready(&self) -> usize {
+        self.instances.iter().filter(|i| i.phase == Phase::Ready).count()
+    }
+}
+
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct InstanceReport {
+    /// `service-number.incarnation`.
+    pub instance: String,
+    pub phase: Phase,
+    pub pid: Option<u32>,
+    /// How often it was started again.
+    pub restarts: u32,
+    pub held: u64,
+    pub executed: u64,
+    pub batches: u64,
+    pub last_error: Option<String>,
+    pub log: String,
+}
+
+/// Where an instance is in its life, as control sees it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Phase {
+    /// The process was started, and has not said anything yet.
+    Starting,
+    /// Its `open` runs.
+    Opening,
+    /// It takes requests.
+    Ready,
+    /// It finishes what it holds.
+    Draining,
+    /// It died, and is started again after a wait.
+    Waiting,
+    /// It is gone and stays so.
+    Stopped,
+}
+
+impl fmt::Display for Phase {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Phase::Starting => "starting",
+            Phase::Opening => "opening",
+            Phase::Ready => "ready",
+            Phase::Draining => "draining",
+            Phase::Waiting => "waiting",
+            Phase::Stopped => "stopped",
+        })
+    }
+}

@@ -1,0 +1,257 @@
+//! Acts for one instance: its process, the connection to it, and what its state machine says.
+
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+use pelton_core::declaration::Declaration;
+use pelton_core::endpoint::{Address, Endpoint, EndpointDelta};
+use pelton_core::id::InstanceId;
+use pelton_core::{Error, Fate, Kind, Result, Retry};
+use pelton_env::{Env, Exit, Process, ProcessSpec};
+use pelton_link::Link;
+use pelton_wire::{Bootstrap, Frame, Role, Status};
+use rand::RngExt;
+use rand::rngs::StdRng;
+use tokio::sync::watch;
+
+use crate::control::Shared;
+use crate::lifecycle::{Action, Event, Facts, Lifecycle};
+use crate::report::{InstanceReport, Phase};
+
+/// An instance says how it is twice a second; one that has said nothing for this long is not coming back.
+const SILENCE: Duration = Duration::from_secs(15);
+/// How long a new process may take until it can be connected to. Its `open` does not count.
+const ARRIVAL: Duration = Duration::from_secs(60);
+/// How long an instance that was asked to stop may take before it is killed.
+const PATIENCE: Duration = Duration::from_secs(10);
+const KNOCK_EVERY: Duration = Duration::from_millis(10);
+
+/// Which instance, and what it shall be.
+#[derive(Clone)]
+pub(crate) struct Place {
+    /// The service's number within the job.
+    pub(crate) service: usize,
+    pub(crate) number: u32,
+    pub(crate) declaration: Declaration,
+    pub(crate) log: PathBuf,
+}
+
+pub(crate) struct Supervisor {
+    env: Env,
+    shared: Arc<Shared>,
+    place: Place,
+    life: Lifecycle,
+    rng: StdRng,
+    /// The process that runs now, and what there is to it.
+    process: Option<Box<dyn Process>>,
+    connection: Option<Link>,
+    status: Option<Status>,
+}
+
+impl Supervisor {
+    pub(crate) fn new(env: Env, shared: Arc<Shared>, place: Place) -> Self {
+        let life = Lifecycle::new(place.declaration.name.clone(), place.declaration.retry);
+        let rng = env.rng();
+        Supervisor { env, shared, place, life, rng, process: None, connection: None, status: None }
+    }
+
+    /// Keeps the instance there until `stop` says so; returns when its process is gone.
+    pub(crate) async fn run(mut self, mut stop: watch::Receiver<bool>) {
+        let mut event = Event::Begin;
+        loop {
+            self.handle(event);
+            self.report();
+            if self.life.phase == Phase::Stopped && self.process.is_none() {
+                return;
+            }
+            event = self.next(&mut stop).await;
+        }
+    }
+
+    fn id(&self) -> InstanceId {
+        let service = self.place.declaration.name.clone();
+        InstanceId { service, number: self.place.number, incarnation: self.life.incarnation }
+    }
+
+    fn address(&self) -> Address {
+        self.shared.address(self.place.service, self.place.number, self.life.incarnation)
+    }
+
+    fn handle(&mut self, event: Event) {
+        let ever_ready = self.shared.ever_ready(self.place.service);
+        let facts = Facts { now: self.env.now(), random: self.rng.random(), ever_ready };
+        for action in self.life.handle(event, facts) {
+            self.act(action);
+        }
+    }
+
+    fn act(&mut self, action: Action) {
+        match action {
+            Action::Start(_) => {
+                if let Err(e) = self.start() {
+                    self.handle(Event::NotStarted(e.message().to_owned()));
+                }
+            }
+            Action::Kill => {
+                if let Some(process) = &mut self.process {
+                    process.kill();
+                }
+            }
+            Action::AskToStop => {
+                if let Some(link) = &self.connection {
+                    link.sender.send(Frame::Stop);
+                }
+            }
+            Action::Add => {
+                let endpoint = Endpoint { instance: self.id(), address: self.address() };
+                self.shared.publish(self.place.service, EndpointDelta::Add(endpoint));
+            }
+            Action::Drain => self.shared.publish(self.place.service, EndpointDelta::Drain(self.id())),
+            Action::Remove => self.shared.publish(self.place.service, EndpointDelta::Remove(self.id())),
+            Action::GiveUp(error) => {
+                let error = error.context(format_args!("instance {}", self.id()));
+                self.shared.fail(with_log(&error, &self.place.log));
+            }
+        }
+    }
+
+    fn start(&mut self) -> Result<()> {
+        let instance = self.id();
+        let bootstrap = Bootstrap {
+            instance: instance.clone(),
+            job: self.shared.job.clone(),
+            token: self.shared.token.clone(),
+            address: self.address(),
+            declaration: self.place.declaration.clone(),
+        };
+        let spec = ProcessSpec {
+            name: instance.to_string(),
+            service: instance.service,
+            bootstrap: serde_json::to_string(&bootstrap).expect("a bootstrap is plain data"),
+            log: self.place.log.clone(),
+        };
+        self.status = None;
+        let process = self.env.processes.start(spec).map_err(|e| {
+            Error::from(e).context(format_args!("starting a process that logs to {}", self.place.log.display()))
+        })?;
+        tracing::info!("instance {} starts as process {}", self.id(), process.pid());
+        self.process = Some(process);
+        Ok(())
+    }
+
+    /// Waits for the next thing that happens.
+    async fn next(&mut self, stop: &mut watch::Receiver<bool>) -> Event {
+        let stopping = *stop.borrow();
+        let wait_until = self.life.wait_until;
+        let (address, id) = (self.address(), self.id());
+        let Supervisor { env, shared, process, connection, status, .. } = self;
+        let Some(process) = process else {
+            return tokio::select! {
+                biased;
+                _ = stop.wait_for(|s| *s) => Event::Stop,
+                () = env.sleep_until(wait_until) => Event::Tick,
+            };
+        };
+        let event = if stopping {
+            see_off(env, process, &id).await
+        } else if let Some(link) = connection {
+            tokio::select! {
+                biased;
+                exit = process.exited() => exited(&exit),
+                _ = stop.wait_for(|s| *s) => Event::Stop,
+                heard = env.within(SILENCE, link.receiver.next()) => match heard {
+                    Some(Ok(Some(message))) => match message.frame {
+                        Frame::Status(news) => {
+                            let state = news.state.clone();
+                            *status = Some(*news);
+                            Event::Reported(state)
+                        }
+                        _ => Event::Tick,
+                    },
+                    // The connection broke, or was closed: connect again, or learn that the process is gone.
+                    Some(_) => {
+                        *connection = None;
+                        Event::Tick
+                    }
+                    None => Event::Silent,
+                },
+            }
+        } else {
+            tokio::select! {
+                biased;
+                exit = process.exited() => exited(&exit),
+                _ = stop.wait_for(|s| *s) => Event::Stop,
+                connected = connect(env, shared, &address) => match connected {
+                    Ok((news, link)) => {
+                        let state = news.state.clone();
+                        *status = Some(news);
+                        *connection = Some(link);
+                        Event::Reported(state)
+                    }
+                    Err(e) => {
+                        tracing::warn!("instance {id}: {e}");
+                        Event::Silent
+                    }
+                },
+            }
+        };
+        if matches!(event, Event::Exited(_)) {
+            tracing::info!("instance {id} is gone: {event:?}");
+            self.process = None;
+            self.connection = None;
+        }
+        event
+    }
+
+    fn report(&self) {
+        let status = self.status.as_ref();
+        let report = InstanceReport {
+            instance: self.id().to_string(),
+            phase: self.life.phase,
+            pid: self.process.as_ref().map(|p| p.pid()),
+            restarts: self.life.restarts,
+            held: status.map_or(0, |s| s.held),
+            executed: status.map_or(0, |s| s.executed),
+            batches: status.map_or(0, |s| s.batches),
+            last_error: self.life.last_error.clone(),
+            log: self.place.log.display().to_string(),
+        };
+        self.shared.report(self.place.service, self.place.number, report);
+    }
+}
+
+/// It was told to stop: wait for its end, but not for ever.
+async fn see_off(env: &Env, process: &mut Box<dyn Process>, id: &InstanceId) -> Event {
+    if let Some(exit) = env.within(PATIENCE, process.exited()).await {
+        return exited(&exit);
+    }
+    tracing::warn!("instance {id} did not stop within {PATIENCE:?} and is killed");
+    process.kill();
+    exited(&process.exited().await)
+}
+
+fn exited(exit: &Exit) -> Event {
+    Event::Exited(exit.description.clone())
+}
+
+fn with_log(error: &Error, log: &std::path::Path) -> Error {
+    let message = format!("{}; its log is {}", error.message(), log.display());
+    Error::new(error.kind(), error.fate(), error.retry(), message)
+}
+
+/// Knocks until the instance listens.
+async fn connect(env: &Env, shared: &Shared, address: &Address) -> Result<(Status, Link)> {
+    let knock = async {
+        loop {
+            let greeting = pelton_link::greeting(Role::Control, &shared.token, &shared.job, "control", 1);
+            match pelton_link::connect(env, address, greeting, pelton_core::Bytes::kib(64)).await {
+                Ok((welcome, link)) => return Ok((welcome.status, link)),
+                Err(e) if e.kind() == Kind::Connect => env.sleep(KNOCK_EVERY).await,
+                Err(e) => return Err(e),
+            }
+        }
+    };
+    let late = || Error::new(Kind::Connect, Fate::NotSent, Retry::Elsewhere, format!("{address} did not answer within {ARRIVAL:?}"));
+    env.within(ARRIVAL, knock).await.unwrap_or_else(|| Err(late()))
+}

@@ -1,0 +1,12 @@
+//! What runs inside an instance.
+//!
+//! [`state`] decides (pure: events and time in, actions out), with the [`ledger`] and the [`queue`]; [`worker`] runs the
+//! user's methods; [`server`] is the thin loop around them.
+
+mod ledger;
+mod queue;
+mod server;
+mod state;
+mod worker;
+
+pub use server::serve;

@@ -1,0 +1,305 @@
+//! The loop around an instance's state: connections, the worker, the lease.
+
+use std::collections::BTreeMap;
+use std::sync::{Arc, Mutex, MutexGuard};
+use std::time::Duration;
+
+use pelton_core::declaration::Declaration;
+use pelton_core::service::{Context, Definition};
+use pelton_core::{Error, Result};
+use pelton_env::{Connection, Env, Place};
+use pelton_link::{Caller, Door, Link, Sender};
+use pelton_wire::{Bootstrap, Frame, Role, Welcome};
+use tokio::sync::{Notify, mpsc, oneshot, watch};
+
+use crate::state::{Action, ConnectionId, Event, State};
+use crate::worker::{self, Job};
+
+/// How often an instance tells those who supervise it how it is, when nothing special happens.
+const HEARTBEAT: Duration = Duration::from_millis(500);
+/// Connections at a time; more are turned away.
+const MAX_CONNECTIONS: usize = 4096;
+/// How long `close` may take at the end.
+const CLOSING: Duration = Duration::from_secs(5);
+
+/// Runs an instance until it is told to leave, has drained, or nobody supervises it any more. Returns why it ended.
+pub async fn serve(env: Env, bootstrap: Bootstrap, definition: Definition) -> Result<String> {
+    let mut listener = (env.network.listen(&bootstrap.address))
+        .map_err(|e| Error::from(e).context(format_args!("listening at {}", bootstrap.address)))?;
+    let (worker, jobs) = mpsc::unbounded_channel();
+    let (leave, mut left) = watch::channel(None);
+    let declaration = &bootstrap.declaration;
+    let server = Server {
+        env: env.clone(),
+        state: Mutex::new(Inner {
+            state: State::new(declaration.clone(), definition.methods.clone()),
+            callers: BTreeMap::new(),
+            worker: worker.clone(),
+            next_connection: 0,
+        }),
+        definition: definition.clone(),
+        timer: Notify::new(),
+        changed: watch::channel(0).0,
+        supervised: watch::channel(0).0,
+        leave,
+        bootstrap: bootstrap.clone(),
+    };
+    let server = Arc::new(server);
+
+    let context = context(&env, &bootstrap, declaration);
+    let events = {
+        let server = Arc::downgrade(&server);
+        move |event| {
+            if let Some(server) = server.upgrade() {
+                server.apply(event);
+            }
+        }
+    };
+    let _worker = env.spawn(Place::Dedicated, worker::work(definition, context, jobs, events));
+    let _timer = env.spawn(Place::Network, server.clone().tick());
+    let _lease = env.spawn(Place::Network, server.clone().watch_lease(declaration.lease));
+
+    let mut visits = Vec::new();
+    loop {
+        tokio::select! {
+            biased;
+            _ = left.wait_for(Option::is_some) => break,
+            connection = listener.accept() => match connection {
+                Ok(connection) => {
+                    visits.retain(|(done, _): &(watch::Receiver<bool>, _)| !*done.borrow());
+                    if visits.len() < MAX_CONNECTIONS {
+                        let (ended, done) = watch::channel(false);
+                        let server = server.clone();
+                        visits.push((done, env.spawn(Place::Network, async move {
+                            server.visit(connection).await;
+                            let _ = ended.send(true);
+                        })));
+                    }
+                }
+                Err(e) => {
+                    // Out of descriptors, most likely; those who are connected go on.
+                    tracing::warn!("a connection could not be accepted: {e}");
+                    env.sleep(Duration::from_millis(100)).await;
+                }
+            },
+        }
+    }
+    drop(listener);
+    // Only an idle service is closed in good order: a method that runs cannot be interrupted.
+    if server.lock().state.is_idle() {
+        let (done, closed) = oneshot::channel();
+        let _ = worker.send(Job::Close(done));
+        let _ = env.within(CLOSING, closed).await;
+    }
+    let why = left.borrow().clone();
+    Ok(why.unwrap_or_default())
+}
+
+fn context(env: &Env, bootstrap: &Bootstrap, declaration: &Declaration) -> Context {
+    Context {
+        service: declaration.name.clone(),
+        instance: bootstrap.instance.number,
+        options: declaration.options.clone(),
+        resources: declaration.resources,
+        clock: env.clock.clone(),
+        seed: env.entropy.seed(),
+        crash: env.crash.clone(),
+    }
+}
+
+struct Server {
+    env: Env,
+    bootstrap: Bootstrap,
+    definition: Definition,
+    state: Mutex<Inner>,
+    /// The timer has to look again.
+    timer: Notify,
+    /// Counts changes of the status.
+    changed: watch::Sender<u64>,
+    /// How many supervisors are connected.
+    supervised: watch::Sender<usize>,
+    leave: watch::Sender<Option<String>>,
+}
+
+struct Inner {
+    state: State,
+    callers: BTreeMap<ConnectionId, Connected>,
+    worker: mpsc::UnboundedSender<Job>,
+    next_connection: ConnectionId,
+}
+
+/// A caller that is connected.
+struct Connected {
+    sender: Sender,
+    close: Arc<Notify>,
+}
+
+impl Server {
+    fn lock(&self) -> MutexGuard<'_, Inner> {
+        self.state.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
+    }
+
+    /// Hands an event to the state and does what it says.
+    fn apply(&self, event: Event) {
+        let mut inner = self.lock();
+        let before = inner.state.wake_at();
+        let actions = inner.state.handle(event, self.env.now());
+        for action in actions {
+            match action {
+                Action::Send(to, message) => {
+                    if let Some(caller) = inner.callers.get(&to) {
+                        caller.sender.send(message);
+                    }
+                }
+                Action::Close(connection) => {
+                    if let Some(caller) = inner.callers.get(&connection) {
+                        caller.close.notify_one();
+                    }
+                }
+                Action::Run(batch) => {
+                    let _ = inner.worker.send(Job::Run(batch));
+                }
+                Action::Report => self.changed.send_modify(|n| *n += 1),
+                Action::Leave => self.depart("drained"),
+            }
+        }
+        if inner.state.wake_at() != before {
+            self.timer.notify_one();
+        }
+    }
+
+    fn depart(&self, why: &str) {
+        self.leave.send_if_modified(|left| left.is_none().then(|| *left = Some(why.to_owned())).is_some());
+    }
+
+    async fn tick(self: Arc<Self>) {
+        loop {
+            let wake = self.lock().state.wake_at();
+            let due = tokio::select! {
+                biased;
+                () = self.timer.notified() => false,
+                () = self.env.sleep_until(wake) => true,
+            };
+            if due {
+                self.apply(Event::Tick);
+            }
+        }
+    }
+
+    /// Nobody supervises it for as long as the lease: it ends.
+    async fn watch_lease(self: Arc<Self>, lease: Duration) {
+        let mut supervised = self.supervised.subscribe();
+        loop {
+            let somebody = self.env.within(lease, supervised.wait_for(|n| *n > 0)).await.is_some();
+            if !somebody {
+                return self.depart("nobody supervises it any more");
+            }
+            if supervised.wait_for(|n| *n == 0).await.is_err() {
+                return;
+            }
+        }
+    }
+
+    async fn visit(&self, connection: Connection) {
+        let door = Door { token: self.bootstrap.token.clone(), max_message: self.bootstrap.declaration.max_message };
+        match door.answer(&self.env, connection).await {
+            Ok(caller) => match caller.greeting.role {
+                Role::Caller => self.serve_caller(caller).await,
+                Role::Control | Role::Observer => self.serve_supervisor(caller).await,
+            },
+            Err(e) => tracing::warn!("a connection was refused: {e}"),
+        }
+    }
+
+    fn welcome(&self, version: u16) -> Welcome {
+        Welcome {
+            version,
+            instance: self.bootstrap.instance.clone(),
+            methods: self.definition.methods.to_vec(),
+            max_message: self.bootstrap.declaration.max_message,
+            status: self.lock().state.status(std::process::id()),
+        }
+    }
+
+    async fn serve_caller(&self, caller: Caller) {
+        let (client, epoch) = (caller.greeting.client.clone(), caller.greeting.epoch);
+        let admitted = self.lock().state.admit(&client, epoch);
+        if let Err(e) = admitted {
+            return caller.refuse(e).await;
+        }
+        let welcome = self.welcome(caller.version);
+        let Ok(Link { sender, mut receiver }) = caller.welcome(&self.env, welcome).await else { return };
+        let close = Arc::new(Notify::new());
+        let id = {
+            let mut inner = self.lock();
+            inner.next_connection += 1;
+            let id = inner.next_connection;
+            inner.callers.insert(id, Connected { sender, close: close.clone() });
+            id
+        };
+        self.apply(Event::Joined { connection: id, client: client.clone(), epoch });
+        loop {
+            let next = tokio::select! {
+                biased;
+                () = close.notified() => break,
+                next = receiver.next() => next,
+            };
+            match next {
+                Ok(Some(message)) => self.apply(Event::Received { connection: id, message }),
+                Ok(None) => break,
+                Err(e) => {
+                    tracing::warn!("the connection of client `{client}` ends: {e}");
+                    break;
+                }
+            }
+        }
+        self.lock().callers.remove(&id);
+        self.apply(Event::Left(id));
+    }
+
+    async fn serve_supervisor(&self, caller: Caller) {
+        let controls = caller.greeting.role == Role::Control;
+        let mut changed = self.changed.subscribe();
+        let welcome = self.welcome(caller.version);
+        let Ok(Link { sender, mut receiver }) = caller.welcome(&self.env, welcome).await else { return };
+        let _lease = controls.then(|| Lease::take(&self.supervised));
+        let report = async {
+            loop {
+                let _ = self.env.within(HEARTBEAT, changed.changed()).await;
+                let status = self.lock().state.status(std::process::id());
+                sender.send(Frame::Status(Box::new(status)));
+            }
+        };
+        let listen = async {
+            while let Ok(Some(message)) = receiver.next().await {
+                match message.frame {
+                    Frame::Ping(n) => sender.send(Frame::Pong(n)),
+                    Frame::Drain if controls => self.apply(Event::Drain),
+                    Frame::Stop if controls => self.depart("told to stop"),
+                    _ => return,
+                }
+            }
+        };
+        tokio::select! {
+            biased;
+            () = listen => {}
+            () = report => {}
+        }
+    }
+}
+
+/// Somebody supervises the instance as long as this lives.
+struct Lease<'a>(&'a watch::Sender<usize>);
+
+impl<'a> Lease<'a> {
+    fn take(supervised: &'a watch::Sender<usize>) -> Self {
+        supervised.send_modify(|n| *n += 1);
+        Lease(supervised)
+    }
+}
+
+impl Drop for Lease<'_> {
+    fn drop(&mut self) {
+        self.0.send_modify(|n| *n -= 1);
+    }
+}
