@@ -1,1 +1,65 @@
-fn main() {}
+//! The developer's menu: `cargo xtask COMMAND`.
+
+mod check;
+mod ci;
+mod demo;
+mod digits;
+mod fetch;
+mod model;
+mod places;
+mod process;
+mod python;
+mod setup;
+mod test;
+
+use std::process::ExitCode;
+
+use clap::{Parser, Subcommand};
+
+use places::Places;
+
+#[derive(Parser)]
+#[command(
+    name = "cargo xtask",
+    bin_name = "cargo xtask",
+    about = "Everything that is done to this repository"
+)]
+struct Menu {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Fetch what tests and the demo need into .cache: the sentence model, images of digits
+    Setup,
+    /// Formatting and lints, as CI wants them
+    Check,
+    /// Set up, then run all tests; arguments go to `cargo test`
+    Test(test::Arguments),
+    /// What CI runs: check, then test
+    Ci,
+    /// Set up, build, index a book, search it, classify images
+    Demo(demo::Arguments),
+}
+
+fn main() -> ExitCode {
+    match run(&Menu::parse().command) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(e) => {
+            eprintln!("\nerror: {e:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn run(command: &Command) -> anyhow::Result<()> {
+    let places = Places::of_this_workspace();
+    match command {
+        Command::Setup => setup::run(&places),
+        Command::Check => check::run(&places),
+        Command::Test(arguments) => test::run(&places, arguments),
+        Command::Ci => ci::run(&places),
+        Command::Demo(arguments) => demo::run(&places, arguments),
+    }
+}

@@ -13,7 +13,7 @@ use tokio::sync::{mpsc, watch};
 
 use crate::report::{InstanceReport, JobReport, ServiceReport};
 use crate::rundir::{Card, RunDir};
-use crate::supervisor::{Place, Supervisor};
+use crate::supervisor::{Place, Supervisor, Wish};
 
 /// What control needs to know of a job.
 pub struct Settings {
@@ -31,7 +31,7 @@ pub type Progress = Arc<dyn Fn() -> serde_json::Value + Send + Sync>;
 /// Supervises a job's services. Dropping it leaves the instances to their leases; [`Control::stop`] ends them.
 pub struct Control {
     shared: Arc<Shared>,
-    stop: watch::Sender<bool>,
+    stop: watch::Sender<Wish>,
     /// How many supervisors are still at work.
     working: watch::Receiver<usize>,
     _tasks: Vec<Task>,
@@ -85,7 +85,7 @@ impl Control {
             progress: Mutex::new(None),
             changed: watch::channel(0).0,
         });
-        let (stop, stopped) = watch::channel(false);
+        let (stop, stopped) = watch::channel(Wish::Run);
         let (at_work, working) = watch::channel(0);
         let at_work = Arc::new(at_work);
         let mut tasks = vec![env.spawn(Pool::Network, shared.clone().receive(env.clone(), listener))];
@@ -147,8 +147,13 @@ impl Control {
 
     /// Ends all instances, and returns when their processes are gone.
     pub async fn stop(mut self) {
-        let _ = self.stop.send(true);
+        let _ = self.stop.send(Wish::Stop);
         let _ = self.working.wait_for(|n| *n == 0).await;
+    }
+
+    /// Kills all instances.
+    pub fn kill(&self) {
+        let _ = self.stop.send(Wish::Kill);
     }
 }
 

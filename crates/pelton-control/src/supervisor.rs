@@ -27,6 +27,14 @@ const ARRIVAL: Duration = Duration::from_secs(60);
 const PATIENCE: Duration = Duration::from_secs(10);
 const KNOCK_EVERY: Duration = Duration::from_millis(10);
 
+/// What the job wants of its instances.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Wish {
+    Run,
+    Stop,
+    Kill,
+}
+
 /// Which instance, and what it shall be.
 #[derive(Clone)]
 pub(crate) struct Place {
@@ -57,7 +65,7 @@ impl Supervisor {
     }
 
     /// Keeps the instance there until `stop` says so; returns when its process is gone.
-    pub(crate) async fn run(mut self, mut stop: watch::Receiver<bool>) {
+    pub(crate) async fn run(mut self, mut stop: watch::Receiver<Wish>) {
         let mut event = Event::Begin;
         loop {
             self.handle(event);
@@ -141,25 +149,25 @@ impl Supervisor {
     }
 
     /// Waits for the next thing that happens.
-    async fn next(&mut self, stop: &mut watch::Receiver<bool>) -> Event {
-        let stopping = *stop.borrow();
+    async fn next(&mut self, stop: &mut watch::Receiver<Wish>) -> Event {
+        let wish = *stop.borrow();
         let wait_until = self.life.wait_until;
         let (address, id) = (self.address(), self.id());
         let Supervisor { env, shared, process, connection, status, .. } = self;
         let Some(process) = process else {
             return tokio::select! {
                 biased;
-                _ = stop.wait_for(|s| *s) => Event::Stop,
+                _ = stop.wait_for(|w| *w != Wish::Run) => Event::Stop,
                 () = env.sleep_until(wait_until) => Event::Tick,
             };
         };
-        let event = if stopping {
-            see_off(env, process, &id).await
+        let event = if wish != Wish::Run {
+            see_off(env, process, stop, &id).await
         } else if let Some(link) = connection {
             tokio::select! {
                 biased;
                 exit = process.exited() => exited(&exit),
-                _ = stop.wait_for(|s| *s) => Event::Stop,
+                _ = stop.wait_for(|w| *w != Wish::Run) => Event::Stop,
                 heard = env.within(SILENCE, link.receiver.next()) => match heard {
                     Some(Ok(Some(message))) => match message.frame {
                         Frame::Status(news) => {
@@ -181,7 +189,7 @@ impl Supervisor {
             tokio::select! {
                 biased;
                 exit = process.exited() => exited(&exit),
-                _ = stop.wait_for(|s| *s) => Event::Stop,
+                _ = stop.wait_for(|w| *w != Wish::Run) => Event::Stop,
                 connected = connect(env, shared, &address) => match connected {
                     Ok((news, link)) => {
                         let state = news.state.clone();
@@ -222,11 +230,13 @@ impl Supervisor {
 }
 
 /// It was told to stop: wait for its end, but not for ever.
-async fn see_off(env: &Env, process: &mut Box<dyn Process>, id: &InstanceId) -> Event {
-    if let Some(exit) = env.within(PATIENCE, process.exited()).await {
-        return exited(&exit);
+async fn see_off(env: &Env, process: &mut Box<dyn Process>, stop: &mut watch::Receiver<Wish>, id: &InstanceId) -> Event {
+    tokio::select! {
+        biased;
+        exit = process.exited() => return exited(&exit),
+        _ = stop.wait_for(|w| *w == Wish::Kill) => {}
+        () = env.sleep(PATIENCE) => tracing::warn!("instance {id} did not stop within {PATIENCE:?} and is killed"),
     }
-    tracing::warn!("instance {id} did not stop within {PATIENCE:?} and is killed");
     process.kill();
     exited(&process.exited().await)
 }

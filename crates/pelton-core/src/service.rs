@@ -203,17 +203,17 @@ pub struct Definition {
     /// The Rust type, for messages.
     pub type_name: &'static str,
     pub methods: Arc<[MethodSpec]>,
-    open: Arc<dyn Fn(&Context) -> Result<Box<dyn Opened>> + Send + Sync>,
+    open: Arc<dyn Fn(Context) -> BoxFuture<Result<Box<dyn Opened>>> + Send + Sync>,
 }
 
 impl Definition {
     pub fn of<S: Service>() -> Self {
-        Definition::with(|ctx| S::open(ctx), S::methods(), S::close)
+        Definition::with(|ctx| Box::pin(async move { S::open(&ctx) }), S::methods(), S::close)
     }
 
-    /// A definition whose `open`, methods and `close` are given one by one.
+    /// A definition whose `open`, methods and `close` are given one by one. This `open` may wait without blocking.
     pub fn with<S: Send + 'static>(
-        open: impl Fn(&Context) -> Result<S> + Send + Sync + 'static,
+        open: impl Fn(Context) -> BoxFuture<Result<S>> + Send + Sync + 'static,
         methods: Methods<S>,
         close: fn(S) -> Result<()>,
     ) -> Self {
@@ -222,14 +222,17 @@ impl Definition {
             type_name: std::any::type_name::<S>(),
             methods: methods.specs.into(),
             open: Arc::new(move |ctx| {
-                let state = open(ctx)?;
-                Ok(Box::new(Erased { state, bodies: bodies.clone(), close }) as Box<dyn Opened>)
+                let (opening, bodies) = (open(ctx), bodies.clone());
+                Box::pin(async move {
+                    let state = opening.await?;
+                    Ok(Box::new(Erased { state, bodies, close }) as Box<dyn Opened>)
+                })
             }),
         }
     }
 
-    /// Opens the service. Blocks for as long as the user's `open` takes.
-    pub fn open(&self, ctx: &Context) -> Result<Box<dyn Opened>> {
+    /// Opens the service: takes, and may block, for as long as the user's `open` does.
+    pub fn open(&self, ctx: Context) -> BoxFuture<Result<Box<dyn Opened>>> {
         (self.open)(ctx)
     }
 

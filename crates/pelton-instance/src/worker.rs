@@ -27,7 +27,7 @@ pub(crate) async fn work(
     mut jobs: mpsc::UnboundedReceiver<Job>,
     events: impl Fn(Event) + Send + Sync + Clone + 'static,
 ) {
-    let opened = catch_unwind(AssertUnwindSafe(|| definition.open(&context)));
+    let opened = AssertUnwindSafe(async { definition.open(context).await }).catch_unwind().await;
     let mut service = match opened.unwrap_or_else(|panic| Err(panicked("`open`", &*panic))) {
         Ok(service) => {
             events(Event::Opened(Ok(())));

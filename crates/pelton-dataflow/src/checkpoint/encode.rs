@@ -1,0 +1,137 @@
+//! A subtask's state as files: what is small as JSON, rows as Arrow IPC streams, one a kind of rows.
+
+use std::collections::BTreeMap;
+
+use arrow_array::{RecordBatch, RecordBatchOptions};
+use arrow_ipc::reader::StreamReader;
+use arrow_ipc::writer::StreamWriter;
+use pelton_core::id::InstanceId;
+use pelton_core::{Error, RequestRun, Result};
+use serde::{Deserialize, Serialize};
+
+use crate::batch::Batch;
+use crate::pending::{SavedLane, nullable};
+use crate::sink::Staged;
+use crate::subtask::state::{OpenSplit, State};
+
+/// What stands in the JSON; batches are in the tables, in this order.
+#[derive(Serialize, Deserialize)]
+struct Record {
+    done: Vec<(u64, String)>,
+    open: Vec<OpenSplit>,
+    lanes: Vec<SavedLane>,
+    held: Vec<(RequestRun, InstanceId)>,
+    /// Splits of the queued batches.
+    queued: Vec<u64>,
+    /// Outputs and splits of the unsent ones.
+    unsent: Vec<(usize, u64)>,
+    /// As `unsent`, with the open split that they were read from.
+    read: Vec<(usize, usize, u64)>,
+    staged: Vec<Staged>,
+}
+
+const RECORD: &str = "state.json";
+
+/// The files of one subtask, by name.
+pub(crate) fn encode(state: &State) -> Result<BTreeMap<String, Vec<u8>>> {
+    let mut tables = Tables::default();
+    state.queued.iter().for_each(|b| tables.add("queued", &b.rows));
+    state.unsent.iter().for_each(|(output, b)| tables.add(&format!("unsent-{output}"), &b.rows));
+    let mut read = Vec::new();
+    for (at, open) in state.open.iter().enumerate() {
+        for (output, batch) in &open.unsent {
+            tables.add(&format!("read-{output}"), &batch.rows);
+            read.push((at, *output, batch.split));
+        }
+    }
+    for lane in &state.lanes {
+        lane.rows.iter().for_each(|rows| tables.add("pending", rows));
+        lane.results.iter().for_each(|rows| tables.add("results", rows));
+    }
+    let record = Record {
+        done: state.done.clone(),
+        open: state.open.clone(),
+        lanes: state.lanes.clone(),
+        held: state.held.clone(),
+        queued: state.queued.iter().map(|b| b.split).collect(),
+        unsent: state.unsent.iter().map(|(output, b)| (*output, b.split)).collect(),
+        read,
+        staged: state.staged.clone(),
+    };
+    let json = serde_json::to_vec(&record).map_err(|e| Error::internal(format!("state as JSON: {e}")))?;
+    let mut files = tables.write()?;
+    files.insert(RECORD.to_owned(), json);
+    Ok(files)
+}
+
+/// The state that [`encode`] made these files of.
+pub(crate) fn decode(mut files: BTreeMap<String, Vec<u8>>) -> Result<State> {
+    let json = files.remove(RECORD).ok_or_else(|| Error::storage(format!("it has no `{RECORD}`")))?;
+    let record: Record = serde_json::from_slice(&json).map_err(|e| Error::storage(format!("`{RECORD}`: {e}")))?;
+    let mut tables = Tables::read(files)?;
+    let mut state =
+        State { done: record.done, open: record.open, held: record.held, staged: record.staged, ..State::default() };
+    for split in record.queued {
+        state.queued.push(Batch { split, rows: tables.next("queued")? });
+    }
+    for (output, split) in record.unsent {
+        state.unsent.push((output, Batch { split, rows: tables.next(&format!("unsent-{output}"))? }));
+    }
+    for (at, output, split) in record.read {
+        let rows = tables.next(&format!("read-{output}"))?;
+        let open = state.open.get_mut(at).ok_or_else(|| Error::storage("it has rows of a split that it does not name"))?;
+        open.unsent.push((output, Batch { split, rows }));
+    }
+    for mut lane in record.lanes {
+        if lane.entries() > 0 {
+            lane.rows = Some(tables.next("pending")?).filter(|r| r.num_rows() as u64 == lane.entries());
+            lane.rows.as_ref().ok_or_else(|| Error::storage("its pending rows are not as many as it says"))?;
+        }
+        if lane.result_rows() > 0 {
+            lane.results = Some(tables.next("results")?);
+        }
+        state.lanes.push(lane);
+    }
+    Ok(state)
+}
+
+/// Batches by kind.
+#[derive(Default)]
+struct Tables(BTreeMap<String, std::collections::VecDeque<RecordBatch>>);
+
+impl Tables {
+    fn add(&mut self, table: &str, rows: &RecordBatch) {
+        self.0.entry(table.to_owned()).or_default().push_back(rows.clone());
+    }
+
+    fn next(&mut self, table: &str) -> Result<RecordBatch> {
+        let next = self.0.get_mut(table).and_then(std::collections::VecDeque::pop_front);
+        next.ok_or_else(|| Error::storage(format!("its table `{table}` has too few rows")))
+    }
+
+    fn write(self) -> Result<BTreeMap<String, Vec<u8>>> {
+        let mut files = BTreeMap::new();
+        for (table, batches) in self.0 {
+            // Batches of one table come over several ways, and may differ in whether nulls are allowed.
+            let schema = nullable(batches[0].schema_ref());
+            let mut writer = StreamWriter::try_new(Vec::new(), &schema)?;
+            for rows in batches {
+                let count = RecordBatchOptions::new().with_row_count(Some(rows.num_rows()));
+                writer.write(&RecordBatch::try_new_with_options(schema.clone(), rows.columns().to_vec(), &count)?)?;
+            }
+            files.insert(format!("{table}.arrow"), writer.into_inner()?);
+        }
+        Ok(files)
+    }
+
+    fn read(files: BTreeMap<String, Vec<u8>>) -> Result<Tables> {
+        let mut tables = Tables::default();
+        for (name, bytes) in files {
+            let table = name.strip_suffix(".arrow").unwrap_or(&name).to_owned();
+            let reader = StreamReader::try_new(bytes.as_slice(), None)?;
+            let batches = reader.collect::<Result<_, _>>()?;
+            tables.0.insert(table, batches);
+        }
+        Ok(tables)
+    }
+}

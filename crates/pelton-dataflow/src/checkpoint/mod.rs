@@ -1,0 +1,7 @@
+//! Checkpoints: when to take one, and how it is kept.
+
+pub(crate) mod coordinator;
+pub(crate) mod encode;
+pub(crate) mod fence;
+pub(crate) mod manifest;
+pub(crate) mod store;

@@ -1,0 +1,204 @@
+//! Checkpoints in a local folder.
+//!
+//! `checkpoint-000012/` holds the files of all subtasks and `manifest.json`, which is put there last, under a name that
+//! must not exist, and makes it complete. `committed` says that its outputs are visible.
+
+use std::collections::BTreeMap;
+use std::fs::{self, File};
+use std::io::{self, ErrorKind, Write};
+use std::path::{Path, PathBuf};
+
+use pelton_core::{Error, Result};
+use sha2::{Digest, Sha256};
+
+use super::encode::{decode, encode};
+use super::fence::Fence;
+use super::manifest::{FileRecord, Manifest, Part, VERSION};
+use crate::subtask::state::State;
+
+const CHECKPOINT: &str = "checkpoint-";
+const MANIFEST: &str = "manifest.json";
+const COMMITTED: &str = "committed";
+/// Complete checkpoints that are kept.
+const KEPT: usize = 2;
+
+pub(crate) struct Store {
+    folder: PathBuf,
+    fence: Fence,
+}
+
+/// A checkpoint that was read back: parts by stage.
+pub(crate) struct Loaded {
+    pub(crate) manifest: Manifest,
+    pub(crate) parts: BTreeMap<String, Vec<State>>,
+}
+
+impl Store {
+    /// Takes the folder over, and makes it where it is missing. What is incomplete in it is removed.
+    pub(crate) fn open(folder: &Path) -> Result<Store> {
+        fs::create_dir_all(folder).map_err(at("creating", folder))?;
+        let fence = Fence::raise(folder)?;
+        let store = Store { folder: folder.to_owned(), fence };
+        for number in store.numbers()? {
+            if !store.path(number).join(MANIFEST).exists() {
+                store.remove(number)?;
+            }
+        }
+        Ok(store)
+    }
+
+    pub(crate) fn generation(&self) -> u64 {
+        self.fence.generation
+    }
+
+    /// Forgets all checkpoints.
+    pub(crate) fn clear(&self) -> Result<()> {
+        self.numbers()?.into_iter().try_for_each(|n| self.remove(n))
+    }
+
+    /// The numbers of all checkpoints, rising.
+    pub(crate) fn numbers(&self) -> Result<Vec<u64>> {
+        let names = names(&self.folder)?;
+        let mut numbers: Vec<u64> = names.iter().filter_map(|n| n.strip_prefix(CHECKPOINT)?.parse().ok()).collect();
+        numbers.sort_unstable();
+        Ok(numbers)
+    }
+
+    /// Reads a checkpoint and checks every byte of it. One that is damaged is refused, and another one is named.
+    pub(crate) fn load(&self, number: u64) -> Result<Loaded> {
+        let path = self.path(number);
+        self.read(&path).map_err(|e| {
+            let before = self.numbers().unwrap_or_default().into_iter().rfind(|n| *n < number);
+            let next = match before {
+                Some(n) => format!(
+                    "restore from checkpoint {n} instead (restore_from = {n}; outputs made after it may come twice), or start \
+                     anew with --fresh"
+                ),
+                None => "there is none before it; start anew with --fresh".to_owned(),
+            };
+            Error::storage(format!("checkpoint {number} in {} cannot be restored: {e}; {next}", self.folder.display()))
+        })
+    }
+
+    fn read(&self, path: &Path) -> Result<Loaded> {
+        let file = path.join(MANIFEST);
+        let json = fs::read(&file).map_err(at("reading", &file))?;
+        let version = serde_json::from_slice::<serde_json::Value>(&json).ok();
+        let version = version.and_then(|v| v.get("version")?.as_u64());
+        if version.is_some_and(|v| v != u64::from(VERSION)) {
+            return Err(Error::storage(format!(
+                "it has layout version {}, this program knows {VERSION}",
+                version.unwrap_or_default()
+            )));
+        }
+        let manifest: Manifest = serde_json::from_slice(&json)
+            .map_err(|e| Error::storage(format!("its manifest {} is damaged: {e}", file.display())))?;
+        let mut parts: BTreeMap<String, Vec<State>> = BTreeMap::new();
+        for part in &manifest.parts {
+            let mut files = BTreeMap::new();
+            for record in &part.files {
+                files.insert(record.name.clone(), read_checked(path, record)?);
+            }
+            parts.entry(part.stage.clone()).or_default().push(decode(files)?);
+        }
+        Ok(Loaded { manifest, parts })
+    }
+
+    /// Makes a checkpoint durable, or fails and leaves none. `parts` have the head of their stage. Says how big it is.
+    pub(crate) fn write(&self, mut manifest: Manifest, parts: &[(String, State)]) -> Result<u64> {
+        let path = self.path(manifest.number);
+        fs::create_dir_all(&path).map_err(at("creating", &path))?;
+        let mut total = 0;
+        for (index, (stage, state)) in parts.iter().enumerate() {
+            let mut files = Vec::new();
+            for (name, bytes) in encode(state)? {
+                // The generation keeps a process that was fenced off from writing into our files.
+                let file = format!("g{}-{index}-{name}", manifest.generation);
+                write_synced(&path.join(&file), &bytes)?;
+                total += bytes.len() as u64;
+                files.push(FileRecord { name, file, bytes: bytes.len() as u64, sha256: digest(&bytes) });
+            }
+            manifest.parts.push(Part { stage: stage.clone(), files });
+        }
+        self.fence.check()?;
+        let json = serde_json::to_vec_pretty(&manifest).map_err(|e| Error::internal(format!("manifest: {e}")))?;
+        let draft = path.join(format!("g{}-{MANIFEST}", manifest.generation));
+        write_synced(&draft, &json)?;
+        sync_folder(&path)?;
+        let target = path.join(MANIFEST);
+        // A link is made only where nothing has the name yet.
+        fs::hard_link(&draft, &target).map_err(at("completing", &target))?;
+        fs::remove_file(&draft).map_err(at("removing", &draft))?;
+        sync_folder(&path)?;
+        sync_folder(&self.folder)?;
+        Ok(total)
+    }
+
+    /// Its outputs are visible.
+    pub(crate) fn mark_committed(&self, number: u64) -> Result<()> {
+        let path = self.path(number);
+        write_synced(&path.join(COMMITTED), b"")?;
+        sync_folder(&path)
+    }
+
+    /// Removes all but the newest ones.
+    pub(crate) fn collect(&self) -> Result<()> {
+        let numbers = self.numbers()?;
+        numbers.iter().rev().skip(KEPT).try_for_each(|n| self.remove(*n))
+    }
+
+    fn remove(&self, number: u64) -> Result<()> {
+        let path = self.path(number);
+        // Without its manifest it is none any more, wherever this is cut off.
+        match fs::remove_file(path.join(MANIFEST)) {
+            Err(e) if e.kind() != ErrorKind::NotFound => return Err(at("removing", &path.join(MANIFEST))(e)),
+            _ => {}
+        }
+        fs::remove_dir_all(&path).map_err(at("removing", &path))
+    }
+
+    fn path(&self, number: u64) -> PathBuf {
+        self.folder.join(format!("{CHECKPOINT}{number:06}"))
+    }
+}
+
+fn read_checked(folder: &Path, record: &FileRecord) -> Result<Vec<u8>> {
+    let path = folder.join(&record.file);
+    let bytes = fs::read(&path).map_err(at("reading", &path))?;
+    if bytes.len() as u64 != record.bytes {
+        return Err(Error::storage(format!("{} has {} bytes, expected {}", path.display(), bytes.len(), record.bytes)));
+    }
+    if digest(&bytes) != record.sha256 {
+        return Err(Error::storage(format!("{} is damaged: its SHA-256 differs from the manifest's", path.display())));
+    }
+    Ok(bytes)
+}
+
+fn digest(bytes: &[u8]) -> String {
+    Sha256::digest(bytes).iter().map(|b| format!("{b:02x}")).collect()
+}
+
+fn write_synced(path: &Path, bytes: &[u8]) -> Result<()> {
+    let write = || {
+        let mut file = File::create(path)?;
+        file.write_all(bytes)?;
+        file.sync_all()
+    };
+    write().map_err(at("writing", path))
+}
+
+/// Makes the names in a folder durable.
+pub(super) fn sync_folder(folder: &Path) -> Result<()> {
+    File::open(folder).and_then(|f| f.sync_all()).map_err(at("syncing", folder))
+}
+
+pub(super) fn names(folder: &Path) -> Result<Vec<String>> {
+    let read = || fs::read_dir(folder)?.map(|e| Ok(e?.file_name().to_string_lossy().into_owned())).collect();
+    let names: io::Result<Vec<String>> = read();
+    names.map_err(at("reading", folder))
+}
+
+/// What was being done to what when storage failed.
+pub(super) fn at<'a>(doing: &'a str, path: &'a Path) -> impl FnOnce(io::Error) -> Error + 'a {
+    move |e| Error::storage(format!("{doing} {}: {e}", path.display()))
+}

@@ -1,0 +1,229 @@
+//! Starts a job, and is its handle.
+
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+use pelton_core::call::Caller;
+use pelton_core::{Bytes, Error, Result};
+use pelton_env::{Env, Place, Task};
+use tokio::sync::{oneshot, watch};
+
+use crate::checkpoint::store::{Loaded, Store};
+use crate::conduct::Conductor;
+use crate::explain::Budgets;
+use crate::plan::Work;
+use crate::progress::{NodeProgress, Progress};
+use crate::topology::Topology;
+use crate::wiring::wire;
+
+/// How a job runs.
+#[derive(Clone, Debug)]
+pub struct Options {
+    /// The folder for its checkpoints. One job's own.
+    pub state: PathBuf,
+    /// Forget the checkpoints that are there, and outputs that are staged and not visible. Visible ones stay.
+    pub fresh: bool,
+    /// Start from this checkpoint, not the newest. Outputs that were made visible after it come again.
+    pub restore_from: Option<u64>,
+    /// From the begin of one checkpoint to that of the next.
+    pub interval: Duration,
+    /// The least time between the end of a checkpoint and the begin of the next.
+    pub pause: Duration,
+    /// A checkpoint that takes longer is given up.
+    pub timeout: Duration,
+    /// How long a stop waits for what instances are working on.
+    pub stop_grace: Duration,
+    /// What one edge may hold, over all pairs of its subtasks.
+    pub edge_bytes: Bytes,
+    /// What the pending rows and results of one call subtask may hold.
+    pub pending_bytes: Bytes,
+}
+
+impl Options {
+    pub fn new(state: impl Into<PathBuf>) -> Self {
+        Options {
+            state: state.into(),
+            fresh: false,
+            restore_from: None,
+            interval: Duration::from_secs(5),
+            pause: Duration::from_millis(500),
+            timeout: Duration::from_secs(600),
+            stop_grace: Duration::from_secs(10),
+            edge_bytes: Bytes::mib(8),
+            pending_bytes: Bytes::mib(32),
+        }
+    }
+
+    pub fn budgets(&self) -> Budgets {
+        Budgets { edge: self.edge_bytes, pending: self.pending_bytes }
+    }
+}
+
+/// How a job ended, if it did not fail.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum End {
+    /// Everything was read, answered and made visible.
+    Finished,
+    /// It had finished before, and there was nothing new to read.
+    AlreadyFinished,
+    /// It was stopped; started again, it goes on.
+    Stopped,
+}
+
+#[derive(Clone, Debug)]
+pub struct Summary {
+    pub end: End,
+    /// What each node did in this run.
+    pub nodes: Vec<NodeProgress>,
+    /// Complete checkpoints of this run.
+    pub checkpoints: u64,
+    pub restored_from: Option<u64>,
+    /// Splits whose content has changed since they were read, in part or to their end. They were not read again.
+    pub changed: u64,
+    /// Splits that had been read in part and could not be read on.
+    pub lost: u64,
+    pub elapsed: Duration,
+}
+
+/// What the owner wants of a job.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Wish {
+    Run,
+    Stop,
+    Cancel,
+}
+
+pub struct Job;
+
+impl Job {
+    /// Starts a job, or goes on with one from its newest checkpoint. Looks at files and folders, so it may block.
+    pub fn start(
+        topology: Topology,
+        callers: BTreeMap<String, Arc<dyn Caller>>,
+        env: Env,
+        options: Options,
+    ) -> Result<Running> {
+        check_callers(&topology, &callers)?;
+        let store = Store::open(&options.state)?;
+        let restored = restore(&topology, &store, &options)?;
+        publish(&topology, &store, restored.as_ref())?;
+        let last = store.numbers()?.into_iter().max().unwrap_or(0);
+        let wired = wire(&topology, &callers, &store, &options, restored.as_ref(), last)?;
+        let (progress, watched) = watch::channel(Progress::default());
+        let (wish, wishes) = watch::channel(Wish::Run);
+        let (done, result) = oneshot::channel();
+        let restored = restored.map(|r| r.manifest);
+        let conductor = Conductor::new(env.clone(), topology, callers, options, Arc::new(store), wired, restored, last);
+        let task = env.spawn(Place::Network, async move {
+            let ended = conductor.conduct(wishes, progress).await;
+            // Nobody waits for it if the handle is gone.
+            let _ = done.send(ended);
+        });
+        Ok(Running { progress: watched, wish, result, _task: task })
+    }
+}
+
+/// A job at work. Dropping it ends the job at once, as a crash would.
+pub struct Running {
+    progress: watch::Receiver<Progress>,
+    wish: watch::Sender<Wish>,
+    result: oneshot::Receiver<Result<Summary>>,
+    _task: Task,
+}
+
+impl Running {
+    pub fn progress(&self) -> watch::Receiver<Progress> {
+        self.progress.clone()
+    }
+
+    /// Stops in good order: what instances are working on is waited for, up to the grace; then a checkpoint; then the end.
+    /// [`wait`](Running::wait) tells when.
+    pub fn stop(&self) {
+        self.stopper().stop();
+    }
+
+    /// What can stop the job while somebody else waits for it.
+    pub fn stopper(&self) -> Stopper {
+        Stopper(self.wish.clone())
+    }
+
+    /// Ends at once, without a checkpoint. Waits for one that is being written.
+    pub async fn cancel(self) {
+        self.wish.send_replace(Wish::Cancel);
+        let _ = self.result.await;
+    }
+
+    pub async fn wait(self) -> Result<Summary> {
+        self.result.await.unwrap_or_else(|_| Err(Error::internal("the job's own task ended without a result")))
+    }
+}
+
+/// Stops a job, as [`Running::stop`] does.
+#[derive(Clone)]
+pub struct Stopper(watch::Sender<Wish>);
+
+impl Stopper {
+    pub fn stop(&self) {
+        self.0.send_if_modified(|wish| {
+            let first = *wish == Wish::Run;
+            if first {
+                *wish = Wish::Stop;
+            }
+            first
+        });
+    }
+}
+
+fn check_callers(topology: &Topology, callers: &BTreeMap<String, Arc<dyn Caller>>) -> Result<()> {
+    for node in &topology.nodes {
+        let (Work::Call(call), Some(shape)) = (&node.work, &node.call) else { continue };
+        let caller = callers.get(&call.service).ok_or_else(|| {
+            Error::invalid(format!("call `{}` needs service `{}`, for which no client was given", node.name, call.service))
+        })?;
+        let given = caller.methods().get(shape.index);
+        if given.is_none_or(|m| m.name != call.method || m.input != shape.method.input) {
+            return Err(Error::invalid(format!(
+                "call `{}`: the client of service `{}` has other methods than the plan was checked with; check it again",
+                node.name, call.service
+            )));
+        }
+    }
+    Ok(())
+}
+
+fn restore(topology: &Topology, store: &Store, options: &Options) -> Result<Option<Loaded>> {
+    if options.fresh {
+        store.clear()?;
+        return Ok(None);
+    }
+    let numbers = store.numbers()?;
+    let number = match options.restore_from {
+        Some(n) if !numbers.contains(&n) => {
+            let there: Vec<String> = numbers.iter().map(u64::to_string).collect();
+            let folder = options.state.display();
+            return Err(Error::invalid(format!("there is no checkpoint {n} in {folder}; there are: {}", there.join(", "))));
+        }
+        Some(n) => Some(n),
+        None => numbers.last().copied(),
+    };
+    let Some(number) = number else { return Ok(None) };
+    let loaded = store.load(number)?;
+    loaded.manifest.check_identity(&topology.identity, &options.state.display().to_string())?;
+    Ok(Some(loaded))
+}
+
+/// Makes visible what the restored checkpoint had staged: the process that wrote it may have ended before it could.
+fn publish(topology: &Topology, store: &Store, restored: Option<&Loaded>) -> Result<()> {
+    for node in &topology.nodes {
+        let Work::Sink(sink) = &node.work else { continue };
+        let staged = restored.and_then(|r| r.manifest.staged.get(&node.name)).map_or(&[][..], Vec::as_slice);
+        let context = |e: Error| e.context(format!("sink `{}`", node.name));
+        sink.start(store.generation(), staged).map_err(context)?;
+        if !staged.is_empty() {
+            sink.commit(staged).map_err(context)?;
+        }
+    }
+    restored.map_or(Ok(()), |r| store.mark_committed(r.manifest.number))
+}

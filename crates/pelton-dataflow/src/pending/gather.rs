@@ -1,0 +1,178 @@
+//! Rows and their results, joined into batches.
+
+use std::sync::Arc;
+
+use arrow_array::{ArrayRef, RecordBatch, RecordBatchOptions, UInt32Array};
+use arrow_schema::{Field, Schema, SchemaRef};
+use pelton_core::service::{Cardinality, show_columns};
+use pelton_core::{Error, RequestId, Result};
+
+use super::block::Slot;
+use crate::batch::{Batch, RowError};
+use crate::row::show;
+
+/// Rows in one emitted batch at most. Results that come one by one leave joined, but not as one huge batch.
+const ROWS: usize = 8192;
+/// Bytes of results in one emitted batch, about.
+const BYTES: u64 = 2 << 20;
+
+/// What results look like, and the rows that are made of them.
+#[derive(Clone)]
+pub(crate) struct Shape {
+    /// The method's columns.
+    pub(crate) result: SchemaRef,
+    /// Input columns and the method's.
+    pub(crate) output: SchemaRef,
+    pub(crate) cardinality: Cardinality,
+}
+
+impl Shape {
+    /// Refuses what is no answer of this method.
+    pub(super) fn check(&self, rows: RecordBatch, last: bool) -> Result<RecordBatch> {
+        if self.cardinality == Cardinality::One && (rows.num_rows() != 1 || !last) {
+            return Err(Error::protocol(format!("the answer has {} rows, expected one", rows.num_rows())));
+        }
+        let given = rows.schema_ref();
+        // A streaming answer may end without rows, and then has no columns either.
+        let fits = Arc::ptr_eq(given, &self.result)
+            || rows.num_rows() == 0
+            || (given.fields().len() == self.result.fields().len()
+                && (given.fields().iter().zip(self.result.fields())).all(|(g, e)| g.data_type() == e.data_type())
+                && (rows.columns().iter().zip(self.result.fields())).all(|(c, e)| e.is_nullable() || c.null_count() == 0));
+        if fits {
+            return Ok(rows);
+        }
+        let (given, expected) = (show_columns(given), show_columns(&self.result));
+        Err(Error::protocol(format!("the answer's columns are ({given}), expected ({expected})")))
+    }
+
+    /// Results of whatever field names, as the method's.
+    pub(super) fn plain(&self, rows: RecordBatch) -> Result<RecordBatch> {
+        Ok(RecordBatch::try_new(self.result.clone(), rows.columns().to_vec())?)
+    }
+}
+
+/// A row whose request ended in an error, for the error output.
+#[derive(Debug)]
+pub(crate) struct Failed {
+    pub(crate) id: RequestId,
+    pub(crate) row: RowError,
+}
+
+/// What a call operator sends on.
+#[derive(Debug)]
+pub(crate) enum Emission {
+    Rows { rows: Option<Batch>, split: u64, failed: Vec<Failed> },
+    Watermark(i64),
+}
+
+/// Collects what leaves in one batch.
+pub(super) struct Gather {
+    operator: u32,
+    group: u64,
+    /// Rows of the block at hand: which, and how often each.
+    picked: Vec<u32>,
+    inputs: Vec<RecordBatch>,
+    results: Vec<RecordBatch>,
+    failed: Vec<Failed>,
+    rows: usize,
+    bytes: u64,
+}
+
+impl Gather {
+    pub(super) fn new(operator: u32, group: u64) -> Self {
+        Gather {
+            operator,
+            group,
+            picked: Vec::new(),
+            inputs: Vec::new(),
+            results: Vec::new(),
+            failed: Vec::new(),
+            rows: 0,
+            bytes: 0,
+        }
+    }
+
+    pub(super) fn room(&self) -> usize {
+        ROWS.saturating_sub(self.rows)
+    }
+
+    pub(super) fn is_full(&self) -> bool {
+        self.rows >= ROWS || self.bytes >= BYTES
+    }
+
+    pub(super) fn is_empty(&self) -> bool {
+        self.rows == 0
+    }
+
+    pub(super) fn slot(&mut self, row: u32, sequence: u64, rows: &RecordBatch, slot: Slot) {
+        self.rows += 1;
+        match slot {
+            Slot::Done(parts) => {
+                for part in parts.into_iter().filter(|p| p.num_rows() > 0) {
+                    self.picked.extend(std::iter::repeat_n(row, part.num_rows()));
+                    self.results.push(part);
+                }
+            }
+            Slot::Failed(error) => {
+                let id = RequestId { operator: self.operator, group: self.group, sequence };
+                self.failed.push(Failed { id, row: RowError { row: show(rows, row as usize), error } });
+            }
+            Slot::Waiting | Slot::Partial(_) | Slot::Gone => unreachable!("only what ended is gathered"),
+        }
+    }
+
+    pub(super) fn end_block(&mut self, rows: &RecordBatch) {
+        if !self.picked.is_empty() {
+            // Row numbers are within the block, so this cannot fail.
+            let picked = pick(rows, &self.picked).expect("rows of the block");
+            self.bytes += Batch { split: 0, rows: picked.clone() }.bytes();
+            self.inputs.push(picked);
+            self.picked.clear();
+        }
+    }
+
+    pub(super) fn build(self, split: u64, shape: &Shape) -> Result<Emission> {
+        let rows = match (join(&self.inputs)?, join(&self.results)?) {
+            (Some(input), Some(result)) => {
+                let columns = input.columns().iter().chain(result.columns()).cloned().collect();
+                let count = RecordBatchOptions::new().with_row_count(Some(input.num_rows()));
+                let rows = RecordBatch::try_new_with_options(shape.output.clone(), columns, &count)?;
+                Some(Batch { split, rows })
+            }
+            _ => None,
+        };
+        Ok(Emission::Rows { rows, split, failed: self.failed })
+    }
+}
+
+/// These rows. Where they are consecutive, nothing is copied.
+pub(super) fn pick(rows: &RecordBatch, which: &[u32]) -> Result<RecordBatch> {
+    let first = which.first().copied().unwrap_or(0);
+    if which.iter().enumerate().all(|(i, w)| *w == first + i as u32) {
+        return Ok(rows.slice(first as usize, which.len()));
+    }
+    Ok(arrow_select::take::take_record_batch(rows, &UInt32Array::from(which.to_vec()))?)
+}
+
+/// Batches of the same types as one, with the first one's field names. Nullable: they may differ in that.
+pub(super) fn join(batches: &[RecordBatch]) -> Result<Option<RecordBatch>> {
+    let (first, schema, count) = match batches {
+        [] => return Ok(None),
+        [one] => return Ok(Some(one.clone())),
+        [first, ..] => (first, nullable(first.schema_ref()), batches.iter().map(RecordBatch::num_rows).sum()),
+    };
+    let column = |c: usize| {
+        let parts: Vec<&dyn arrow_array::Array> = batches.iter().map(|b| b.column(c).as_ref()).collect();
+        arrow_select::concat::concat(&parts)
+    };
+    let columns = (0..first.num_columns()).map(column).collect::<Result<Vec<ArrayRef>, _>>()?;
+    let options = RecordBatchOptions::new().with_row_count(Some(count));
+    Ok(Some(RecordBatch::try_new_with_options(schema, columns, &options)?))
+}
+
+/// The same columns, nulls allowed.
+pub(crate) fn nullable(schema: &Schema) -> SchemaRef {
+    let field = |f: &Arc<Field>| f.as_ref().clone().with_nullable(true);
+    Arc::new(Schema::new(schema.fields().iter().map(field).collect::<Vec<_>>()))
+}

@@ -1,0 +1,176 @@
+//! What a job shall do: nodes and edges, before anything is checked.
+//!
+//! A plan is a description; [`Plan::validate`] turns it, as a whole, into a [`Topology`](crate::topology::Topology).
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use pelton_core::call::{ErrorPolicy, Priority};
+
+use crate::operator::Operator;
+use crate::sink::Sink;
+use crate::source::Source;
+
+/// A node of one plan, as its builder methods return it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct NodeId(pub usize);
+
+impl NodeId {
+    /// The port of the rows that could not be processed.
+    pub fn errors(self) -> Output {
+        Output { node: self, port: Port::Errors }
+    }
+}
+
+/// Which of a node's outputs.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Port {
+    Rows,
+    /// Rows of [`error_schema`](crate::batch::error_schema).
+    Errors,
+}
+
+/// One output of one node; a [`NodeId`] alone stands for its rows.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Output {
+    pub node: NodeId,
+    pub port: Port,
+}
+
+impl From<NodeId> for Output {
+    fn from(node: NodeId) -> Self {
+        Output { node, port: Port::Rows }
+    }
+}
+
+/// What happens with records that a source cannot read.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum OnError {
+    /// The job fails with the first.
+    #[default]
+    Fail,
+    /// They go to the source's error output.
+    ErrorOutput,
+}
+
+/// In which order answers leave a call.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Order {
+    /// The rows of a split leave in the order in which they came. Rows of different splits overtake one another.
+    #[default]
+    Ordered,
+    /// As answers come, but never across a watermark.
+    Unordered,
+}
+
+/// A call of a service's method, once for each row.
+#[derive(Clone, Debug)]
+pub struct Call {
+    pub service: String,
+    pub method: String,
+    /// Columns of the input that are the method's arguments, in the method's order.
+    pub arguments: Vec<String>,
+    pub order: Order,
+    /// How long a row may take in all, from when it is submitted. None: as long as it takes.
+    pub timeout: Option<Duration>,
+    pub priority: Priority,
+    pub on_error: ErrorPolicy,
+}
+
+impl Call {
+    /// An ordered call without timeout, that fails the job with the first error.
+    pub fn new(service: &str, method: &str, arguments: &[&str]) -> Self {
+        Call {
+            service: service.to_owned(),
+            method: method.to_owned(),
+            arguments: arguments.iter().map(|a| (*a).to_owned()).collect(),
+            order: Order::default(),
+            timeout: None,
+            priority: Priority::default(),
+            on_error: ErrorPolicy::default(),
+        }
+    }
+}
+
+/// What a node does.
+#[derive(Clone)]
+pub enum Work {
+    Source {
+        source: Arc<dyn Source>,
+        on_error: OnError,
+    },
+    /// Bad rows go to the error port where something consumes it; where nothing does, the first fails the job.
+    Map(Arc<dyn Operator>),
+    Call(Call),
+    Sink(Arc<dyn Sink>),
+}
+
+impl Work {
+    pub fn kind(&self) -> &'static str {
+        match self {
+            Work::Source { .. } => "source",
+            Work::Map(_) => "map",
+            Work::Call(_) => "call",
+            Work::Sink(_) => "sink",
+        }
+    }
+}
+
+#[derive(Clone)]
+pub struct Node {
+    pub name: String,
+    /// How many subtasks it has.
+    pub parallelism: u32,
+    pub work: Work,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Edge {
+    pub from: Output,
+    pub to: NodeId,
+}
+
+/// A graph in the making.
+#[derive(Clone, Default)]
+pub struct Plan {
+    pub(crate) nodes: Vec<Node>,
+    pub(crate) edges: Vec<Edge>,
+}
+
+impl Plan {
+    pub fn new() -> Self {
+        Plan::default()
+    }
+
+    pub fn source(&mut self, name: &str, parallelism: u32, source: Arc<dyn Source>, on_error: OnError) -> NodeId {
+        self.add(name, parallelism, Work::Source { source, on_error })
+    }
+
+    pub fn map(&mut self, name: &str, parallelism: u32, input: impl Into<Output>, operator: Arc<dyn Operator>) -> NodeId {
+        let node = self.add(name, parallelism, Work::Map(operator));
+        self.connect(input, node);
+        node
+    }
+
+    pub fn call(&mut self, name: &str, parallelism: u32, input: impl Into<Output>, call: Call) -> NodeId {
+        let node = self.add(name, parallelism, Work::Call(call));
+        self.connect(input, node);
+        node
+    }
+
+    pub fn sink(&mut self, name: &str, parallelism: u32, input: impl Into<Output>, sink: Arc<dyn Sink>) -> NodeId {
+        let node = self.add(name, parallelism, Work::Sink(sink));
+        self.connect(input, node);
+        node
+    }
+
+    /// One more input for a node: the union of all its inputs is what it takes, so they have the same columns.
+    pub fn connect(&mut self, from: impl Into<Output>, to: NodeId) {
+        self.edges.push(Edge { from: from.into(), to });
+    }
+
+    fn add(&mut self, name: &str, parallelism: u32, work: Work) -> NodeId {
+        self.nodes.push(Node { name: name.to_owned(), parallelism, work });
+        NodeId(self.nodes.len() - 1)
+    }
+}

@@ -1,0 +1,249 @@
+//! A call operator's subtask: rows to requests, outcomes to rows.
+
+use std::collections::BTreeMap;
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use arrow_array::{Array, RecordBatch, RecordBatchOptions, UInt32Array};
+use pelton_core::call::{Acknowledge, Caller, ErrorPolicy, Holder, Outcome, Priority, Receiver, Submission};
+use pelton_core::id::InstanceId;
+use pelton_core::{Error, RequestId, RequestRun, Result};
+use tokio::sync::Notify;
+
+use super::chain::Chain;
+use crate::batch::Batch;
+use crate::outbox::Outbox;
+use crate::pending::{Emission, Pending, SavedLane};
+use crate::progress::add;
+use crate::topology::{CallShape, mix};
+
+/// Where the client puts outcomes. They are bounded by what is pending: one a request, or its parts.
+struct Mailbox {
+    outcomes: Mutex<Vec<Outcome>>,
+    wake: Arc<Notify>,
+}
+
+impl Receiver for Mailbox {
+    fn deliver(&self, outcomes: Vec<Outcome>) {
+        self.outcomes.lock().expect("nothing panics under this lock").extend(outcomes);
+        self.wake.notify_one();
+    }
+}
+
+/// What does not change while it runs.
+pub(crate) struct Terms {
+    pub(crate) name: String,
+    pub(crate) operator: u32,
+    pub(crate) shape: CallShape,
+    pub(crate) timeout: Option<Duration>,
+    pub(crate) priority: Priority,
+    pub(crate) on_error: ErrorPolicy,
+    pub(crate) generation: u64,
+}
+
+pub(crate) struct Calling {
+    terms: Terms,
+    caller: Arc<dyn Caller>,
+    mailbox: Arc<Mailbox>,
+    pending: Pending,
+    reported: u64,
+    /// Requests that ended since the last barrier.
+    ended: Vec<RequestId>,
+    /// Requests that ended before a barrier, to acknowledge when a checkpoint of this or a later number is complete.
+    covered: Vec<(u64, Vec<RequestRun>)>,
+}
+
+impl Calling {
+    /// Puts back what a checkpoint held. Requests that had not ended are submitted again under their old ids.
+    pub(crate) fn new(
+        terms: Terms,
+        caller: Arc<dyn Caller>,
+        wake: Arc<Notify>,
+        mut pending: Pending,
+        lanes: Vec<SavedLane>,
+    ) -> Result<Self> {
+        for lane in lanes {
+            pending.restore(lane)?;
+        }
+        let mailbox = Arc::new(Mailbox { outcomes: Mutex::new(Vec::new()), wake });
+        let (ended, covered) = (Vec::new(), Vec::new());
+        Ok(Calling { terms, caller, mailbox, pending, reported: 0, ended, covered })
+    }
+
+    pub(crate) fn resubmit(&mut self) -> Result<()> {
+        for unfinished in self.pending.unfinished()? {
+            self.submit(unfinished.ids, &unfinished.rows)?;
+        }
+        Ok(())
+    }
+
+    pub(crate) fn is_full(&self) -> bool {
+        self.pending.is_full()
+    }
+
+    pub(crate) fn is_empty(&self) -> bool {
+        self.pending.is_empty()
+    }
+
+    /// Notes what the client delivered.
+    pub(crate) fn collect(&mut self) -> Result<()> {
+        let outcomes = std::mem::take(&mut *self.mailbox.outcomes.lock().expect("nothing panics under this lock"));
+        for Outcome { id, rows, last } in outcomes {
+            let rows = match (rows.and_then(|rows| self.pending.check(rows, last)), &self.terms.on_error) {
+                (Err(e), ErrorPolicy::Fail) => {
+                    // At once, not when its turn has come. What nothing waits for is not ours to fail with.
+                    let Some(row) = self.pending.show(id) else { continue };
+                    return Err(e.context(format!("call `{}`, request {id}, row {row}", self.terms.name)));
+                }
+                (Err(e), ErrorPolicy::Default(_)) => {
+                    tracing::debug!(call = self.terms.name, %id, error = %e, "default values");
+                    Ok(self.terms.shape.default.clone().expect("checked with the plan"))
+                }
+                (rows, _) => rows,
+            };
+            let last = last || rows.is_err();
+            if self.pending.finish(id, rows, last) {
+                self.ended.push(id);
+            }
+        }
+        Ok(())
+    }
+
+    /// Takes rows in: first into what is pending, then to the client.
+    pub(crate) fn accept(&mut self, batch: Batch, chain: &Chain) -> Result<()> {
+        if batch.rows.num_rows() == 0 {
+            return Ok(());
+        }
+        add(&chain.members[0].counters.rows_in, batch.rows.num_rows() as u64);
+        add(&chain.members[0].counters.bytes, batch.bytes());
+        let group = match self.terms.shape.replayable {
+            true => batch.split,
+            false => mix(batch.split ^ mix(self.terms.generation)),
+        };
+        let rows = batch.rows.clone();
+        let taken = self.pending.add(group, batch);
+        let id = |row| RequestId { operator: self.terms.operator, group, sequence: taken.first + row };
+        self.submit((0..taken.count as u64).map(id).collect(), &rows)
+    }
+
+    fn submit(&mut self, ids: Vec<RequestId>, rows: &RecordBatch) -> Result<()> {
+        let (ids, rows) = self.refuse_nulls(ids, rows)?;
+        if ids.is_empty() {
+            return Ok(());
+        }
+        let shape = &self.terms.shape;
+        let columns = shape.arguments.iter().map(|c| rows.column(*c).clone()).collect();
+        let count = RecordBatchOptions::new().with_row_count(Some(rows.num_rows()));
+        let arguments = RecordBatch::try_new_with_options(shape.method.input.clone(), columns, &count)?;
+        let submission = Submission {
+            method: shape.index,
+            ids,
+            arguments,
+            timeout: self.terms.timeout,
+            priority: self.terms.priority,
+            acknowledge: Acknowledge::Explicit,
+        };
+        self.caller.submit(submission, self.mailbox.clone());
+        Ok(())
+    }
+
+    /// A row without a value for an argument that must have one is an error of that row.
+    fn refuse_nulls(&mut self, ids: Vec<RequestId>, rows: &RecordBatch) -> Result<(Vec<RequestId>, RecordBatch)> {
+        let arguments = self.terms.shape.arguments.iter().zip(self.terms.shape.method.input.fields());
+        let strict = arguments.filter(|(c, field)| !field.is_nullable() && rows.column(**c).null_count() > 0);
+        let strict: Vec<(usize, String)> = strict.map(|(c, field)| (*c, field.name().clone())).collect();
+        if strict.is_empty() {
+            return Ok((ids, rows.clone()));
+        }
+        let mut kept = Vec::new();
+        let mut refused = Vec::new();
+        for (row, id) in ids.into_iter().enumerate() {
+            match strict.iter().find(|(c, _)| rows.column(*c).is_null(row)) {
+                None => kept.push((row as u32, id)),
+                Some((_, name)) => {
+                    let error = Error::invalid(format!("argument `{name}` is null, and the method takes no nulls"));
+                    refused.push(Outcome { id, rows: Err(error), last: true });
+                }
+            }
+        }
+        self.mailbox.deliver(refused);
+        let (which, ids): (Vec<u32>, Vec<RequestId>) = kept.into_iter().unzip();
+        let rows = arrow_select::take::take_record_batch(rows, &UInt32Array::from(which))?;
+        Ok((ids, rows))
+    }
+
+    pub(crate) fn watermark(&mut self, watermark: i64) {
+        self.pending.watermark(watermark);
+    }
+
+    /// Sends on what is ready, as one batch; says whether there was something.
+    pub(crate) fn emit(&mut self, chain: &mut Chain, outbox: &mut Outbox) -> Result<bool> {
+        let emission = self.pending.emit()?;
+        self.report(chain);
+        match emission {
+            None => Ok(false),
+            Some(Emission::Watermark(watermark)) => {
+                outbox.watermark(watermark);
+                Ok(true)
+            }
+            Some(Emission::Rows { rows, split, failed }) => {
+                chain.errors(0, split, failed.into_iter().map(|f| (Some(f.id), f.row)).collect(), outbox)?;
+                if let Some(batch) = rows {
+                    chain.pass(0, batch, outbox)?;
+                }
+                Ok(true)
+            }
+        }
+    }
+
+    fn report(&mut self, chain: &Chain) {
+        // Several subtasks share the number.
+        let now = self.pending.rows();
+        add(&chain.members[0].counters.pending, now.wrapping_sub(self.reported));
+        self.reported = now;
+    }
+
+    /// A failed request fails the job at once, not when its turn has come.
+    pub(crate) fn save(&mut self, covered_by: u64) -> Result<Vec<SavedLane>> {
+        self.cover(covered_by);
+        self.pending.save()
+    }
+
+    /// What ended so far is covered by this checkpoint.
+    pub(crate) fn cover(&mut self, checkpoint: u64) {
+        let mut ended = std::mem::take(&mut self.ended);
+        ended.sort_unstable();
+        self.covered.push((checkpoint, RequestRun::pack(ended)));
+    }
+
+    /// The checkpoint is complete: the ledgers may forget what it covers.
+    pub(crate) fn completed(&mut self, checkpoint: u64) {
+        let (covered, rest) = std::mem::take(&mut self.covered).into_iter().partition(|(n, _)| *n <= checkpoint);
+        self.covered = rest;
+        let covered: Vec<(u64, Vec<RequestRun>)> = covered;
+        let ids: Vec<RequestId> = covered.into_iter().flat_map(|(_, runs)| runs).flat_map(RequestRun::ids).collect();
+        if !ids.is_empty() {
+            self.caller.acknowledge(&ids);
+        }
+    }
+
+    /// Where the unended requests are, for the record: those that an instance holds.
+    pub(crate) fn holders(&self) -> Vec<(RequestRun, InstanceId)> {
+        let ids = self.pending.unfinished_ids();
+        let mut held: BTreeMap<InstanceId, Vec<RequestId>> = BTreeMap::new();
+        for (id, holder) in ids.iter().zip(self.caller.holders(&ids)) {
+            if let Holder::Instance(instance) = holder {
+                held.entry(instance).or_default().push(*id);
+            }
+        }
+        let runs = |(instance, ids): (InstanceId, Vec<RequestId>)| {
+            RequestRun::pack(ids).into_iter().map(move |run| (run, instance.clone()))
+        };
+        held.into_iter().flat_map(runs).collect()
+    }
+
+    /// Whether no instance works on anything of ours.
+    pub(crate) fn is_quiet(&self) -> bool {
+        self.holders().is_empty()
+    }
+}

@@ -1,0 +1,24 @@
+//! Files as sources and sinks of a dataflow.
+//!
+//! Sources: [`Folder`] gives one row a file, [`Lines`] one row a line. Sinks: [`Parquet`] and [`JsonLines`], exactly
+//! once. [`read_parquet`] reads back what the sink made. Everything here blocks; none of it knows an async runtime.
+
+mod disk;
+mod filter;
+pub mod folder;
+pub mod json_lines;
+pub mod lines;
+mod name;
+pub mod parquet;
+pub mod read;
+pub mod selection;
+pub mod sink;
+mod staging;
+mod walk;
+
+pub use folder::Folder;
+pub use json_lines::JsonLines;
+pub use lines::Lines;
+pub use parquet::Parquet;
+pub use read::read_parquet;
+pub use selection::Selection;

@@ -1,0 +1,211 @@
+//! What a scripted method answers: made of the input row and nothing else.
+
+use std::sync::Arc;
+
+use arrow_array::cast::AsArray;
+use arrow_array::types::{Float32Type, Int32Type, Int64Type, UInt8Type, UInt32Type, UInt64Type};
+use arrow_array::{
+    Array, ArrayRef, BinaryArray, FixedSizeListArray, Float32Array, Int32Array, Int64Array, RecordBatch, StringArray,
+    UInt8Array, UInt32Array, UInt64Array,
+};
+use arrow_schema::{DataType, Field, SchemaRef};
+use pelton_core::service::{Cardinality, MethodSpec};
+use pelton_core::{Error, Result};
+
+/// Refuses methods that cannot be scripted.
+pub(crate) fn check(method: &MethodSpec) -> Result<()> {
+    if method.cardinality == Cardinality::Many {
+        return Err(Error::invalid(format!("method `{}` streams; it cannot be scripted yet", method.name)));
+    }
+    for field in method.output.fields() {
+        let echoed = method.input.fields().iter().any(|f| f.name() == field.name() && f.data_type() == field.data_type());
+        if !echoed && !can_make(field.data_type()) {
+            let (name, data_type) = (field.name(), field.data_type());
+            return Err(Error::invalid(format!("method `{}`: column `{name}` of type {data_type} cannot be scripted", method.name)));
+        }
+    }
+    Ok(())
+}
+
+fn can_make(data_type: &DataType) -> bool {
+    match data_type {
+        DataType::Utf8
+        | DataType::Binary
+        | DataType::Int32
+        | DataType::Int64
+        | DataType::UInt8
+        | DataType::UInt32
+        | DataType::UInt64
+        | DataType::Float32 => true,
+        DataType::FixedSizeList(item, _) => *item.data_type() == DataType::Float32,
+        _ => false,
+    }
+}
+
+/// A column of the input comes back under its name; the others are made of a hash of the row.
+pub(crate) fn answer(batch: &RecordBatch, output: &SchemaRef) -> Result<RecordBatch> {
+    let hashes = hashes(batch);
+    let columns = output.fields().iter().map(|field| {
+        let same = batch.column_by_name(field.name()).filter(|c| c.data_type() == field.data_type());
+        Ok(same.cloned().map_or_else(|| make(field, &hashes), Ok)?)
+    });
+    let columns = columns.collect::<Result<Vec<ArrayRef>>>()?;
+    Ok(RecordBatch::try_new(output.clone(), columns)?)
+}
+
+fn make(field: &Field, hashes: &[u64]) -> Result<ArrayRef> {
+    let each = || hashes.iter().copied();
+    Ok(match field.data_type() {
+        DataType::Utf8 => Arc::new(StringArray::from_iter_values(each().map(|h| format!("{h:016x}")))),
+        DataType::Binary => Arc::new(BinaryArray::from_iter_values(each().map(u64::to_le_bytes))),
+        DataType::Int32 => Arc::new(Int32Array::from_iter_values(each().map(|h| (h >> 33) as i32))),
+        DataType::Int64 => Arc::new(Int64Array::from_iter_values(each().map(|h| (h >> 1) as i64))),
+        DataType::UInt8 => Arc::new(UInt8Array::from_iter_values(each().map(|h| (h % 10) as u8))),
+        DataType::UInt32 => Arc::new(UInt32Array::from_iter_values(each().map(|h| h as u32))),
+        DataType::UInt64 => Arc::new(UInt64Array::from_iter_values(each())),
+        DataType::Float32 => Arc::new(Float32Array::from_iter_values(each().map(unit))),
+        DataType::FixedSizeList(item, size) => {
+            let values = each().flat_map(|h| (0..*size as u64).map(move |i| unit(mix(h ^ i))));
+            let values = Arc::new(Float32Array::from_iter_values(values));
+            Arc::new(FixedSizeListArray::try_new(item.clone(), *size, values, None)?)
+        }
+        other => return Err(Error::invalid(format!("a column of type {other} cannot be scripted"))),
+    })
+}
+
+/// The first row of the batch that is one of the poisoned.
+pub(crate) fn poisoned(batch: &RecordBatch, rate: f64) -> Option<usize> {
+    if rate <= 0.0 {
+        return None;
+    }
+    hashes(batch).iter().position(|h| f64::from(unit(mix(*h))) < rate)
+}
+
+/// 0 to 1, evenly.
+fn unit(hash: u64) -> f32 {
+    (hash >> 40) as f32 / (1u64 << 24) as f32
+}
+
+/// The finaliser of splitmix64 (Vigna, 2015).
+fn mix(mut h: u64) -> u64 {
+    h = (h ^ (h >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+    h = (h ^ (h >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+    h ^ (h >> 31)
+}
+
+/// A hash of each row's contents, as far as its columns are of the usual types.
+fn hashes(batch: &RecordBatch) -> Vec<u64> {
+    (0..batch.num_rows())
+        .map(|row| mix(batch.columns().iter().fold(0xcbf2_9ce4_8422_2325, |h, column| add_cell(h, column, row))))
+        .collect()
+}
+
+fn add_cell(h: u64, column: &ArrayRef, row: usize) -> u64 {
+    let bytes = |bytes: &[u8]| {
+        bytes.iter().fold(h, |h, b| (h ^ u64::from(*b)).wrapping_mul(0x0000_0100_0000_01b3))
+    };
+    let number = |n: u64| mix(h ^ n);
+    if column.is_null(row) {
+        return mix(h);
+    }
+    match column.data_type() {
+        DataType::Utf8 => bytes(column.as_string::<i32>().value(row).as_bytes()),
+        DataType::Binary => bytes(column.as_binary::<i32>().value(row)),
+        DataType::Int32 => number(column.as_primitive::<Int32Type>().value(row) as u64),
+        DataType::Int64 => number(column.as_primitive::<Int64Type>().value(row) as u64),
+        DataType::UInt8 => number(u64::from(column.as_primitive::<UInt8Type>().value(row))),
+        DataType::UInt32 => number(u64::from(column.as_primitive::<UInt32Type>().value(row))),
+        DataType::UInt64 => number(column.as_primitive::<UInt64Type>().value(row)),
+        DataType::Float32 => number(u64::from(column.as_primitive::<Float32Type>().value(row).to_bits())),
+        DataType::FixedSizeList(..) => {
+            let cells = column.as_fixed_size_list().value(row);
+            (0..cells.len()).fold(h, |h, i| add_cell(h, &cells, i))
+        }
+        _ => mix(h ^ 1),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+    use std::time::Duration;
+
+    use arrow_schema::Schema;
+    use pelton_core::service::{Context, Invocation, Started};
+    use pelton_core::time::{Clock, Time};
+    use pelton_core::BoxFuture;
+
+    use super::*;
+
+    struct NoTime;
+    impl Clock for NoTime {
+        fn now(&self) -> Time {
+            Time::ZERO
+        }
+        fn sleep(&self, _: Duration) -> BoxFuture<()> {
+            Box::pin(async {})
+        }
+        fn unix_millis(&self) -> u64 {
+            0
+        }
+    }
+
+    fn context(options: serde_json::Value) -> Context {
+        Context {
+            service: "s".into(),
+            instance: 0,
+            options: options.as_object().cloned().unwrap_or_default(),
+            resources: Default::default(),
+            clock: Arc::new(NoTime),
+            seed: 1,
+            crash: Arc::new(|why| panic!("{why}")),
+        }
+    }
+
+    fn method() -> MethodSpec {
+        let field = |name: &str, t| Field::new(name, t, false);
+        let item = Arc::new(field("item", DataType::Float32));
+        MethodSpec {
+            name: "embed".into(),
+            input: Arc::new(Schema::new(vec![field("text", DataType::Utf8)])),
+            output: Arc::new(Schema::new(vec![
+                field("embedding", DataType::FixedSizeList(item, 4)),
+                field("text", DataType::Utf8),
+            ])),
+            cardinality: Cardinality::One,
+            concurrency: None,
+        }
+    }
+
+    fn texts(texts: &[&str]) -> RecordBatch {
+        RecordBatch::try_new(method().input, vec![Arc::new(StringArray::from(texts.to_vec()))]).unwrap()
+    }
+
+    fn run(options: serde_json::Value, batch: RecordBatch) -> Result<RecordBatch> {
+        let mut service = futures::executor::block_on(crate::in_place_of(&[method()])?.open(context(options)))?;
+        match service.run(0, batch, &Invocation::default(), &mut |_| Ok(())) {
+            Started::Done(result) => result,
+            Started::Pending(future) => futures::executor::block_on(future),
+        }
+    }
+
+    #[test]
+    fn an_answer_depends_on_its_row_alone() {
+        let both = run(serde_json::json!({}), texts(&["a", "b"])).unwrap();
+        assert_eq!(both.schema(), method().output);
+        assert_eq!(run(serde_json::json!({}), texts(&["b"])).unwrap(), both.slice(1, 1));
+        assert_ne!(both.column(0).slice(0, 1).as_ref(), both.column(0).slice(1, 1).as_ref());
+    }
+
+    #[test]
+    fn failures_come_as_scripted() {
+        let refused = |options| run(options, texts(&["a"; 40])).unwrap_err();
+        assert_eq!(refused(serde_json::json!({"failure_rate": 1.0})).message(), "scripted to fail");
+        assert!(refused(serde_json::json!({"poison_rate": 1.0})).message().contains("row 0"));
+        assert!(refused(serde_json::json!({"jitter": 2.0})).message().contains("`jitter` is 2"));
+        assert!(refused(serde_json::json!({"latencie": "1s"})).message().contains("latencie"));
+        assert_eq!(refused(serde_json::json!({"open_error": "no model"})).message(), "no model");
+        let crash = std::panic::catch_unwind(|| run(serde_json::json!({"memory_rows": 39}), texts(&["a"; 40])));
+        assert!(crash.is_err());
+    }
+}

@@ -1,0 +1,185 @@
+//! Services without a pipeline around them: start them, call them, stop them.
+
+use std::collections::BTreeMap;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex};
+
+use arrow_array::RecordBatch;
+use pelton_client::{Client, Stats};
+use pelton_control::Control;
+use pelton_core::call::{Acknowledge, Caller, Outcome, Priority, Receiver, Submission, no_such_method};
+use pelton_core::{Error, RequestId, Result};
+use pelton_env::Env;
+use tokio::sync::{oneshot, watch};
+
+/// The operator number of calls that come from no operator.
+const BY_HAND: u32 = u32::MAX;
+
+/// The running services of a job, and a client for each.
+pub struct Services {
+    env: Env,
+    control: Control,
+    clients: BTreeMap<String, Arc<Client>>,
+    /// Calls of this process are told from those of others by it.
+    group: u64,
+    next: AtomicU64,
+}
+
+impl Services {
+    pub(crate) fn new(env: Env, control: Control, clients: BTreeMap<String, Arc<Client>>) -> Self {
+        let group = env.entropy.seed();
+        Services { env, control, clients, group, next: AtomicU64::new(0) }
+    }
+
+    pub(crate) fn control(&self) -> &Control {
+        &self.control
+    }
+
+    /// What runs.
+    pub fn report(&self) -> pelton_control::JobReport {
+        self.control.report()
+    }
+
+    /// What each client has in hand.
+    pub fn stats(&self) -> BTreeMap<String, Stats> {
+        self.clients.iter().map(|(name, client)| (name.clone(), client.stats())).collect()
+    }
+
+    /// The client of a service.
+    pub fn caller(&self, service: &str) -> Result<Arc<dyn Caller>> {
+        match self.clients.get(service) {
+            Some(client) => Ok(client.clone()),
+            None => {
+                let names: Vec<&str> = self.clients.keys().map(String::as_str).collect();
+                Err(Error::invalid(format!("no service `{service}` in this job; it has: {}", names.join(", "))))
+            }
+        }
+    }
+
+    pub(crate) fn callers(&self) -> BTreeMap<String, Arc<dyn Caller>> {
+        self.clients.iter().map(|(name, client)| (name.clone(), client.clone() as Arc<dyn Caller>)).collect()
+    }
+
+    /// Waits until every instance of every service is ready, or a service gives up.
+    pub async fn ready(&self) -> Result<()> {
+        let (mut changes, mut failure) = (self.control.changes(), self.control.failure());
+        loop {
+            if self.control.report().services.iter().all(|s| s.ready() == s.wanted as usize) {
+                return Ok(());
+            }
+            tokio::select! {
+                biased;
+                error = given_up(&mut failure) => return Err(error),
+                _ = changes.changed() => {}
+            }
+        }
+    }
+
+    /// Calls a method: one request a row of `arguments`, one row (or, of a streaming method, any number) for each in the
+    /// answer, in the same order. The first request that fails fails the call. Dropping the future takes the requests back.
+    pub async fn call(&self, service: &str, method: &str, arguments: RecordBatch) -> Result<RecordBatch> {
+        let caller = self.caller(service)?;
+        let specs = caller.methods();
+        let index = specs.iter().position(|m| m.name == method).ok_or_else(|| no_such_method(service, method, specs))?;
+        let output = specs[index].output.clone();
+        let rows = arguments.num_rows() as u64;
+        if rows == 0 {
+            return Ok(RecordBatch::new_empty(output));
+        }
+        let first = self.next.fetch_add(rows, Ordering::Relaxed);
+        let ids: Vec<RequestId> = (first..first + rows)
+            .map(|sequence| RequestId { operator: BY_HAND, group: self.group, sequence })
+            .collect();
+        let (done, answer) = oneshot::channel();
+        let gathering = Gathering { first, parts: vec![Vec::new(); ids.len()], missing: ids.len(), done: Some(done) };
+        let submission = Submission {
+            method: index,
+            ids: ids.clone(),
+            arguments,
+            timeout: None,
+            priority: Priority::Interactive,
+            acknowledge: Acknowledge::OnReceipt,
+        };
+        let _cancel = CancelOnDrop { caller: caller.clone(), ids };
+        caller.submit(submission, Arc::new(Gather(Mutex::new(gathering))));
+        let mut failure = self.control.failure();
+        let parts = tokio::select! {
+            biased;
+            answer = answer => answer.map_err(|_| Error::internal("a request ended without an answer"))??,
+            error = given_up(&mut failure) => return Err(error),
+        };
+        Ok(arrow_select::concat::concat_batches(&output, parts.iter().flatten())?)
+    }
+
+    /// Ends all instances, and returns when they are gone.
+    pub async fn stop(self) {
+        let Services { control, clients, .. } = self;
+        drop(clients);
+        control.stop().await;
+    }
+
+    pub fn env(&self) -> &Env {
+        &self.env
+    }
+}
+
+/// The error that a service gave up with, as soon as one does.
+pub(crate) async fn given_up(failure: &mut watch::Receiver<Option<Error>>) -> Error {
+    match failure.wait_for(Option::is_some).await.map(|f| f.clone()) {
+        Ok(Some(error)) => error,
+        _ => std::future::pending().await,
+    }
+}
+
+/// Puts the answers of one call together.
+struct Gather(Mutex<Gathering>);
+
+type Parts = Vec<Vec<RecordBatch>>;
+
+struct Gathering {
+    first: u64,
+    parts: Parts,
+    missing: usize,
+    done: Option<oneshot::Sender<Result<Parts>>>,
+}
+
+impl Receiver for Gather {
+    fn deliver(&self, outcomes: Vec<Outcome>) {
+        let mut gathering = self.0.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+        for Outcome { id, rows, last } in outcomes {
+            match rows {
+                Ok(rows) => gathering.parts_of(id).push(rows),
+                Err(error) => {
+                    if let Some(done) = gathering.done.take() {
+                        let _ = done.send(Err(error));
+                    }
+                }
+            }
+            gathering.missing -= usize::from(last);
+        }
+        if gathering.missing == 0
+            && let Some(done) = gathering.done.take()
+        {
+            let parts = std::mem::take(&mut gathering.parts);
+            let _ = done.send(Ok(parts));
+        }
+    }
+}
+
+impl Gathering {
+    fn parts_of(&mut self, id: RequestId) -> &mut Vec<RecordBatch> {
+        &mut self.parts[(id.sequence - self.first) as usize]
+    }
+}
+
+struct CancelOnDrop {
+    caller: Arc<dyn Caller>,
+    ids: Vec<RequestId>,
+}
+
+impl Drop for CancelOnDrop {
+    fn drop(&mut self) {
+        // Ids that have ended are no longer known, and nothing happens.
+        self.caller.cancel(&self.ids);
+    }
+}

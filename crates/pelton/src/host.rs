@@ -1,0 +1,203 @@
+//! The embedded host: control, clients and data plane in this process, instances as child processes.
+
+use std::collections::BTreeMap;
+use std::fmt::Write;
+use std::sync::Arc;
+use std::time::Duration;
+
+use pelton_client::{Client, Stats};
+use pelton_control::{Control, JobReport};
+use pelton_core::service::{Definition, show_columns};
+use pelton_core::{Declaration, Error, Result};
+use pelton_dataflow::job::{Options, Running, Summary};
+use pelton_dataflow::progress::Progress;
+use pelton_dataflow::topology::Topology;
+use pelton_env::Env;
+use pelton_env::real::Host;
+
+use crate::call::{Services, given_up};
+use crate::job::Settings;
+
+/// How often an observer is told.
+const OBSERVE_EVERY: Duration = Duration::from_millis(250);
+/// How long a second Ctrl-C waits for killed processes to be gone.
+const KILLING: Duration = Duration::from_secs(2);
+
+/// A job at one moment.
+#[derive(Clone, Debug)]
+pub struct Snapshot {
+    pub elapsed: Duration,
+    pub progress: Progress,
+    pub services: JobReport,
+    /// What the clients have in hand, by service.
+    pub clients: BTreeMap<String, Stats>,
+    /// A stop was asked for.
+    pub stopping: bool,
+}
+
+fn host(settings: &Settings) -> Result<Host> {
+    let cores = std::thread::available_parallelism().map_or(1, usize::from);
+    Ok(Host::new(cores.min(4), settings.threads.unwrap_or(cores))?)
+}
+
+/// Starts the services of a job and a client for each.
+fn start(env: &Env, name: &str, settings: &Settings, services: &[(Declaration, Definition)]) -> Result<Services> {
+    let control = Control::start(
+        env,
+        pelton_control::Settings {
+            name: name.to_owned(),
+            run_base: pelton_control::rundir::base(),
+            logs: settings.state.join("logs"),
+            services: services.iter().map(|(declaration, _)| declaration.clone()).collect(),
+        },
+    )?;
+    let clients = services.iter().map(|(declaration, definition)| {
+        let client_settings = pelton_client::Settings {
+            declaration: declaration.clone(),
+            methods: definition.methods.clone(),
+            job: control.job().to_owned(),
+            token: control.token().to_owned(),
+            client: "host".into(),
+            epoch: env.clock.unix_millis(),
+        };
+        let client = Client::start(env.clone(), client_settings, control.follow(&declaration.name));
+        (declaration.name.clone(), client)
+    });
+    let clients = clients.collect();
+    Ok(Services::new(env.clone(), control, clients))
+}
+
+/// Runs services alone.
+pub(crate) fn serve<T>(
+    name: &str,
+    settings: &Settings,
+    services: Vec<(Declaration, Definition)>,
+    body: impl AsyncFnOnce(&Services) -> Result<T>,
+) -> Result<T> {
+    let host = host(settings)?;
+    host.block_on(async {
+        let services = start(host.env(), name, settings, &services)?;
+        let result = tokio::select! {
+            biased;
+            result = body(&services) => result,
+            _ = interrupted() => Err(Error::invalid("interrupted")),
+        };
+        services.stop().await;
+        result
+    })
+}
+
+/// Runs a whole job.
+pub(crate) fn run(
+    name: &str,
+    settings: &Settings,
+    services: Vec<(Declaration, Definition)>,
+    topology: Topology,
+    options: Options,
+    mut observe: impl FnMut(&Snapshot),
+) -> Result<Summary> {
+    let host = host(settings)?;
+    let env = host.env().clone();
+    // Before the services: a folder that another run holds, or that cannot be written, is found without loading a model.
+    host.block_on(async {
+        let services = start(&env, name, settings, &services)?;
+        let result = match pelton_dataflow::job::Job::start(topology, services.callers(), env.clone(), options) {
+            Ok(running) => drive(&env, &services, running, &mut observe).await,
+            Err(e) => Err(e),
+        };
+        services.stop().await;
+        result
+    })
+}
+
+/// Watches over a running job until it ends.
+async fn drive(
+    env: &Env,
+    services: &Services,
+    running: Running,
+    observe: &mut impl FnMut(&Snapshot),
+) -> Result<Summary> {
+    let began = env.now();
+    let progress = running.progress();
+    let for_status = progress.clone();
+    services.control().set_progress(Arc::new(move || show_progress(&for_status.borrow())));
+    let mut failure = services.control().failure();
+    let mut stopping = false;
+    let ended = {
+        let stop = running.stopper();
+        let mut waiting = std::pin::pin!(running.wait());
+        loop {
+            tokio::select! {
+                biased;
+                result = &mut waiting => break result,
+                error = given_up(&mut failure) => break Err(error),
+                () = interrupted() => {
+                    if stopping {
+                        services.control().kill();
+                        env.sleep(KILLING.min(Duration::from_millis(300))).await;
+                        std::process::exit(130);
+                    }
+                    stopping = true;
+                    stop.stop();
+                }
+                () = env.sleep(OBSERVE_EVERY) => observe(&Snapshot {
+                    elapsed: env.now().since(began),
+                    progress: progress.borrow().clone(),
+                    services: services.report(),
+                    clients: services.stats(),
+                    stopping,
+                }),
+            }
+        }
+    };
+    ended
+}
+
+/// Ctrl-C, or a polite request to end.
+async fn interrupted() {
+    let mut terminate = tokio::signal::unix::signal(tokio::signal::unix::SignalKind::terminate()).ok();
+    let terminated = async {
+        match &mut terminate {
+            Some(signal) => signal.recv().await,
+            None => std::future::pending().await,
+        }
+    };
+    tokio::select! {
+        _ = tokio::signal::ctrl_c() => {}
+        _ = terminated => {}
+    }
+}
+
+fn show_progress(progress: &Progress) -> serde_json::Value {
+    let nodes = progress.nodes.iter().map(|n| {
+        serde_json::json!({
+            "name": n.name, "rows_in": n.rows_in, "rows_out": n.rows_out, "errors": n.errors, "pending": n.pending,
+            "splits_done": n.splits_done, "splits_total": n.splits_total,
+        })
+    });
+    serde_json::json!({ "nodes": nodes.collect::<Vec<_>>() })
+}
+
+/// A service and its resources, for people.
+pub(crate) fn explain_service(declaration: &Declaration, definition: &Definition) -> String {
+    let Declaration { name, instances, batch, resources, retry, timeout, lease, .. } = declaration;
+    let mut text = String::new();
+    let kind = declaration.kind.as_deref().unwrap_or(definition.type_name);
+    let _ = writeln!(text, "  {name}: {kind}");
+    let count = if instances.min == instances.max { instances.max.to_string() } else { format!("{}..={}", instances.min, instances.max) };
+    let memory = resources.memory.map_or_else(String::new, |m| format!(", {m} memory"));
+    let _ = writeln!(text, "    instances: {count}, each a process with {} cpu{memory}; scope: this job", resources.cpu);
+    let _ = writeln!(
+        text,
+        "    batches: up to {} rows or {}, linger {:?}; {} rows permitted ahead",
+        batch.rows, batch.bytes, batch.linger, declaration.permitted_rows()
+    );
+    let timeout = timeout.map_or_else(|| "none".to_owned(), |t| format!("{t:?}"));
+    let _ = writeln!(text, "    timeout: {timeout}; attempts: {}; lease: {lease:?}", retry.attempts);
+    for method in definition.methods.iter() {
+        let order = method.concurrency.map_or("serial".to_owned(), |n| format!("up to {n} batches at a time"));
+        let (input, output) = (show_columns(&method.input), show_columns(&method.output));
+        let _ = writeln!(text, "    {}({input}) -> ({output}), {order}", method.name);
+    }
+    text
+}

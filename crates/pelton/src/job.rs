@@ -1,0 +1,202 @@
+//! A job: its services, its graph, and how it is run.
+
+use std::cell::RefCell;
+use std::path::PathBuf;
+use std::rc::Rc;
+use std::sync::Arc;
+use std::time::Duration;
+
+use pelton_core::service::{Definition, Service};
+use pelton_core::{Bytes, Declaration, Error, Result};
+use pelton_dataflow::job::{Options, Summary};
+use pelton_dataflow::plan::{OnError, Plan};
+use pelton_dataflow::source::Source;
+use pelton_dataflow::topology::Topology;
+
+use crate::call::Services;
+use crate::host::{self, Snapshot};
+use crate::instance::serve_if_asked;
+use crate::stream::{Method, Stream};
+
+/// How a job runs. Data, with a default for each.
+#[derive(Clone, Debug)]
+pub struct Settings {
+    /// The folder of the job's checkpoints and logs.
+    pub state: PathBuf,
+    /// Start from nothing, whatever checkpoints there are.
+    pub fresh: bool,
+    /// Start from this checkpoint, not the newest.
+    pub restore_from: Option<u64>,
+    /// From checkpoint to checkpoint.
+    pub checkpoint_interval: Duration,
+    /// How long a stop waits for what instances are working on.
+    pub stop_grace: Duration,
+    /// What the rows that wait at one call operator may hold.
+    pub pending_bytes: Bytes,
+    /// Threads of the data plane. None: as many as there are cores.
+    pub threads: Option<usize>,
+}
+
+impl Settings {
+    pub fn new(state: impl Into<PathBuf>) -> Self {
+        let options = Options::new("");
+        Settings {
+            state: state.into(),
+            fresh: false,
+            restore_from: None,
+            checkpoint_interval: options.interval,
+            stop_grace: options.stop_grace,
+            pending_bytes: options.pending_bytes,
+            threads: None,
+        }
+    }
+
+    fn options(&self) -> Options {
+        Options {
+            fresh: self.fresh,
+            restore_from: self.restore_from,
+            interval: self.checkpoint_interval,
+            stop_grace: self.stop_grace,
+            pending_bytes: self.pending_bytes,
+            ..Options::new(self.state.join("checkpoints"))
+        }
+    }
+}
+
+/// One dataflow program.
+pub struct Job {
+    name: String,
+    settings: Settings,
+    plan: Rc<RefCell<Plan>>,
+    services: Vec<(Declaration, Definition)>,
+}
+
+/// A service that was declared.
+#[derive(Clone, Debug)]
+pub struct ServiceHandle {
+    declaration: Declaration,
+}
+
+impl ServiceHandle {
+    /// One of its methods, to call. Whether there is such a method is checked with the whole graph.
+    pub fn method(&self, name: &str) -> Method {
+        Method::new(&self.declaration, name)
+    }
+
+    pub fn declaration(&self) -> &Declaration {
+        &self.declaration
+    }
+}
+
+impl Job {
+    /// A job that keeps its state below `.pelton/NAME`.
+    pub fn new(name: &str) -> Self {
+        Job::with(name, Settings::new(PathBuf::from(".pelton").join(name)))
+    }
+
+    pub fn with(name: &str, settings: Settings) -> Self {
+        Job { name: name.to_owned(), settings, plan: Rc::default(), services: Vec::new() }
+    }
+
+    /// Declares a service. In a process that was started as an instance of it, serves it and never returns.
+    pub fn service<S: Service>(&mut self, declaration: Declaration) -> Result<ServiceHandle> {
+        self.service_with(declaration, Definition::of::<S>())
+    }
+
+    /// The same for a service whose methods are known only at run time.
+    pub fn service_with(&mut self, declaration: Declaration, definition: Definition) -> Result<ServiceHandle> {
+        let declaration = declaration.checked()?;
+        let definition = resolve(&declaration, definition)?;
+        if self.services.iter().any(|(d, _)| d.name == declaration.name) {
+            return Err(Error::invalid(format!("two services are called `{}`; give one another name", declaration.name)));
+        }
+        check_definition(&declaration, &definition)?;
+        serve_if_asked(&declaration, &definition);
+        self.services.push((declaration.clone(), definition));
+        Ok(ServiceHandle { declaration })
+    }
+
+    /// Reads a source; the first record that cannot be read fails the job.
+    pub fn read(&mut self, name: &str, source: impl Source) -> Stream {
+        self.source(name, source, OnError::Fail)
+    }
+
+    /// Reads a source; records that cannot be read go to its error output, which has to be consumed.
+    pub fn read_with_errors(&mut self, name: &str, source: impl Source) -> Stream {
+        self.source(name, source, OnError::ErrorOutput)
+    }
+
+    fn source(&mut self, name: &str, source: impl Source, on_error: OnError) -> Stream {
+        let node = self.plan.borrow_mut().source(name, 1, Arc::new(source), on_error);
+        Stream::new(self.plan.clone(), node.into(), 1)
+    }
+
+    fn validated(&self) -> Result<Topology> {
+        let methods = |name: &str| {
+            self.services.iter().find(|(d, _)| d.name == name).map(|(_, definition)| definition.methods.to_vec())
+        };
+        self.plan.borrow().validate(&methods)
+    }
+
+    /// The validated graph, its services, their resources and the guarantees, for people.
+    pub fn explain(&self) -> Result<String> {
+        let topology = self.validated()?;
+        let mut text = topology.explain(self.settings.options().budgets());
+        text.push_str("\nservices\n");
+        for (declaration, definition) in &self.services {
+            text.push_str(&host::explain_service(declaration, definition));
+        }
+        Ok(text)
+    }
+
+    /// Runs the job to its end, or to Ctrl-C: the first stops it with a checkpoint, the second at once.
+    pub fn run(self) -> Result<Summary> {
+        self.run_observed(|_| {})
+    }
+
+    /// The same, and tells `observe` a few times a second how far it is.
+    pub fn run_observed(self, observe: impl FnMut(&Snapshot)) -> Result<Summary> {
+        let topology = self.validated()?;
+        let options = self.settings.options();
+        host::run(&self.name, &self.settings, self.services, topology, options, observe)
+    }
+
+    /// Starts the services alone, without a graph, and hands them to `body`.
+    pub fn serve<T>(self, body: impl AsyncFnOnce(&Services) -> Result<T>) -> Result<T> {
+        host::serve(&self.name, &self.settings, self.services, body)
+    }
+}
+
+/// What a declaration's `kind` means for the type that the program has for it.
+pub(crate) fn resolve(declaration: &Declaration, definition: Definition) -> Result<Definition> {
+    match declaration.kind.as_deref() {
+        None => Ok(definition),
+        Some(kind) if kind == declaration.name => Ok(definition),
+        Some(pelton_scripted::KIND) => pelton_scripted::in_place_of(&definition.methods)
+            .map_err(|e| e.context(format_args!("service `{}`", declaration.name))),
+        Some(other) => Err(Error::invalid(format!(
+            "service `{}`: kind `{other}` is not known; leave it out for the program's own, or write `{}`",
+            declaration.name,
+            pelton_scripted::KIND
+        ))),
+    }
+}
+
+fn check_definition(declaration: &Declaration, definition: &Definition) -> Result<()> {
+    let name = &declaration.name;
+    if definition.methods.is_empty() {
+        return Err(Error::invalid(format!("service `{name}` has no methods")));
+    }
+    for (i, method) in definition.methods.iter().enumerate() {
+        let what = format!("method `{name}.{}`", method.name);
+        if method.input.fields().is_empty() {
+            return Err(Error::invalid(format!("{what} takes no columns; a request is a row of at least one")));
+        }
+        if definition.methods[..i].iter().any(|m| m.name == method.name) {
+            return Err(Error::invalid(format!("{what} is declared twice")));
+        }
+        pelton_wire::body::check_schema(&what, &method.input)?;
+        pelton_wire::body::check_schema(&what, &method.output)?;
+    }
+    Ok(())
+}

@@ -1,0 +1,44 @@
+//! Pelton: dataflows whose model-inference steps are *services inside the job*, deployed, scaled and recovered apart
+//! from the data plane.
+//!
+//! A program declares its services first, then the graph, then runs it:
+//!
+//! ```no_run
+#![doc = include_str!("../examples/shout.rs")]
+//! ```
+//!
+//! An instance of a service is the same program, started once more: [`Job::service`] notices, serves, and does not
+//! return. So declare services before anything with an effect.
+
+mod call;
+mod host;
+mod instance;
+mod job;
+mod local;
+mod shorthand;
+mod stream;
+
+pub use call::Services;
+pub use host::Snapshot;
+pub use job::{Job, ServiceHandle, Settings};
+pub use local::Local;
+pub use pelton_client::Stats;
+pub use pelton_control as control;
+pub use pelton_core::{
+    Bytes, Declaration, Error, Fate, Kind, RequestId, Result, Retry, call::ErrorPolicy, call::Priority, declaration,
+    service,
+};
+pub use pelton_dataflow as dataflow;
+pub use pelton_env as env;
+pub use pelton_files as files;
+pub use pelton_scripted as scripted;
+pub use shorthand::{json_lines, parquet, read_files, read_lines};
+pub use stream::{Method, Stream};
+
+/// What most programs use.
+pub mod prelude {
+    pub use crate::service::{Context, Invocation, Methods, Service};
+    pub use crate::{Declaration, Error, ErrorPolicy, Job, Result, json_lines, parquet, read_files, read_lines};
+    pub use arrow_array::{self, RecordBatch};
+    pub use arrow_schema::{DataType, Field};
+}

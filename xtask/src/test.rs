@@ -1,0 +1,35 @@
+//! `cargo xtask test`: all tests, with what they need.
+
+use anyhow::{Context, Result};
+use clap::Args;
+
+use crate::places::Places;
+use crate::process::{self, cargo};
+use crate::setup;
+
+#[derive(Args, Default)]
+pub(crate) struct Arguments {
+    /// For `cargo test`, as in `-p pelton-files -- sinks`
+    #[arg(trailing_var_arg = true, allow_hyphen_values = true, value_name = "ARGUMENT")]
+    rest: Vec<String>,
+}
+
+pub(crate) fn run(places: &Places, arguments: &Arguments) -> Result<()> {
+    setup::run(places)?;
+    let mut test = cargo(&places.root, ["test"]);
+    if !names_packages(&arguments.rest) {
+        test.arg("--workspace");
+    }
+    test.args(&arguments.rest)
+        .env("PELTON_MODEL", places.model())
+        .env("PELTON_DIGITS", places.digits());
+    process::run(&mut test).context("tests failed")
+}
+
+/// Whether `cargo test` is told which packages to test.
+fn names_packages(arguments: &[String]) -> bool {
+    let of_cargo = arguments.iter().take_while(|a| *a != "--");
+    of_cargo
+        .into_iter()
+        .any(|a| a.starts_with("-p") || a.starts_with("--package"))
+}
