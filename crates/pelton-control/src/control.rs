@@ -146,9 +146,20 @@ impl Control {
     }
 
     /// Ends all instances, and returns when their processes are gone.
-    pub async fn stop(mut self) {
+    pub async fn stop(self) {
         let _ = self.stop.send(Wish::Stop);
-        let _ = self.working.wait_for(|n| *n == 0).await;
+        self.ended().await;
+        self.remove_run_folder();
+    }
+
+    /// Returns when the processes of all instances are gone.
+    pub async fn ended(&self) {
+        let _ = self.working.clone().wait_for(|n| *n == 0).await;
+    }
+
+    /// For a process that ends without dropping anything.
+    pub fn remove_run_folder(&self) {
+        self.shared.directory.remove();
     }
 
     /// Kills all instances.

@@ -74,6 +74,10 @@ impl RunDir {
         &self.path
     }
 
+    pub fn remove(&self) {
+        let _ = fs::remove_dir_all(&self.path);
+    }
+
     /// Where control listens.
     pub fn control(&self) -> Address {
         control_of(&self.path)
@@ -91,7 +95,7 @@ fn control_of(path: &Path) -> Address {
 
 impl Drop for RunDir {
     fn drop(&mut self) {
-        let _ = fs::remove_dir_all(&self.path);
+        self.remove();
     }
 }
 

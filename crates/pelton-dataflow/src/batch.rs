@@ -19,7 +19,8 @@ impl Batch {
     pub fn bytes(&self) -> u64 {
         // A slice keeps its parent's buffers alive, but whoever bounds bytes means the rows that are there.
         let columns = self.rows.columns().iter();
-        let sliced: usize = columns.map(|c| c.to_data().get_slice_memory_size().unwrap_or(c.get_array_memory_size())).sum();
+        let sliced: usize =
+            columns.map(|c| c.to_data().get_slice_memory_size().unwrap_or(c.get_array_memory_size())).sum();
         sliced as u64 + 64
     }
 }

@@ -85,7 +85,8 @@ impl Conductor {
     ) -> Self {
         let now = env.now();
         let pace = Pace { interval: options.interval, pause: options.pause, timeout: options.timeout };
-        let calls = wired.subtasks.iter().filter(|s| matches!(s.head, Head::Call(_))).map(|s| s.index).collect();
+        let calls =
+            wired.subtasks.iter().filter(|s| matches!(s.head, Head::Call(_))).map(|s| s.index).collect();
         let had_finished = wired.nothing_new && restored.as_ref().is_some_and(|r| r.finished);
         let summary = Summary {
             end: if had_finished { End::AlreadyFinished } else { End::Finished },
@@ -148,7 +149,11 @@ impl Conductor {
         })
     }
 
-    async fn until_end(&mut self, wishes: &mut watch::Receiver<Wish>, progress: &watch::Sender<Progress>) -> Result<End> {
+    async fn until_end(
+        &mut self,
+        wishes: &mut watch::Receiver<Wish>,
+        progress: &watch::Sender<Progress>,
+    ) -> Result<End> {
         let mut refresh = self.env.now();
         loop {
             let now = self.env.now();
@@ -160,7 +165,10 @@ impl Conductor {
             while let Some(decision) = self.coordinator.decide(now) {
                 self.act(decision);
             }
-            let wake = [self.coordinator.next_at(), self.stopping.as_ref().filter(|s| s.last.is_none()).map(|s| s.until)];
+            let wake = [
+                self.coordinator.next_at(),
+                self.stopping.as_ref().filter(|s| s.last.is_none()).map(|s| s.until),
+            ];
             let wake = wake.into_iter().flatten().filter(|t| *t > now).chain([refresh]).min();
             let event = tokio::select! {
                 biased;
@@ -244,7 +252,9 @@ impl Conductor {
     /// Asks for the last checkpoint once nothing runs for us, or the grace is over. What runs longer stays with its
     /// instance, and is asked for again after the restart.
     fn stop_when_quiet(&mut self, now: Time) {
-        let Some(stopping) = &mut self.stopping else { return };
+        let Some(stopping) = &mut self.stopping else {
+            return;
+        };
         if now >= stopping.until {
             stopping.busy.clear();
         }
@@ -277,6 +287,7 @@ impl Conductor {
             identity: self.topology.identity.clone(),
             finished: is_final,
             staged: staged.clone(),
+            rows: String::new(),
             parts: Vec::new(),
         };
         let store = self.store.clone();
@@ -322,7 +333,9 @@ impl Conductor {
         let mut missing = self.calls.clone();
         while !missing.is_empty() {
             match self.reports.recv().await {
-                Some(Report::Acknowledged { subtask, number }) if number == last => _ = missing.remove(&subtask),
+                Some(Report::Acknowledged { subtask, number }) if number == last => {
+                    _ = missing.remove(&subtask)
+                }
                 Some(Report::Failed(_)) | None => return,
                 Some(_) => {}
             }
@@ -343,7 +356,9 @@ async fn written(writing: &mut Option<Writing>) -> Result<u64> {
     match writing {
         Some(writing) => {
             let ended = (&mut writing.done).await;
-            ended.unwrap_or_else(|_| Err(Error::internal("the task that writes checkpoints ended without a result")))
+            ended.unwrap_or_else(|_| {
+                Err(Error::internal("the task that writes checkpoints ended without a result"))
+            })
         }
         None => std::future::pending().await,
     }

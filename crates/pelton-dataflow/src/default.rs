@@ -13,7 +13,10 @@ pub(crate) fn default_row(values: &Map<String, Value>, output: &Schema) -> Resul
     for name in values.keys() {
         if output.field_with_name(name).is_err() {
             let names: Vec<&str> = output.fields().iter().map(|f| f.name().as_str()).collect();
-            return Err(Error::invalid(format!("the method has no column `{name}`; it has: {}", names.join(", "))));
+            return Err(Error::invalid(format!(
+                "the method has no column `{name}`; it has: {}",
+                names.join(", ")
+            )));
         }
     }
     let given = |name: &str| values.get(name).is_some_and(|v| !v.is_null());

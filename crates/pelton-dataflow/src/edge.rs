@@ -136,3 +136,64 @@ impl Receiver {
         batches
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use arrow_array::{Int64Array, RecordBatch};
+
+    use super::*;
+
+    fn batch(rows: i64) -> Batch {
+        let column: arrow_array::ArrayRef = Arc::new(Int64Array::from_iter_values(0..rows));
+        Batch { split: 0, rows: RecordBatch::try_from_iter([("n", column)]).unwrap() }
+    }
+
+    fn pair(limit: u64) -> (Sender, Receiver) {
+        edge(limit, Arc::default(), Arc::default())
+    }
+
+    #[test]
+    fn bytes_bound_it_and_one_big_batch_passes() {
+        let (sender, receiver) = pair(2 * batch(10).bytes());
+        assert!(sender.try_send(batch(10)).is_ok() && sender.try_send(batch(10)).is_ok());
+        assert_eq!(sender.try_send(batch(1)).unwrap_err().rows.num_rows(), 1, "it is given back");
+        receiver.pop();
+        assert!(sender.try_send(batch(1)).is_ok());
+        assert!(sender.try_send(batch(1000)).is_err());
+        receiver.pop();
+        receiver.pop();
+        assert!(sender.try_send(batch(1000)).is_ok(), "above the limit, but alone");
+        assert!(sender.try_send(batch(0)).is_err());
+        sender.control(Message::Barrier(1));
+        sender.control(Message::End);
+        assert_eq!(receiver.ahead(0), Ahead::Barrier(1));
+        assert_eq!(receiver.ahead(1), Ahead::End);
+    }
+
+    #[test]
+    fn a_barrier_overtakes_what_is_before_it_and_nothing_else() {
+        let (sender, receiver) = pair(1 << 20);
+        for rows in [1, 2] {
+            sender.try_send(batch(rows)).unwrap();
+        }
+        assert_eq!(receiver.ahead(0), Ahead::Unknown);
+        sender.control(Message::Barrier(7));
+        sender.try_send(batch(3)).unwrap();
+        let overtaken: Vec<usize> = receiver.overtake(7).iter().map(|b| b.rows.num_rows()).collect();
+        assert_eq!(overtaken, [1, 2]);
+        let rest = std::iter::from_fn(|| receiver.pop());
+        let rest: Vec<usize> =
+            rest.map(|m| if let Message::Batch(b) = m { b.rows.num_rows() } else { 99 }).collect();
+        assert_eq!(rest, [1, 2, 3], "the batches stay, the barrier is out");
+    }
+
+    #[test]
+    fn the_receiver_learns_that_the_sender_is_gone() {
+        let (sender, receiver) = pair(100);
+        sender.try_send(batch(1)).unwrap();
+        drop(sender);
+        assert!(!receiver.is_closed(), "something is queued");
+        receiver.pop();
+        assert!(receiver.is_closed());
+    }
+}

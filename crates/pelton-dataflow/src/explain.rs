@@ -29,7 +29,8 @@ impl Topology {
 
     fn write(&self, text: &mut String, budgets: Budgets) -> std::fmt::Result {
         for (number, stage) in self.stages.iter().enumerate() {
-            let tasks = if stage.parallelism == 1 { "1 task" } else { &format!("{} tasks", stage.parallelism) };
+            let tasks =
+                if stage.parallelism == 1 { "1 task" } else { &format!("{} tasks", stage.parallelism) };
             writeln!(text, "stage {number}, {tasks}")?;
             for member in &stage.members {
                 let node = &self.nodes[*member];

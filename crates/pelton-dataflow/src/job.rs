@@ -115,7 +115,8 @@ impl Job {
         let (wish, wishes) = watch::channel(Wish::Run);
         let (done, result) = oneshot::channel();
         let restored = restored.map(|r| r.manifest);
-        let conductor = Conductor::new(env.clone(), topology, callers, options, Arc::new(store), wired, restored, last);
+        let conductor =
+            Conductor::new(env.clone(), topology, callers, options, Arc::new(store), wired, restored, last);
         let task = env.spawn(Place::Network, async move {
             let ended = conductor.conduct(wishes, progress).await;
             // Nobody waits for it if the handle is gone.
@@ -156,7 +157,9 @@ impl Running {
     }
 
     pub async fn wait(self) -> Result<Summary> {
-        self.result.await.unwrap_or_else(|_| Err(Error::internal("the job's own task ended without a result")))
+        self.result
+            .await
+            .unwrap_or_else(|_| Err(Error::internal("the job's own task ended without a result")))
     }
 }
 
@@ -178,9 +181,14 @@ impl Stopper {
 
 fn check_callers(topology: &Topology, callers: &BTreeMap<String, Arc<dyn Caller>>) -> Result<()> {
     for node in &topology.nodes {
-        let (Work::Call(call), Some(shape)) = (&node.work, &node.call) else { continue };
+        let (Work::Call(call), Some(shape)) = (&node.work, &node.call) else {
+            continue;
+        };
         let caller = callers.get(&call.service).ok_or_else(|| {
-            Error::invalid(format!("call `{}` needs service `{}`, for which no client was given", node.name, call.service))
+            Error::invalid(format!(
+                "call `{}` needs service `{}`, for which no client was given",
+                node.name, call.service
+            ))
         })?;
         let given = caller.methods().get(shape.index);
         if given.is_none_or(|m| m.name != call.method || m.input != shape.method.input) {
@@ -203,7 +211,10 @@ fn restore(topology: &Topology, store: &Store, options: &Options) -> Result<Opti
         Some(n) if !numbers.contains(&n) => {
             let there: Vec<String> = numbers.iter().map(u64::to_string).collect();
             let folder = options.state.display();
-            return Err(Error::invalid(format!("there is no checkpoint {n} in {folder}; there are: {}", there.join(", "))));
+            return Err(Error::invalid(format!(
+                "there is no checkpoint {n} in {folder}; there are: {}",
+                there.join(", ")
+            )));
         }
         Some(n) => Some(n),
         None => numbers.last().copied(),

@@ -142,11 +142,23 @@ impl Plan {
         Plan::default()
     }
 
-    pub fn source(&mut self, name: &str, parallelism: u32, source: Arc<dyn Source>, on_error: OnError) -> NodeId {
+    pub fn source(
+        &mut self,
+        name: &str,
+        parallelism: u32,
+        source: Arc<dyn Source>,
+        on_error: OnError,
+    ) -> NodeId {
         self.add(name, parallelism, Work::Source { source, on_error })
     }
 
-    pub fn map(&mut self, name: &str, parallelism: u32, input: impl Into<Output>, operator: Arc<dyn Operator>) -> NodeId {
+    pub fn map(
+        &mut self,
+        name: &str,
+        parallelism: u32,
+        input: impl Into<Output>,
+        operator: Arc<dyn Operator>,
+    ) -> NodeId {
         let node = self.add(name, parallelism, Work::Map(operator));
         self.connect(input, node);
         node
@@ -158,7 +170,13 @@ impl Plan {
         node
     }
 
-    pub fn sink(&mut self, name: &str, parallelism: u32, input: impl Into<Output>, sink: Arc<dyn Sink>) -> NodeId {
+    pub fn sink(
+        &mut self,
+        name: &str,
+        parallelism: u32,
+        input: impl Into<Output>,
+        sink: Arc<dyn Sink>,
+    ) -> NodeId {
         let node = self.add(name, parallelism, Work::Sink(sink));
         self.connect(input, node);
         node

@@ -33,7 +33,9 @@ pub(crate) fn merge(
 ) -> Result<Merged> {
     let now: BTreeMap<u64, &Split> = found.iter().map(|s| (s.id, s)).collect();
     if now.len() < found.len() {
-        return Err(Error::invalid(format!("source `{source}` found two splits with the same id; its uris must differ")));
+        return Err(Error::invalid(format!(
+            "source `{source}` found two splits with the same id; its uris must differ"
+        )));
     }
     let mut merged = Merged::default();
     let mut known: BTreeMap<u64, ()> = BTreeMap::new();
@@ -61,7 +63,13 @@ pub(crate) fn merge(
 }
 
 /// Ends a split that cannot be read on: its position means nothing in other content.
-fn end(source: &str, open: &mut OpenSplit, changed: bool, on_error: OnError, error_outputs: &[usize]) -> Result<()> {
+fn end(
+    source: &str,
+    open: &mut OpenSplit,
+    changed: bool,
+    on_error: OnError,
+    error_outputs: &[usize],
+) -> Result<()> {
     let uri = &open.split.uri;
     let what = if changed { "has changed" } else { "has vanished" };
     if on_error == OnError::Fail {
@@ -71,7 +79,10 @@ fn end(source: &str, open: &mut OpenSplit, changed: bool, on_error: OnError, err
             open.position
         )));
     }
-    let error = Error::storage(format!("it was read up to position {} and {what} since; the rest is missing", open.position));
+    let error = Error::storage(format!(
+        "it was read up to position {} and {what} since; the rest is missing",
+        open.position
+    ));
     let rows = error_rows(source, &[(None, RowError { row: uri.clone(), error })])?;
     for output in error_outputs {
         open.unsent.push((*output, Batch { split: open.split.id, rows: rows.clone() }));

@@ -6,7 +6,12 @@ use crate::topology::{Checked, Stage, StageOutput, Topology};
 
 /// A map joins the stage before it if that is the only place its rows come from, and it the only one they go to, with as
 /// many subtasks. Everything else heads a stage of its own.
-pub(crate) fn cut(mut nodes: Vec<Checked>, edges: Vec<Edge>, order: &[usize], guarantee: Guarantee) -> Topology {
+pub(crate) fn cut(
+    mut nodes: Vec<Checked>,
+    edges: Vec<Edge>,
+    order: &[usize],
+    guarantee: Guarantee,
+) -> Topology {
     let mut stages: Vec<Stage> = Vec::new();
     let mut fused = vec![false; edges.len()];
     for &at in order {
@@ -20,13 +25,19 @@ pub(crate) fn cut(mut nodes: Vec<Checked>, edges: Vec<Edge>, order: &[usize], gu
             None => {
                 nodes[at].stage = stages.len();
                 let parallelism = nodes[at].parallelism;
-                stages.push(Stage { members: vec![at], parallelism, inputs: Vec::new(), outputs: Vec::new() });
+                stages.push(Stage {
+                    members: vec![at],
+                    parallelism,
+                    inputs: Vec::new(),
+                    outputs: Vec::new(),
+                });
             }
         }
     }
     for (index, edge) in edges.iter().enumerate().filter(|(index, _)| !fused[*index]) {
         let from = &mut stages[nodes[edge.from.node.0].stage];
-        let member = from.members.iter().position(|m| *m == edge.from.node.0).expect("nodes are in their stage");
+        let member =
+            from.members.iter().position(|m| *m == edge.from.node.0).expect("nodes are in their stage");
         from.outputs.push(StageOutput { member, port: edge.from.port, edge: index });
         stages[nodes[edge.to.0].stage].inputs.push(index);
     }
@@ -52,10 +63,17 @@ fn identity(nodes: &[Checked], edges: &[Edge], stages: &[Stage]) -> Vec<String> 
     let mut lines = Vec::new();
     for node in nodes {
         let what = match &node.work {
-            Work::Call(call) => format!("call {}.{}({})", call.service, call.method, call.arguments.join(", ")),
+            Work::Call(call) => {
+                format!("call {}.{}({})", call.service, call.method, call.arguments.join(", "))
+            }
             other => other.kind().to_owned(),
         };
-        lines.push(format!("{} `{}` gives ({})", what, node.name, pelton_core::service::show_columns(&node.output)));
+        lines.push(format!(
+            "{} `{}` gives ({})",
+            what,
+            node.name,
+            pelton_core::service::show_columns(&node.output)
+        ));
     }
     for edge in edges {
         let port = if edge.from.port == Port::Errors { ".errors" } else { "" };

@@ -37,7 +37,10 @@ impl Plan {
             let (parallelism, work) = (node.parallelism, node.work.clone());
             checked.insert(at, Checked { name, number, parallelism, work, input, output, call, stage: 0 });
         }
-        let sinks = self.nodes.iter().filter_map(|n| if let Work::Sink(s) = &n.work { Some(s.guarantee()) } else { None });
+        let sinks = self
+            .nodes
+            .iter()
+            .filter_map(|n| if let Work::Sink(s) = &n.work { Some(s.guarantee()) } else { None });
         let weakest = |a, b| if a == Guarantee::ExactlyOnce { b } else { a };
         let guarantee = sinks.fold(Guarantee::ExactlyOnce, weakest);
         Ok(cut(checked.into_values().collect(), self.edges.clone(), &self.in_order()?, guarantee))
@@ -80,7 +83,10 @@ impl Plan {
         for edge in &self.edges {
             for node in [edge.from.node, edge.to] {
                 if node.0 >= self.nodes.len() {
-                    return Err(Error::invalid(format!("an edge names node {}, which is not of this plan", node.0)));
+                    return Err(Error::invalid(format!(
+                        "an edge names node {}, which is not of this plan",
+                        node.0
+                    )));
                 }
             }
         }
@@ -90,19 +96,27 @@ impl Plan {
             let consumed = |port| self.edges.iter().any(|e| e.from == Output { node: id, port });
             let is_source = matches!(node.work, Work::Source { .. });
             if is_source && ways_in > 0 {
-                return Err(Error::invalid(format!("source `{name}` has an input; rows cannot go to a source")));
+                return Err(Error::invalid(format!(
+                    "source `{name}` has an input; rows cannot go to a source"
+                )));
             }
             if !is_source && ways_in == 0 {
-                return Err(Error::invalid(format!("`{name}` has no input; connect the node that its rows come from")));
+                return Err(Error::invalid(format!(
+                    "`{name}` has no input; connect the node that its rows come from"
+                )));
             }
             if matches!(node.work, Work::Sink(_)) {
                 if consumed(Port::Rows) || consumed(Port::Errors) {
-                    return Err(Error::invalid(format!("sink `{name}` has no outputs; take the rows from the node before it")));
+                    return Err(Error::invalid(format!(
+                        "sink `{name}` has no outputs; take the rows from the node before it"
+                    )));
                 }
                 continue;
             }
             if !consumed(Port::Rows) {
-                return Err(Error::invalid(format!("nothing takes the rows of `{name}`; connect a sink or another node")));
+                return Err(Error::invalid(format!(
+                    "nothing takes the rows of `{name}`; connect a sink or another node"
+                )));
             }
             let wants_output = match &node.work {
                 Work::Source { on_error, .. } => Some(*on_error == OnError::ErrorOutput),
@@ -243,10 +257,13 @@ fn check_call(
 ) -> Result<CallShape> {
     let (name, service) = (&node.name, &call.service);
     let methods = services(service).ok_or_else(|| {
-        Error::invalid(format!("call `{name}` names service `{service}`, which is not declared; declare it or correct the name"))
+        Error::invalid(format!(
+            "call `{name}` names service `{service}`, which is not declared; declare it or correct the name"
+        ))
     })?;
     let index = methods.iter().position(|m| m.name == call.method);
-    let index = index.ok_or_else(|| no_such_method(service, &call.method, &methods).context(format!("call `{name}`")))?;
+    let index = index
+        .ok_or_else(|| no_such_method(service, &call.method, &methods).context(format!("call `{name}`")))?;
     let mut method = methods[index].clone();
     let what = format!("call `{name}` of `{service}.{}`", method.name);
     let expected = method.input.fields();
@@ -277,7 +294,9 @@ fn check_call(
         arguments.push(column);
     }
     if call.timeout.is_some_and(|t| t.is_zero()) {
-        return Err(Error::invalid(format!("{what} has a timeout of zero; leave it out to wait as long as it takes")));
+        return Err(Error::invalid(format!(
+            "{what} has a timeout of zero; leave it out to wait as long as it takes"
+        )));
     }
     let default = match &call.on_error {
         ErrorPolicy::Default(_) if method.cardinality == Cardinality::Many => {
@@ -286,7 +305,8 @@ fn check_call(
             )));
         }
         ErrorPolicy::Default(values) => {
-            let row = default_row(values, &method.output).map_err(|e| e.context(format!("default values of {what}")))?;
+            let row = default_row(values, &method.output)
+                .map_err(|e| e.context(format!("default values of {what}")))?;
             // A missing value is null, also where the method itself never gives one.
             method.output = row.schema();
             Some(row)

@@ -88,7 +88,8 @@ pub(crate) fn wire(
     let (reporter, reports) = mpsc::unbounded_channel();
     let mut subtasks: Vec<Subtask> = Vec::new();
     for (index, stage) in topology.stages.iter().enumerate() {
-        let parts = restored.and_then(|r| r.parts.get(&topology.head(stage).name)).cloned().unwrap_or_default();
+        let parts =
+            restored.and_then(|r| r.parts.get(&topology.head(stage).name)).cloned().unwrap_or_default();
         maker.stage(index, stage, parts, &reporter, &mut subtasks)?;
     }
     Ok(Wired {
@@ -107,7 +108,8 @@ pub(crate) fn wire(
 pub(crate) fn upstream(topology: &Topology, stages: &[usize]) -> Vec<Vec<usize>> {
     let of = |stage: &usize| {
         let inputs = &topology.stages[*stage].inputs;
-        let before: Vec<usize> = inputs.iter().map(|e| topology.nodes[topology.edges[*e].from.node.0].stage).collect();
+        let before: Vec<usize> =
+            inputs.iter().map(|e| topology.nodes[topology.edges[*e].from.node.0].stage).collect();
         (0..stages.len()).filter(|s| before.contains(&stages[*s])).collect()
     };
     stages.iter().map(of).collect()
@@ -153,7 +155,9 @@ impl Maker<'_> {
     /// For a source: what there is to read.
     fn find_splits(&mut self, stage: &Stage, parts: &mut [State]) -> Result<Pool> {
         let head = self.topology.head(stage);
-        let Work::Source { source, on_error } = &head.work else { return Ok(Pool::default()) };
+        let Work::Source { source, on_error } = &head.work else {
+            return Ok(Pool::default());
+        };
         let found = source.splits().map_err(|e| e.context(format!("source `{}`", head.name)))?;
         let merged = merge(&head.name, found, parts, *on_error, &outputs(stage, 0, Port::Errors))?;
         let counters = &self.counters[stage.members[0]];
@@ -186,7 +190,8 @@ impl Maker<'_> {
             let mixes = self.topology.fan_in(edge_of.to) > 1 && !matches!(to.work, Work::Sink(_));
             // Even one output may lead there twice.
             let twins = self.topology.edges[..output.edge].iter().filter(|e| **e == edge_of).count();
-            let way = format!("{}/{:?}/{twins}", self.topology.nodes[edge_of.from.node.0].name, edge_of.from.port);
+            let way =
+                format!("{}/{:?}/{twins}", self.topology.nodes[edge_of.from.node.0].name, edge_of.from.port);
             targets.push(Target { senders, salt: mixes.then(|| mix(stable_hash(&way))) });
         }
         targets
@@ -196,7 +201,9 @@ impl Maker<'_> {
         let member = |(index, node): (usize, &usize)| {
             let checked = &self.topology.nodes[*node];
             let transform = match &checked.work {
-                Work::Map(map) => Some(map.create().map_err(|e| e.context(format!("map `{}`", checked.name)))?),
+                Work::Map(map) => {
+                    Some(map.create().map_err(|e| e.context(format!("map `{}`", checked.name)))?)
+                }
                 _ => None,
             };
             Ok(Member {
@@ -224,7 +231,8 @@ impl Maker<'_> {
                 let shape = node.call.clone().ok_or_else(|| Error::internal("a call without its shape"))?;
                 let caller = self.callers[&call.service].clone();
                 let result = shape.method.output.clone();
-                let rows = Shape { result, output: node.output.clone(), cardinality: shape.method.cardinality };
+                let rows =
+                    Shape { result, output: node.output.clone(), cardinality: shape.method.cardinality };
                 let pending = Pending::new(node.number, call.order, rows, self.options.pending_bytes.get());
                 let terms = Terms {
                     name: node.name.clone(),

@@ -19,6 +19,7 @@ const OPTIONS: MatchOptions = MatchOptions {
 pub(crate) struct Filter {
     extensions: BTreeSet<String>,
     globs: Vec<Pattern>,
+    exclude: Vec<Pattern>,
 }
 
 impl Filter {
@@ -37,6 +38,7 @@ impl Filter {
         Ok(Filter {
             extensions,
             globs: selection.globs.iter().map(glob).collect::<Result<_>>()?,
+            exclude: selection.exclude.iter().map(glob).collect::<Result<_>>()?,
         })
     }
 
@@ -46,6 +48,7 @@ impl Filter {
         let text = |glob: &Pattern| if glob.as_str().contains('/') { uri } else { name };
         (self.extensions.is_empty() || extension().is_some_and(|e| self.extensions.contains(&e)))
             && (self.globs.is_empty() || self.globs.iter().any(|g| g.matches_with(text(g), OPTIONS)))
+            && !self.exclude.iter().any(|g| g.matches_with(text(g), OPTIONS))
     }
 }
 
@@ -78,6 +81,7 @@ mod tests {
         let selection = Selection {
             extensions: owned(extensions),
             globs: owned(globs),
+            exclude: owned(&["print.html", "drafts/**"]),
             ..Selection::default()
         };
         Filter::new(&selection).unwrap().takes(Path::new(uri), uri)
@@ -95,6 +99,9 @@ mod tests {
         assert!(takes(&[], &["a/**/*.md"], "a/b/c.md"));
         assert!(takes(&["md"], &["c*", "d*"], "d.md"));
         assert!(!takes(&["md"], &["c*"], "c.txt"));
+        assert!(!takes(&[], &[], "book/print.html"));
+        assert!(!takes(&["html"], &[], "drafts/a/b.html"));
+        assert!(takes(&["html"], &[], "a/drafts/b.html"));
     }
 
     #[test]

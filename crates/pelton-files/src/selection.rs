@@ -19,6 +19,8 @@ pub struct Selection {
     /// Patterns with `*`, `?`, `[a-z]` and `**`; a file that matches any of them is read; empty for all. A pattern
     /// without a `/` is held against the file's name, one with a `/` against the whole uri.
     pub globs: Vec<String>,
+    /// Patterns as in `globs`; a file that matches any of them is left out.
+    pub exclude: Vec<String>,
     /// Folders and files that are left out: the output, say, where it lies below an input.
     pub skip: Vec<PathBuf>,
 }

@@ -63,7 +63,7 @@ pub async fn serve(env: Env, bootstrap: Bootstrap, definition: Definition) -> Re
     loop {
         tokio::select! {
             biased;
-            _ = left.wait_for(Option::is_some) => break,
+            () = async { let _ = left.wait_for(Option::is_some).await; } => break,
             connection = listener.accept() => match connection {
                 Ok(connection) => {
                     visits.retain(|(done, _): &(watch::Receiver<bool>, _)| !*done.borrow());

@@ -39,9 +39,7 @@ impl Service for Classifier {
         model_file::check_digest(&model, &model_file::digest(&bytes), digest.as_deref(), NEXT)?;
         let here = |e: Error| e.context(format!("model file {}", model.display()));
         let engine = Rten::load(bytes, model_file::threads(&ctx.resources)).map_err(here)?;
-        let mut classifier = Classifier {
-            engine: Box::new(engine),
-        };
+        let mut classifier = Classifier { engine: Box::new(engine) };
         // Warms up, and finds out now what would fail every request.
         let (classes, probabilities) = classifier.probabilities(2, vec![0.5; 2 * PIXELS]).map_err(here)?;
         let sum: f32 = probabilities.iter().take(classes).sum();
@@ -56,30 +54,19 @@ impl Service for Classifier {
     fn methods() -> Methods<Self> {
         let label = Field::new("label", DataType::Int32, false);
         let score = Field::new("score", DataType::Float32, false);
-        Methods::new().serial(
-            "classify",
-            vec![pixels_field()],
-            vec![label, score],
-            Classifier::classify,
-        )
+        Methods::new().serial("classify", vec![pixels_field()], vec![label, score], Classifier::classify)
     }
 }
 
 impl Classifier {
     fn classify(&mut self, rows: RecordBatch, _: &Invocation) -> Result<RecordBatch> {
-        let pixels = (rows
-            .column_by_name("pixels")
-            .and_then(|c| c.as_fixed_size_list_opt()))
-        .filter(|c| c.value_length() as usize == PIXELS)
-        .ok_or_else(|| {
-            Error::invalid(format!(
-                "classify needs a column pixels: FixedSizeList<Float32>[{PIXELS}]"
-            ))
-        })?;
+        let pixels = (rows.column_by_name("pixels").and_then(|c| c.as_fixed_size_list_opt()))
+            .filter(|c| c.value_length() as usize == PIXELS)
+            .ok_or_else(|| {
+                Error::invalid(format!("classify needs a column pixels: FixedSizeList<Float32>[{PIXELS}]"))
+            })?;
         // A slice of a list has the values of the whole list under it.
-        let values = pixels
-            .values()
-            .slice(pixels.value_offset(0) as usize, pixels.len() * PIXELS);
+        let values = pixels.values().slice(pixels.value_offset(0) as usize, pixels.len() * PIXELS);
         let values = (values.as_primitive_opt::<Float32Type>())
             .filter(|v| v.null_count() == 0 && pixels.null_count() == 0)
             .ok_or_else(|| Error::invalid("classify needs pixels of Float32, none of them null"))?;
@@ -88,29 +75,19 @@ impl Classifier {
             n => self.probabilities(n, values.values().to_vec())?,
         };
         let best = |row: &[f32]| {
-            (row.iter().copied().enumerate())
-                .max_by(|a, b| a.1.total_cmp(&b.1))
-                .expect("there is a class")
+            (row.iter().copied().enumerate()).max_by(|a, b| a.1.total_cmp(&b.1)).expect("there is a class")
         };
-        let (labels, scores): (Vec<i32>, Vec<f32>) = probabilities
-            .chunks_exact(classes)
-            .map(best)
-            .map(|(label, score)| (label as i32, score))
-            .unzip();
+        let (labels, scores): (Vec<i32>, Vec<f32>) =
+            probabilities.chunks_exact(classes).map(best).map(|(label, score)| (label as i32, score)).unzip();
         let schema = Schema::new(Self::methods().specs()[0].output.fields().clone());
-        let columns: [Arc<dyn Array>; 2] = [
-            Arc::new(Int32Array::from(labels)),
-            Arc::new(Float32Array::from(scores)),
-        ];
+        let columns: [Arc<dyn Array>; 2] =
+            [Arc::new(Int32Array::from(labels)), Arc::new(Float32Array::from(scores))];
         Ok(RecordBatch::try_new(Arc::new(schema), columns.into())?)
     }
 
     /// How many classes there are, and the probability of each, row by row.
     fn probabilities(&mut self, rows: usize, pixels: Vec<f32>) -> Result<(usize, Vec<f32>)> {
-        let output = self.engine.run(Tensor {
-            shape: vec![rows, PIXELS],
-            values: pixels,
-        })?;
+        let output = self.engine.run(Tensor { shape: vec![rows, PIXELS], values: pixels })?;
         match output.shape[..] {
             [n, classes] if n == rows && classes > 0 => Ok((classes, output.values)),
             ref shape => {

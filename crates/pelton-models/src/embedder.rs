@@ -21,6 +21,14 @@ use crate::model_file;
 const NEXT: &str =
     "run `cargo xtask setup`, or name the model's folder with `--model DIR` or the option `model`";
 
+/// The environment variable that bounds the rest of the embedder's threads; whoever starts the instance's process sets it
+/// to the declared number of cores.
+///
+/// candle computes large element-wise steps (GELU, sums) in a second pool, one for the process and sized once by this
+/// variable, else by the machine's cores. Measured with one declared core on two: 1.5 cores in use without it, 1.0 with
+/// it. It is not set in here: changing the environment is not safe once a process has threads.
+pub const THREADS_VARIABLE: &str = "CANDLE_NUM_THREADS";
+
 /// The dimension of the method that [`Service`] declares.
 const DIMENSION: usize = 384;
 
@@ -40,7 +48,8 @@ const TOKENS_A_PASS: usize = 2048;
 /// model's name and the first 12 digits of its sha256: embeddings compare where it is the same. What a text has beyond
 /// `max_tokens` does not count.
 ///
-/// It computes on as many threads as the declaration gives it cores.
+/// Matrices are multiplied on as many threads as the declaration gives it cores. That alone does not bound what it takes:
+/// see [`THREADS_VARIABLE`].
 pub struct Embedder {
     model: BertModel,
     tokenizer: Tokenizer,
@@ -72,12 +81,7 @@ impl Service for Embedder {
 
 fn methods(dimension: usize) -> Methods<Embedder> {
     let text = Field::new("text", DataType::Utf8, false);
-    Methods::new().serial(
-        "embed",
-        vec![text],
-        output(dimension).fields().clone(),
-        Embedder::embed,
-    )
+    Methods::new().serial("embed", vec![text], output(dimension).fields().clone(), Embedder::embed)
 }
 
 fn output(dimension: usize) -> SchemaRef {
@@ -105,10 +109,7 @@ impl Embedder {
         let options: Options = ctx.options()?;
         let folder = &options.model;
         if !folder.is_dir() {
-            return Err(Error::invalid(format!(
-                "there is no model folder {}; {NEXT}",
-                folder.display()
-            )));
+            return Err(Error::invalid(format!("there is no model folder {}; {NEXT}", folder.display())));
         }
         let weights_path = folder.join("model.safetensors");
         let weights = model_file::read(&weights_path, NEXT)?;
@@ -122,9 +123,7 @@ impl Embedder {
                 folder.display()
             )));
         }
-        let max_tokens = options
-            .max_tokens
-            .unwrap_or(MAX_TOKENS.min(config.max_position_embeddings));
+        let max_tokens = options.max_tokens.unwrap_or(MAX_TOKENS.min(config.max_position_embeddings));
         if !(3..=config.max_position_embeddings).contains(&max_tokens) {
             let most = config.max_position_embeddings;
             return Err(Error::invalid(format!(
@@ -132,36 +131,21 @@ impl Embedder {
             )));
         }
         let tokenizer = read_tokenizer(&folder.join("tokenizer.json"), max_tokens, config.vocab_size)?;
-        // candle splits its work by the machine's cores, but does it in the pool that calls it.
+        // candle multiplies matrices in the rayon pool that calls it, but not everything: see THREADS_VARIABLE.
         let pool = rayon::ThreadPoolBuilder::new()
             .num_threads(model_file::threads(&ctx.resources))
             .thread_name(|i| format!("embed-{i}"))
             .build()
             .map_err(|e| Error::transient(format!("no threads to compute on: {e}")))?;
-        let bad = |e| {
-            Error::invalid(format!(
-                "model file {}: {}; {NEXT}",
-                weights_path.display(),
-                brief(e)
-            ))
-        };
+        let bad = |e| Error::invalid(format!("model file {}: {}; {NEXT}", weights_path.display(), brief(e)));
         let weights =
             VarBuilder::from_buffered_safetensors(weights, DType::F32, &Device::Cpu).map_err(bad)?;
         let model = pool.install(|| BertModel::load(weights, &config)).map_err(bad)?;
-        let name = folder
-            .canonicalize()
-            .ok()
-            .and_then(|p| p.file_name().map(|n| n.to_string_lossy().into_owned()));
+        let name =
+            folder.canonicalize().ok().and_then(|p| p.file_name().map(|n| n.to_string_lossy().into_owned()));
         let version = format!("{}@{}", name.as_deref().unwrap_or("model"), &digest[..12]);
         let pad = config.pad_token_id as u32;
-        let embedder = Embedder {
-            model,
-            tokenizer,
-            pool,
-            pad,
-            dimension,
-            version,
-        };
+        let embedder = Embedder { model, tokenizer, pool, pad, dimension, version };
         // Warms up, and finds out now what would fail every request.
         embedder
             .vectors(&["Is everything there?"], &Invocation::default())
@@ -178,10 +162,7 @@ impl Embedder {
         let values = Arc::new(Float32Array::from(values));
         let embedding = FixedSizeListArray::try_new(item(), self.dimension as i32, values, None)?;
         let model = StringArray::from_iter_values(texts.iter().map(|_| &self.version));
-        Ok(RecordBatch::try_new(
-            output(self.dimension),
-            vec![Arc::new(embedding), Arc::new(model)],
-        )?)
+        Ok(RecordBatch::try_new(output(self.dimension), vec![Arc::new(embedding), Arc::new(model)])?)
     }
 
     /// The texts' vectors, one after the other.
@@ -190,10 +171,7 @@ impl Embedder {
             .map(|text| {
                 let head = &text[..text.floor_char_boundary(MAX_READ)];
                 let encoding = self.tokenizer.encode_fast(head, true);
-                Ok(encoding
-                    .map_err(|e| Error::user(format!("tokenizer: {e}")))?
-                    .get_ids()
-                    .to_vec())
+                Ok(encoding.map_err(|e| Error::user(format!("tokenizer: {e}")))?.get_ids().to_vec())
             })
             .collect::<Result<Vec<Vec<u32>>>>()?;
         // Texts of like length go together, so that there is little padding.
@@ -226,10 +204,8 @@ impl Embedder {
                 vector.copy_from_slice(output);
                 let length = vector.iter().map(|v| v * v).sum::<f32>().sqrt();
                 if !(length.is_finite() && length > 0.0) {
-                    let message = format!(
-                        "model {} gives no usable vector for a text (length {length})",
-                        self.version
-                    );
+                    let message =
+                        format!("model {} gives no usable vector for a text (length {length})", self.version);
                     return Err(Error::user(message));
                 }
                 vector.iter_mut().for_each(|v| *v /= length);
@@ -245,26 +221,16 @@ impl Embedder {
         let padded = |real: &dyn Fn(u32) -> u32, pad: u32| -> Vec<u32> {
             let row = |input: &&[u32]| {
                 let padding = std::iter::repeat_n(pad, longest - input.len());
-                input
-                    .iter()
-                    .map(|id| real(*id))
-                    .chain(padding)
-                    .collect::<Vec<_>>()
+                input.iter().map(|id| real(*id)).chain(padding).collect::<Vec<_>>()
             };
             inputs.iter().flat_map(row).collect()
         };
         let ids = Tensor::from_vec(padded(&|id| id, self.pad), shape, &Device::Cpu)?;
         let mask = Tensor::from_vec(padded(&|_| 1, 0), shape, &Device::Cpu)?;
         let types = ids.zeros_like()?;
-        let hidden = self
-            .model
-            .forward(&ids, &types, Some(&mask))?
-            .flatten_all()?
-            .to_vec1::<f32>()?;
+        let hidden = self.model.forward(&ids, &types, Some(&mask))?.flatten_all()?.to_vec1::<f32>()?;
         let mut means = vec![0.0; inputs.len() * self.dimension];
-        let texts = means
-            .chunks_exact_mut(self.dimension)
-            .zip(hidden.chunks_exact(longest * self.dimension));
+        let texts = means.chunks_exact_mut(self.dimension).zip(hidden.chunks_exact(longest * self.dimension));
         for ((mean, hidden), input) in texts.zip(inputs) {
             for token in hidden.chunks_exact(self.dimension).take(input.len()) {
                 mean.iter_mut().zip(token).for_each(|(m, t)| *m += t);
@@ -293,9 +259,7 @@ fn read_config(path: &Path) -> Result<Config> {
         || config.vocab_size == 0
         || config.max_position_embeddings < 3
     {
-        return Err(bad(format!(
-            "{heads} attention heads of {size} dimensions in all cannot be"
-        )));
+        return Err(bad(format!("{heads} attention heads of {size} dimensions in all cannot be")));
     }
     Ok(config)
 }
@@ -306,18 +270,11 @@ fn read_tokenizer(path: &Path, max_tokens: usize, vocabulary: usize) -> Result<T
     let mut tokenizer = Tokenizer::from_bytes(bytes).map_err(|e| bad(e.to_string()))?;
     let size = tokenizer.get_vocab_size(true);
     if size > vocabulary {
-        return Err(bad(format!(
-            "{size} words, the model knows {vocabulary}: it belongs to another model"
-        )));
+        return Err(bad(format!("{size} words, the model knows {vocabulary}: it belongs to another model")));
     }
     tokenizer.with_padding(None);
-    let truncation = tokenizers::TruncationParams {
-        max_length: max_tokens,
-        ..Default::default()
-    };
-    tokenizer
-        .with_truncation(Some(truncation))
-        .map_err(|e| bad(e.to_string()))?;
+    let truncation = tokenizers::TruncationParams { max_length: max_tokens, ..Default::default() };
+    tokenizer.with_truncation(Some(truncation)).map_err(|e| bad(e.to_string()))?;
     Ok(tokenizer)
 }
 

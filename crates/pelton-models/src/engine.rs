@@ -36,10 +36,7 @@ impl Rten {
                 "{inputs} inputs and {outputs} outputs; one of each is supported"
             )));
         }
-        Ok(Rten {
-            model,
-            pool: Arc::new(rten::ThreadPool::with_num_threads(threads)),
-        })
+        Ok(Rten { model, pool: Arc::new(rten::ThreadPool::with_num_threads(threads)) })
     }
 }
 
@@ -49,14 +46,8 @@ impl Engine for Rten {
         let Tensor { shape, values } = input;
         let input = rten_tensor::Tensor::try_from_data(shape.as_slice(), values).map_err(|e| failed(&e))?;
         let options = rten::RunOptions::default().with_thread_pool(Some(self.pool.clone()));
-        let output = self
-            .model
-            .run_one(input.into(), Some(options))
-            .map_err(|e| failed(&e))?;
+        let output = self.model.run_one(input.into(), Some(options)).map_err(|e| failed(&e))?;
         let output: rten_tensor::Tensor<f32> = output.try_into().map_err(|e| failed(&e))?;
-        Ok(Tensor {
-            shape: output.shape().to_vec(),
-            values: output.to_vec(),
-        })
+        Ok(Tensor { shape: output.shape().to_vec(), values: output.to_vec() })
     }
 }

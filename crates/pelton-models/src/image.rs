@@ -27,20 +27,13 @@ pub struct Pixels;
 
 pub(crate) fn pixels_field() -> Field {
     let item = Field::new("item", DataType::Float32, false);
-    Field::new(
-        "pixels",
-        DataType::FixedSizeList(Arc::new(item), PIXELS as i32),
-        false,
-    )
+    Field::new("pixels", DataType::FixedSizeList(Arc::new(item), PIXELS as i32), false)
 }
 
 impl Operator for Pixels {
     fn output(&self, input: &Schema) -> Result<SchemaRef> {
         for (name, data_type) in [("uri", DataType::Utf8), ("content", DataType::Binary)] {
-            if !input
-                .field_with_name(name)
-                .is_ok_and(|f| *f.data_type() == data_type)
-            {
+            if !input.field_with_name(name).is_ok_and(|f| *f.data_type() == data_type) {
                 let given = show_columns(input);
                 let message = format!("pixels needs a column {name}: {data_type}, and is given ({given})");
                 return Err(Error::invalid(message));
@@ -55,10 +48,7 @@ impl Operator for Pixels {
 }
 
 fn output() -> SchemaRef {
-    Arc::new(Schema::new(vec![
-        Field::new("uri", DataType::Utf8, false),
-        pixels_field(),
-    ]))
+    Arc::new(Schema::new(vec![Field::new("uri", DataType::Utf8, false), pixels_field()]))
 }
 
 struct Decoding(SchemaRef);
@@ -73,15 +63,8 @@ impl Transform for Decoding {
         };
         let (mut good, mut values) = (StringBuilder::new(), Vec::new());
         for row in 0..rows.num_rows() {
-            let uri = if uris.is_valid(row) {
-                uris.value(row)
-            } else {
-                "(no uri)"
-            };
-            let content = contents
-                .is_valid(row)
-                .then(|| contents.value(row))
-                .unwrap_or_default();
+            let uri = if uris.is_valid(row) { uris.value(row) } else { "(no uri)" };
+            let content = if contents.is_valid(row) { contents.value(row) } else { b"" };
             match decode(content) {
                 Ok(pixels) => {
                     good.append_value(uri);
@@ -89,10 +72,7 @@ impl Transform for Decoding {
                 }
                 Err(error) => {
                     let error = error.context(format!("image {uri}"));
-                    output.errors.push(RowError {
-                        row: uri.to_owned(),
-                        error,
-                    });
+                    output.errors.push(RowError { row: uri.to_owned(), error });
                 }
             }
         }
@@ -101,10 +81,9 @@ impl Transform for Decoding {
                 return Err(Error::internal("pixels are a list"));
             };
             let pixels = FixedSizeListArray::try_new(item, size, Arc::new(Float32Array::from(values)), None)?;
-            output.rows.push(RecordBatch::try_new(
-                self.0.clone(),
-                vec![Arc::new(good.finish()), Arc::new(pixels)],
-            )?);
+            output
+                .rows
+                .push(RecordBatch::try_new(self.0.clone(), vec![Arc::new(good.finish()), Arc::new(pixels)])?);
         }
         Ok(())
     }
@@ -116,9 +95,7 @@ fn decode(content: &[u8]) -> Result<[f32; PIXELS]> {
     }
     let bad =
         |e: png::DecodingError| Error::user(format!("no good PNG file ({e}); convert it, or leave it out"));
-    let limits = png::Limits {
-        bytes: MAX_PIXELS as usize,
-    };
+    let limits = png::Limits { bytes: MAX_PIXELS as usize };
     let mut decoder = png::Decoder::new_with_limits(Cursor::new(content), limits);
     // Palettes, bit depths and transparent colours become 8-bit channels.
     decoder.set_transformations(png::Transformations::normalize_to_color8());
@@ -130,13 +107,12 @@ fn decode(content: &[u8]) -> Result<[f32; PIXELS]> {
             MAX_PIXELS >> 20
         )));
     }
-    let size = reader
-        .output_buffer_size()
-        .ok_or_else(|| Error::limit("larger than the memory"))?;
+    let size = reader.output_buffer_size().ok_or_else(|| Error::limit("larger than the memory"))?;
     let mut buffer = vec![0; size];
     let frame = reader.next_frame(&mut buffer).map_err(bad)?;
     let mean = |rgb: &[u8]| 0.299 * f32::from(rgb[0]) + 0.587 * f32::from(rgb[1]) + 0.114 * f32::from(rgb[2]);
-    let gray: Box<dyn Fn(&[u8]) -> f32> = match frame.color_type {
+    type Gray = Box<dyn Fn(&[u8]) -> f32>;
+    let gray: Gray = match frame.color_type {
         png::ColorType::Grayscale => Box::new(|p| f32::from(p[0])),
         png::ColorType::GrayscaleAlpha => Box::new(|p| f32::from(p[0]) * f32::from(p[1]) / 255.0),
         png::ColorType::Rgb => Box::new(mean),
@@ -171,12 +147,7 @@ fn cells(length: usize) -> [Vec<(usize, f64)>; SIDE] {
         // In eighths of a pixel, so that the borders are whole numbers.
         let (begin, end) = (cell * length, (cell + 1) * length);
         (begin / SIDE..end.div_ceil(SIDE))
-            .map(|i| {
-                (
-                    i,
-                    (end.min((i + 1) * SIDE) - begin.max(i * SIDE)) as f64 / SIDE as f64,
-                )
-            })
+            .map(|i| (i, (end.min((i + 1) * SIDE) - begin.max(i * SIDE)) as f64 / SIDE as f64))
             .collect()
     })
 }
@@ -251,19 +222,13 @@ mod tests {
         let rows = RecordBatch::try_new(Arc::new(input), vec![Arc::new(uris), Arc::new(contents)]).unwrap();
         let mut out = Output::default();
         Pixels.create().unwrap().process(rows, &mut out).unwrap();
-        assert_eq!(
-            (out.rows.len(), out.rows[0].num_rows(), out.rows[0].schema()),
-            (1, 1, schema)
-        );
+        assert_eq!((out.rows.len(), out.rows[0].num_rows(), out.rows[0].schema()), (1, 1, schema));
         let messages: Vec<String> = out.errors.iter().map(|e| e.error.to_string()).collect();
         assert_eq!(
             out.errors.iter().map(|e| e.row.as_str()).collect::<Vec<_>>(),
             ["cut", "flipped", "bomb", "none"]
         );
-        assert!(
-            messages[0].starts_with("image cut: no good PNG file"),
-            "{messages:?}"
-        );
+        assert!(messages[0].starts_with("image cut: no good PNG file"), "{messages:?}");
         assert!(
             messages[2].contains("60000 x 60000 pixels, above the limit of 16 megapixels"),
             "{messages:?}"
@@ -274,13 +239,12 @@ mod tests {
     /// As the PNG specification defines it.
     fn crc32(bytes: &[u8]) -> u32 {
         !bytes.iter().fold(!0u32, |crc, byte| {
-            (0..8).fold(crc ^ u32::from(*byte), |c, _| {
-                if c & 1 == 1 {
-                    0xedb8_8320 ^ (c >> 1)
-                } else {
-                    c >> 1
-                }
-            })
+            (0..8).fold(
+                crc ^ u32::from(*byte),
+                |c, _| {
+                    if c & 1 == 1 { 0xedb8_8320 ^ (c >> 1) } else { c >> 1 }
+                },
+            )
         })
     }
 }

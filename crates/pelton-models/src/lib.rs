@@ -11,5 +11,5 @@ mod image;
 mod model_file;
 
 pub use classifier::Classifier;
-pub use embedder::Embedder;
+pub use embedder::{Embedder, THREADS_VARIABLE};
 pub use image::Pixels;

@@ -25,10 +25,7 @@ fn an_embedder_without_good_files_says_which_and_what_to_do() {
     };
     let put = |name: &str, content: &str| std::fs::write(folder.path().join(name), content).unwrap();
     let message = refusal(&embedder, json!({ "model": "/nowhere" }));
-    assert!(
-        message.starts_with("there is no model folder /nowhere; run `cargo xtask setup`"),
-        "{message}"
-    );
+    assert!(message.starts_with("there is no model folder /nowhere; run `cargo xtask setup`"), "{message}");
     refused("model.safetensors: No such file");
     put("model.safetensors", "no tensors");
     refused("config.json: No such file");
@@ -49,10 +46,7 @@ fn an_embedder_without_good_files_says_which_and_what_to_do() {
         "continuing_subword_prefix": "", "max_input_chars_per_word": 9, "vocab": {"a": 0, "b": 1}}}"#,
     );
     refused("model.safetensors: ");
-    put(
-        "config.json",
-        &CONFIG.replace("\"vocab_size\": 6", "\"vocab_size\": 1"),
-    );
+    put("config.json", &CONFIG.replace("\"vocab_size\": 6", "\"vocab_size\": 1"));
     refused("tokenizer.json: 2 words, the model knows 1: it belongs to another model");
     assert!(refusal(&embedder, json!({ "modle": "x" })).contains("unknown field `modle`"));
 }
@@ -61,20 +55,11 @@ fn an_embedder_without_good_files_says_which_and_what_to_do() {
 fn a_classifier_without_a_good_file_says_what_to_do() {
     let classifier = Definition::of::<Classifier>();
     let message = refusal(&classifier, json!({ "model": "/nowhere.onnx" }));
-    assert!(
-        message.starts_with("model file /nowhere.onnx: No such file"),
-        "{message}"
-    );
-    assert!(
-        message.ends_with("give the path of an .onnx file in the option `model`"),
-        "{message}"
-    );
+    assert!(message.starts_with("model file /nowhere.onnx: No such file"), "{message}");
+    assert!(message.ends_with("give the path of an .onnx file in the option `model`"), "{message}");
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("bad.onnx");
     std::fs::write(&path, "no model").unwrap();
     let message = refusal(&classifier, json!({ "model": path }));
-    assert!(
-        message.contains("bad.onnx: no ONNX model that runs here"),
-        "{message}"
-    );
+    assert!(message.contains("bad.onnx: no ONNX model that runs here"), "{message}");
 }

@@ -30,10 +30,7 @@ pub struct Size {
 impl Default for Size {
     /// 128 tokens, 16 of them repeated.
     fn default() -> Self {
-        Size {
-            tokens: 128,
-            overlap: 16,
-        }
+        Size { tokens: 128, overlap: 16 }
     }
 }
 
@@ -61,12 +58,8 @@ pub struct Slice<'a> {
 impl Chunker {
     /// `tokenizer` is a model's `tokenizer.json`. Its settings for truncation and padding are left aside.
     pub fn new(tokenizer: &Path, size: Size) -> Result<Self> {
-        let refused = |what: String| {
-            Err(Error::invalid(format!(
-                "tokenizer {}: {what}",
-                tokenizer.display()
-            )))
-        };
+        let refused =
+            |what: String| Err(Error::invalid(format!("tokenizer {}: {what}", tokenizer.display())));
         let bytes = match std::fs::read(tokenizer) {
             Ok(bytes) => bytes,
             Err(e) => return refused(format!("{e}; it is the tokenizer.json of the embedding model")),
@@ -79,9 +72,7 @@ impl Chunker {
 
     /// The same with a tokenizer that is already loaded.
     pub fn with(mut tokenizer: Tokenizer, size: Size) -> Result<Self> {
-        tokenizer
-            .with_truncation(None)
-            .map_err(|e| Error::internal(format!("tokenizer: {e}")))?;
+        tokenizer.with_truncation(None).map_err(|e| Error::internal(format!("tokenizer: {e}")))?;
         tokenizer.with_padding(None);
         let around = tokenizer.encode("", true).map_err(failed)?.len();
         let Size { tokens, overlap } = size;
@@ -98,28 +89,13 @@ impl Chunker {
                 "an overlap of {overlap} tokens is too large: at most {most} of {tokens}"
             )));
         }
-        Ok(Chunker {
-            tokenizer: Arc::new(tokenizer),
-            room,
-            overlap,
-        })
+        Ok(Chunker { tokenizer: Arc::new(tokenizer), room, overlap })
     }
 
     /// The chunks of a text, in order. Together they hold every token of it.
     pub fn chunks<'a>(&'a self, text: &'a str) -> impl Iterator<Item = Result<Slice<'a>>> + 'a {
-        let pieces = Pieces {
-            text,
-            at: 0,
-            most: self.room * BYTES_A_TOKEN,
-        };
-        Chunks {
-            chunker: self,
-            text,
-            pieces,
-            window: VecDeque::new(),
-            repeated: 0,
-            ended: false,
-        }
+        let pieces = Pieces { text, at: 0, most: self.room * BYTES_A_TOKEN };
+        Chunks { chunker: self, text, pieces, window: VecDeque::new(), repeated: 0, ended: false }
     }
 }
 
@@ -186,15 +162,8 @@ impl<'a> Iterator for Chunks<'a> {
             .take_while(|t| t.end - start <= most)
             .count()
             .max(self.repeated + 1);
-        let cut = if fits == self.window.len() {
-            fits
-        } else {
-            self.cut(fits)
-        };
-        let slice = Slice {
-            text: &self.text[start..self.window[cut - 1].end],
-            start,
-        };
+        let cut = if fits == self.window.len() { fits } else { self.cut(fits) };
+        let slice = Slice { text: &self.text[start..self.window[cut - 1].end], start };
         if cut == self.window.len() {
             self.ended = true;
         } else {
@@ -214,11 +183,7 @@ impl Chunks<'_> {
             let start = self.text.floor_char_boundary(at + start);
             let end = self.text.ceil_char_boundary(at + end).max(start);
             let before = self.window.back().map_or(0, |t| t.end);
-            self.window.push_back(Token {
-                start,
-                end,
-                begin: begin(self.text, before.min(start), start),
-            });
+            self.window.push_back(Token { start, end, begin: begin(self.text, before.min(start), start) });
         }
         Ok(())
     }
@@ -226,9 +191,7 @@ impl Chunks<'_> {
     /// Where to end a chunk of at most `fits` tokens: at the best place in its last quarter, the last of equals.
     fn cut(&self, fits: usize) -> usize {
         let least = (fits - fits / 4).max(self.repeated + 1);
-        (least..=fits)
-            .max_by_key(|i| (self.window[*i].begin, *i))
-            .unwrap_or(fits)
+        (least..=fits).max_by_key(|i| (self.window[*i].begin, *i)).unwrap_or(fits)
     }
 
     /// Where the next chunk begins after a cut: at most the overlap before it, at the begin of a sentence or of a word.
@@ -239,14 +202,8 @@ impl Chunks<'_> {
             return cut;
         };
         let first = |least| (from..cut).find(|i| self.window[*i].begin >= least);
-        let otherwise = if self.window[cut].begin >= Begin::Word {
-            cut
-        } else {
-            from
-        };
-        first(Begin::Sentence)
-            .or_else(|| first(Begin::Word))
-            .unwrap_or(otherwise)
+        let otherwise = if self.window[cut].begin >= Begin::Word { cut } else { from };
+        first(Begin::Sentence).or_else(|| first(Begin::Word)).unwrap_or(otherwise)
     }
 }
 
@@ -313,29 +270,17 @@ impl Chunk {
 
 fn output() -> SchemaRef {
     let number = Field::new("chunk", DataType::UInt32, false);
-    rows::schema(vec![
-        rows::text("uri"),
-        rows::text("title"),
-        number,
-        rows::text("text"),
-    ])
+    rows::schema(vec![rows::text("uri"), rows::text("title"), number, rows::text("text")])
 }
 
 impl Operator for Chunk {
     fn output(&self, input: &Schema) -> Result<SchemaRef> {
-        rows::require(
-            "chunk",
-            input,
-            &["uri", "title", "text"].map(|name| (name, DataType::Utf8)),
-        )?;
+        rows::require("chunk", input, &["uri", "title", "text"].map(|name| (name, DataType::Utf8)))?;
         Ok(output())
     }
 
     fn create(&self) -> Result<Box<dyn Transform>> {
-        Ok(Box::new(Chunking {
-            chunker: self.chunker.clone(),
-            schema: output(),
-        }))
+        Ok(Box::new(Chunking { chunker: self.chunker.clone(), schema: output() }))
     }
 }
 
@@ -373,10 +318,7 @@ impl Transform for Chunking {
                 || (number == 0).then(|| Error::user("there is nothing in it that the tokenizer can read"));
             if let Some(error) = bad.or_else(none) {
                 let error = error.context(format!("document {uri}"));
-                output.errors.push(RowError {
-                    row: uri.to_owned(),
-                    error,
-                });
+                output.errors.push(RowError { row: uri.to_owned(), error });
             }
         }
         if part.rows > 0 {
@@ -410,10 +352,7 @@ impl Part {
         (self.rows, self.bytes) = (0, 0);
         let [uri, title, text] =
             [&mut self.uri, &mut self.title, &mut self.text].map(|b| Arc::new(b.finish()));
-        Ok(RecordBatch::try_new(
-            schema.clone(),
-            vec![uri, title, Arc::new(self.chunk.finish()), text],
-        )?)
+        Ok(RecordBatch::try_new(schema.clone(), vec![uri, title, Arc::new(self.chunk.finish()), text])?)
     }
 }
 

@@ -33,10 +33,7 @@ fn extract(uri: &str, content: &[u8]) -> Result<Document> {
     let mut document = match media {
         Media::Markdown => markdown::read(text),
         Media::Html => html::read(text),
-        Media::Text => Document {
-            title: String::new(),
-            text: text.to_owned(),
-        },
+        Media::Text => Document { title: String::new(), text: text.to_owned() },
     };
     if document.text.trim().is_empty() {
         return Err(Error::user("there is no text in it, only markup"));

@@ -24,11 +24,7 @@ fn output() -> SchemaRef {
 
 impl Operator for Extract {
     fn output(&self, input: &Schema) -> Result<SchemaRef> {
-        rows::require(
-            "extract",
-            input,
-            &[("uri", DataType::Utf8), ("content", DataType::Binary)],
-        )?;
+        rows::require("extract", input, &[("uri", DataType::Utf8), ("content", DataType::Binary)])?;
         Ok(output())
     }
 
@@ -47,10 +43,7 @@ impl Transform for Extracting {
         let mut part = Part::default();
         for row in 0..rows.num_rows() {
             let uri = rows::value(uris, row).unwrap_or("(no uri)");
-            let content = contents
-                .is_valid(row)
-                .then(|| contents.value(row))
-                .unwrap_or_default();
+            let content = if contents.is_valid(row) { contents.value(row) } else { b"" };
             match document::read(uri, content) {
                 Ok(document) => {
                     part.uri.append_value(uri);
@@ -59,10 +52,7 @@ impl Transform for Extracting {
                     part.rows += 1;
                     part.bytes += document.text.len();
                 }
-                Err(error) => output.errors.push(RowError {
-                    row: uri.to_owned(),
-                    error,
-                }),
+                Err(error) => output.errors.push(RowError { row: uri.to_owned(), error }),
             }
             if part.rows >= MAX_ROWS || part.bytes >= MAX_BYTES {
                 output.rows.push(part.finish(&self.0)?);
@@ -88,10 +78,7 @@ impl Part {
     fn finish(&mut self, schema: &SchemaRef) -> Result<RecordBatch> {
         (self.rows, self.bytes) = (0, 0);
         let [uri, title, text] = [&mut self.uri, &mut self.title, &mut self.text].map(StringBuilder::finish);
-        Ok(RecordBatch::try_new(
-            schema.clone(),
-            vec![Arc::new(uri), Arc::new(title), Arc::new(text)],
-        )?)
+        Ok(RecordBatch::try_new(schema.clone(), vec![Arc::new(uri), Arc::new(title), Arc::new(text)])?)
     }
 }
 
@@ -125,56 +112,28 @@ mod tests {
             ("d.txt", "größer".as_bytes()),
         ]);
         assert_eq!(out.rows.len(), 1);
-        assert_eq!(
-            rows::strings(&out.rows[0], "title").unwrap(),
-            &StringArray::from(vec!["A", "d.txt"])
-        );
+        assert_eq!(rows::strings(&out.rows[0], "title").unwrap(), &StringArray::from(vec!["A", "d.txt"]));
         assert_eq!(
             rows::strings(&out.rows[0], "text").unwrap(),
             &StringArray::from(vec!["A\n\ntext", "größer"])
         );
-        let errors: Vec<_> = out
-            .errors
-            .iter()
-            .map(|e| (e.row.as_str(), e.error.to_string()))
-            .collect();
+        let errors: Vec<_> = out.errors.iter().map(|e| (e.row.as_str(), e.error.to_string())).collect();
         assert_eq!(errors[0].0, "b.bin");
-        assert!(
-            errors[0]
-                .1
-                .contains("document b.bin: not a text document: a NUL byte at 0"),
-            "{errors:?}"
-        );
-        assert_eq!(
-            errors[1],
-            (
-                "c.txt",
-                "document c.txt: empty: there is no text in it".to_owned()
-            )
-        );
+        assert!(errors[0].1.contains("document b.bin: not a text document: a NUL byte at 0"), "{errors:?}");
+        assert_eq!(errors[1], ("c.txt", "document c.txt: empty: there is no text in it".to_owned()));
     }
 
     #[test]
     fn much_text_comes_in_several_batches() {
         let long = "x".repeat(MAX_BYTES);
-        let out = run(&[
-            ("a.txt", long.as_bytes()),
-            ("b.txt", long.as_bytes()),
-            ("c.txt", b"short"),
-        ]);
-        assert_eq!(
-            out.rows.iter().map(RecordBatch::num_rows).collect::<Vec<_>>(),
-            [1, 1, 1]
-        );
+        let out = run(&[("a.txt", long.as_bytes()), ("b.txt", long.as_bytes()), ("c.txt", b"short")]);
+        assert_eq!(out.rows.iter().map(RecordBatch::num_rows).collect::<Vec<_>>(), [1, 1, 1]);
     }
 
     #[test]
     fn a_missing_column_is_named() {
         let input = Schema::new(vec![Field::new("uri", DataType::Utf8, false)]);
         let message = Extract.output(&input).unwrap_err().to_string();
-        assert_eq!(
-            message,
-            "extract needs a column content: Binary, and is given (uri: Utf8)"
-        );
+        assert_eq!(message, "extract needs a column content: Binary, and is given (uri: Utf8)");
     }
 }

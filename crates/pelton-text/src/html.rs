@@ -32,10 +32,7 @@ pub(crate) fn read(source: &str) -> Document {
         write(page.select(&parse(selector)).next()?, false, &mut prose);
         Some(prose.finish()).filter(|t| !t.is_empty())
     });
-    Document {
-        title: title.unwrap_or_default(),
-        text,
-    }
+    Document { title: title.unwrap_or_default(), text }
 }
 
 /// The text of a piece of HTML.
@@ -173,26 +170,14 @@ mod tests {
                 "T",
                 "T\n\nText",
             ),
-            (
-                "<body><div role=main>In<div aria-hidden=true>x</div></div>out",
-                "",
-                "In",
-            ),
+            ("<body><div role=main>In<div aria-hidden=true>x</div></div>out", "", "In"),
             ("<body><main></main><p>Only here", "", "Only here"),
-            (
-                "<article>a<article>b</article></article><article>c</article>",
-                "",
-                "a\n\nb\n\nc",
-            ),
+            ("<article>a<article>b</article></article><article>c</article>", "", "a\n\nb\n\nc"),
             ("no tags at all", "", "no tags at all"),
             ("<body><script>only()</script>", "", ""),
         ] {
             let document = read(page);
-            assert_eq!(
-                (document.title.as_str(), document.text.as_str()),
-                (title, text),
-                "{page}"
-            );
+            assert_eq!((document.title.as_str(), document.text.as_str()), (title, text), "{page}");
         }
     }
 

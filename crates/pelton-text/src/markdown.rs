@@ -77,10 +77,7 @@ pub(crate) fn read(source: &str) -> Document {
             _ => {}
         }
     }
-    Document {
-        title: title.unwrap_or_default(),
-        text: prose.finish(),
-    }
+    Document { title: title.unwrap_or_default(), text: prose.finish() }
 }
 
 #[cfg(test)]

@@ -35,16 +35,11 @@ impl Media {
     pub fn detect<'a>(uri: &str, content: &'a [u8]) -> Result<(Media, &'a str)> {
         if let Some((_, what)) = BINARY.iter().find(|(magic, _)| content.starts_with(magic)) {
             let next = "convert it to UTF-8 text, Markdown or HTML, or leave it out of the source";
-            return Err(Error::user(format!(
-                "not a text document but {}; {next}",
-                article(what)
-            )));
+            return Err(Error::user(format!("not a text document but {}; {next}", article(what))));
         }
         if let Some(at) = content.iter().position(|b| *b == 0) {
             let next = "leave it out of the source";
-            return Err(Error::user(format!(
-                "not a text document: a NUL byte at {at}; {next}"
-            )));
+            return Err(Error::user(format!("not a text document: a NUL byte at {at}; {next}")));
         }
         let text = std::str::from_utf8(content).map_err(|e| {
             let next = "convert it to UTF-8, or leave it out of the source";
@@ -88,9 +83,7 @@ fn extension(uri: &str) -> Option<String> {
 }
 
 fn looks_like_html(text: &str) -> bool {
-    let head = &text[..text.floor_char_boundary(SNIFF)]
-        .trim_start()
-        .to_ascii_lowercase();
+    let head = &text[..text.floor_char_boundary(SNIFF)].trim_start().to_ascii_lowercase();
     head.starts_with("<!doctype html") || head.starts_with("<html") || head.contains("<body")
 }
 

@@ -23,10 +23,7 @@ pub(crate) fn schema(fields: Vec<Field>) -> SchemaRef {
 /// Says no to an input that lacks a column.
 pub(crate) fn require(operator: &str, input: &Schema, columns: &[(&str, DataType)]) -> Result<()> {
     for (name, data_type) in columns {
-        if input
-            .field_with_name(name)
-            .is_ok_and(|f| f.data_type() == data_type)
-        {
+        if input.field_with_name(name).is_ok_and(|f| f.data_type() == data_type) {
             continue;
         }
         let given = show_columns(input);
@@ -39,8 +36,7 @@ pub(crate) fn require(operator: &str, input: &Schema, columns: &[(&str, DataType
 
 /// A column that [`require`] found to be there.
 pub(crate) fn column<'a>(rows: &'a RecordBatch, name: &str) -> Result<&'a ArrayRef> {
-    rows.column_by_name(name)
-        .ok_or_else(|| Error::internal(format!("a batch lacks the column {name}")))
+    rows.column_by_name(name).ok_or_else(|| Error::internal(format!("a batch lacks the column {name}")))
 }
 
 pub(crate) fn strings<'a>(rows: &'a RecordBatch, name: &str) -> Result<&'a StringArray> {
@@ -49,6 +45,6 @@ pub(crate) fn strings<'a>(rows: &'a RecordBatch, name: &str) -> Result<&'a Strin
 }
 
 /// A row's value, or that there is none.
-pub(crate) fn value<'a>(column: &'a StringArray, row: usize) -> Option<&'a str> {
+pub(crate) fn value(column: &StringArray, row: usize) -> Option<&str> {
     column.is_valid(row).then(|| column.value(row))
 }

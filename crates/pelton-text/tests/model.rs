@@ -11,11 +11,7 @@ fn chunks_fit_the_model_and_leave_nothing_out() {
     let workspace = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../..");
     let folder = given.unwrap_or_else(|| workspace.join(".cache/models/all-minilm-l6-v2"));
     let path = folder.join("tokenizer.json");
-    assert!(
-        path.is_file(),
-        "no {}; run `cargo xtask setup`, or set PELTON_MODEL",
-        path.display()
-    );
+    assert!(path.is_file(), "no {}; run `cargo xtask setup`, or set PELTON_MODEL", path.display());
     let mut tokenizer = tokenizers::Tokenizer::from_file(&path).unwrap();
     tokenizer.with_truncation(None).unwrap().with_padding(None);
     let chunker = Chunker::new(&path, Size::default()).unwrap();

@@ -8,12 +8,13 @@ use std::time::Duration;
 use pelton_client::{Client, Stats};
 use pelton_control::{Control, JobReport};
 use pelton_core::service::{Definition, show_columns};
-use pelton_core::{Declaration, Error, Result};
+use pelton_core::{Declaration, Error, Fate, Kind, Result, Retry};
 use pelton_dataflow::job::{Options, Running, Summary};
 use pelton_dataflow::progress::Progress;
 use pelton_dataflow::topology::Topology;
 use pelton_env::Env;
 use pelton_env::real::Host;
+use tokio::signal::unix::{Signal, SignalKind, signal};
 
 use crate::call::{Services, given_up};
 use crate::job::Settings;
@@ -76,11 +77,13 @@ pub(crate) fn serve<T>(
 ) -> Result<T> {
     let host = host(settings)?;
     host.block_on(async {
+        let mut interrupts = Interrupts::listen()?;
         let services = start(host.env(), name, settings, &services)?;
+        let interrupted = || Error::new(Kind::Cancelled, Fate::Unknown, Retry::Never, "interrupted");
         let result = tokio::select! {
             biased;
             result = body(&services) => result,
-            _ = interrupted() => Err(Error::invalid("interrupted")),
+            () = interrupts.next() => Err(interrupted()),
         };
         services.stop().await;
         result
@@ -98,7 +101,6 @@ pub(crate) fn run(
 ) -> Result<Summary> {
     let host = host(settings)?;
     let env = host.env().clone();
-    // Before the services: a folder that another run holds, or that cannot be written, is found without loading a model.
     host.block_on(async {
         let services = start(&env, name, settings, &services)?;
         let result = match pelton_dataflow::job::Job::start(topology, services.callers(), env.clone(), options) {
@@ -122,49 +124,58 @@ async fn drive(
     let for_status = progress.clone();
     services.control().set_progress(Arc::new(move || show_progress(&for_status.borrow())));
     let mut failure = services.control().failure();
+    let mut interrupts = Interrupts::listen()?;
     let mut stopping = false;
-    let ended = {
-        let stop = running.stopper();
-        let mut waiting = std::pin::pin!(running.wait());
-        loop {
-            tokio::select! {
-                biased;
-                result = &mut waiting => break result,
-                error = given_up(&mut failure) => break Err(error),
-                () = interrupted() => {
-                    if stopping {
-                        services.control().kill();
-                        env.sleep(KILLING.min(Duration::from_millis(300))).await;
-                        std::process::exit(130);
-                    }
-                    stopping = true;
-                    stop.stop();
+    let stopper = running.stopper();
+    let mut waiting = std::pin::pin!(running.wait());
+    loop {
+        tokio::select! {
+            biased;
+            result = &mut waiting => return result,
+            error = given_up(&mut failure) => return Err(error),
+            () = interrupts.next() => {
+                if stopping {
+                    end_at_once(env, services).await;
                 }
-                () = env.sleep(OBSERVE_EVERY) => observe(&Snapshot {
-                    elapsed: env.now().since(began),
-                    progress: progress.borrow().clone(),
-                    services: services.report(),
-                    clients: services.stats(),
-                    stopping,
-                }),
+                stopping = true;
+                stopper.stop();
             }
+            () = env.sleep(OBSERVE_EVERY) => observe(&Snapshot {
+                elapsed: env.now().since(began),
+                progress: progress.borrow().clone(),
+                services: services.report(),
+                clients: services.stats(),
+                stopping,
+            }),
         }
-    };
-    ended
+    }
 }
 
-/// Ctrl-C, or a polite request to end.
-async fn interrupted() {
-    let mut terminate = tokio::signal::unix::signal(tokio::signal::unix::SignalKind::terminate()).ok();
-    let terminated = async {
-        match &mut terminate {
-            Some(signal) => signal.recv().await,
-            None => std::future::pending().await,
+/// The user has asked twice. Nothing is left running: not the instances either.
+async fn end_at_once(env: &Env, services: &Services) -> ! {
+    services.control().kill();
+    let _ = env.within(KILLING, services.control().ended()).await;
+    services.control().remove_run_folder();
+    eprintln!("ended at once; the same command goes on from the last checkpoint");
+    std::process::exit(130)
+}
+
+/// Ctrl-C, and polite requests to end. None that comes while nobody waits is lost.
+struct Interrupts {
+    interrupt: Signal,
+    terminate: Signal,
+}
+
+impl Interrupts {
+    fn listen() -> Result<Self> {
+        Ok(Interrupts { interrupt: signal(SignalKind::interrupt())?, terminate: signal(SignalKind::terminate())? })
+    }
+
+    async fn next(&mut self) {
+        tokio::select! {
+            _ = self.interrupt.recv() => {}
+            _ = self.terminate.recv() => {}
         }
-    };
-    tokio::select! {
-        _ = tokio::signal::ctrl_c() => {}
-        _ = terminated => {}
     }
 }
 

@@ -23,12 +23,22 @@ pub(crate) struct Pace {
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) enum Decision {
     /// Tell these subtasks to begin this checkpoint.
-    Begin { number: u64, tell: Vec<usize> },
+    Begin {
+        number: u64,
+        tell: Vec<usize>,
+    },
     /// Tell these, too: what was to bring them the barrier has finished before it came.
-    Tell { number: u64, tell: Vec<usize> },
-    Abort { number: u64 },
+    Tell {
+        number: u64,
+        tell: Vec<usize>,
+    },
+    Abort {
+        number: u64,
+    },
     /// All parts are there: write it. [`Coordinator::parts`] has them.
-    Write { number: u64 },
+    Write {
+        number: u64,
+    },
 }
 
 struct Member {
@@ -61,9 +71,17 @@ pub(crate) struct Coordinator {
 impl Coordinator {
     /// `upstream` says for each subtask whose output it takes; `last` is the newest number in use.
     pub(crate) fn new(pace: Pace, upstream: Vec<Vec<usize>>, last: u64, now: Time) -> Self {
-        let member = |upstream| Member { upstream, finished: None, told: false, acked: None, staged: Vec::new() };
+        let member =
+            |upstream| Member { upstream, finished: None, told: false, acked: None, staged: Vec::new() };
         let members = upstream.into_iter().map(member).collect();
-        Coordinator { pace, members, current: Current::None, last, next_at: now + pace.interval, asked: false }
+        Coordinator {
+            pace,
+            members,
+            current: Current::None,
+            last,
+            next_at: now + pace.interval,
+            asked: false,
+        }
     }
 
     /// Begin one as soon as possible.
@@ -156,7 +174,8 @@ impl Coordinator {
         let is_final = self.members.iter().all(|m| m.finished.is_some() && m.acked.is_none());
         let part = |m: &mut Member| {
             let mut state = m.acked.take().or_else(|| m.finished.clone()).unwrap_or_default();
-            state.staged = m.staged.iter().filter(|(n, _)| *n <= number).flat_map(|(_, s)| s.clone()).collect();
+            state.staged =
+                m.staged.iter().filter(|(n, _)| *n <= number).flat_map(|(_, s)| s.clone()).collect();
             state
         };
         (self.members.iter_mut().map(part).collect(), is_final)
@@ -164,7 +183,9 @@ impl Coordinator {
 
     /// The checkpoint is durable and its outputs are visible; says how long it took from its begin.
     pub(crate) fn written(&mut self, now: Time) -> Duration {
-        let Current::Writing { number, begun } = self.current else { return Duration::ZERO };
+        let Current::Writing { number, begun } = self.current else {
+            return Duration::ZERO;
+        };
         for member in &mut self.members {
             member.staged.retain(|(n, _)| *n > number);
         }
@@ -175,5 +196,89 @@ impl Coordinator {
 
     pub(crate) fn is_idle(&self) -> bool {
         matches!(self.current, Current::None)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn at(seconds: u64) -> Time {
+        Time::from_origin(Duration::from_secs(seconds))
+    }
+
+    /// Two sources, a call that takes both, a sink.
+    fn coordinator() -> Coordinator {
+        let seconds = Duration::from_secs;
+        let pace = Pace { interval: seconds(5), pause: seconds(2), timeout: seconds(60) };
+        Coordinator::new(pace, vec![vec![], vec![], vec![0, 1], vec![2]], 10, at(0))
+    }
+
+    fn staged(name: &str) -> State {
+        State { staged: vec![Staged(name.into())], ..State::default() }
+    }
+
+    fn names(parts: &[State]) -> Vec<&str> {
+        parts.iter().flat_map(|p| &p.staged).map(|s| s.0.as_str().unwrap()).collect()
+    }
+
+    #[test]
+    fn one_at_a_time_with_an_interval_and_a_pause() {
+        let mut c = coordinator();
+        assert_eq!(c.decide(at(4)), None);
+        assert_eq!(c.decide(at(5)), Some(Decision::Begin { number: 11, tell: vec![0, 1] }));
+        (0..3).for_each(|s| c.acked(s, 11, State::default()));
+        assert_eq!(c.decide(at(20)), None, "one is missing, and there is only one at a time");
+        c.acked(3, 11, staged("a"));
+        assert_eq!(c.decide(at(20)), Some(Decision::Write { number: 11 }));
+        let (parts, is_final) = c.parts();
+        assert_eq!((names(&parts), is_final), (vec!["a"], false));
+        assert_eq!(c.written(at(21)), Duration::from_secs(16));
+        assert_eq!((c.decide(at(22)), c.next_at()), (None, Some(at(23))), "the pause");
+        assert!(matches!(c.decide(at(23)), Some(Decision::Begin { number: 12, .. })));
+    }
+
+    #[test]
+    fn what_an_aborted_one_had_staged_goes_into_the_next() {
+        let mut c = coordinator();
+        c.decide(at(5));
+        c.acked(3, 11, staged("a"));
+        assert_eq!(c.decide(at(65)), Some(Decision::Abort { number: 11 }));
+        c.acked(2, 11, State::default());
+        assert!(matches!(c.decide(at(70)), Some(Decision::Begin { number: 12, .. })));
+        (0..3).for_each(|s| c.acked(s, 12, State::default()));
+        c.acked(3, 12, staged("b"));
+        assert_eq!(c.decide(at(70)), Some(Decision::Write { number: 12 }));
+        assert_eq!(names(&c.parts().0), ["a", "b"]);
+        c.written(at(71));
+        assert!(c.members.iter().all(|m| m.staged.is_empty()), "once it is visible, it is forgotten");
+    }
+
+    #[test]
+    fn those_behind_finished_ones_are_told_directly_and_the_last_covers_the_end() {
+        let mut c = coordinator();
+        c.finished(0, State { done: vec![(1, "v".to_owned())], ..State::default() });
+        assert_eq!(c.decide(at(5)), Some(Decision::Begin { number: 11, tell: vec![1] }));
+        // The second source ends before the barrier reached it.
+        c.finished(1, State::default());
+        assert_eq!(c.decide(at(5)), Some(Decision::Tell { number: 11, tell: vec![2] }));
+        c.acked(2, 11, State::default());
+        c.acked(3, 11, staged("a"));
+        // What ends after its part was given belongs to the next.
+        c.finished(2, State::default());
+        c.finished(3, staged("b"));
+        assert_eq!(c.decide(at(6)), Some(Decision::Write { number: 11 }));
+        let (parts, is_final) = c.parts();
+        assert_eq!((names(&parts), is_final), (vec!["a"], false));
+        assert_eq!(parts[0].done.len(), 1, "the state of a finished one stands in every later checkpoint");
+        c.written(at(6));
+        assert_eq!(
+            c.decide(at(6)),
+            Some(Decision::Begin { number: 12, tell: vec![] }),
+            "at once: all have finished"
+        );
+        assert_eq!(c.decide(at(6)), Some(Decision::Write { number: 12 }));
+        let (parts, is_final) = c.parts();
+        assert_eq!((names(&parts), is_final, parts[0].done.len()), (vec!["b"], true, 1));
     }
 }

@@ -1,4 +1,4 @@
-//! A subtask's state as files: what is small as JSON, rows as Arrow IPC streams, one a kind of rows.
+//! A subtask's state as pieces of a file: what is small as JSON, rows as Arrow IPC streams, one a kind of rows.
 
 use std::collections::BTreeMap;
 
@@ -32,7 +32,7 @@ struct Record {
 
 const RECORD: &str = "state.json";
 
-/// The files of one subtask, by name.
+/// The pieces of one subtask, by name.
 pub(crate) fn encode(state: &State) -> Result<BTreeMap<String, Vec<u8>>> {
     let mut tables = Tables::default();
     state.queued.iter().for_each(|b| tables.add("queued", &b.rows));
@@ -64,13 +64,19 @@ pub(crate) fn encode(state: &State) -> Result<BTreeMap<String, Vec<u8>>> {
     Ok(files)
 }
 
-/// The state that [`encode`] made these files of.
+/// The state that [`encode`] made these pieces of.
 pub(crate) fn decode(mut files: BTreeMap<String, Vec<u8>>) -> Result<State> {
     let json = files.remove(RECORD).ok_or_else(|| Error::storage(format!("it has no `{RECORD}`")))?;
-    let record: Record = serde_json::from_slice(&json).map_err(|e| Error::storage(format!("`{RECORD}`: {e}")))?;
+    let record: Record =
+        serde_json::from_slice(&json).map_err(|e| Error::storage(format!("`{RECORD}`: {e}")))?;
     let mut tables = Tables::read(files)?;
-    let mut state =
-        State { done: record.done, open: record.open, held: record.held, staged: record.staged, ..State::default() };
+    let mut state = State {
+        done: record.done,
+        open: record.open,
+        held: record.held,
+        staged: record.staged,
+        ..State::default()
+    };
     for split in record.queued {
         state.queued.push(Batch { split, rows: tables.next("queued")? });
     }
@@ -79,13 +85,18 @@ pub(crate) fn decode(mut files: BTreeMap<String, Vec<u8>>) -> Result<State> {
     }
     for (at, output, split) in record.read {
         let rows = tables.next(&format!("read-{output}"))?;
-        let open = state.open.get_mut(at).ok_or_else(|| Error::storage("it has rows of a split that it does not name"))?;
+        let open = state
+            .open
+            .get_mut(at)
+            .ok_or_else(|| Error::storage("it has rows of a split that it does not name"))?;
         open.unsent.push((output, Batch { split, rows }));
     }
     for mut lane in record.lanes {
         if lane.entries() > 0 {
             lane.rows = Some(tables.next("pending")?).filter(|r| r.num_rows() as u64 == lane.entries());
-            lane.rows.as_ref().ok_or_else(|| Error::storage("its pending rows are not as many as it says"))?;
+            lane.rows
+                .as_ref()
+                .ok_or_else(|| Error::storage("its pending rows are not as many as it says"))?;
         }
         if lane.result_rows() > 0 {
             lane.results = Some(tables.next("results")?);
@@ -117,7 +128,11 @@ impl Tables {
             let mut writer = StreamWriter::try_new(Vec::new(), &schema)?;
             for rows in batches {
                 let count = RecordBatchOptions::new().with_row_count(Some(rows.num_rows()));
-                writer.write(&RecordBatch::try_new_with_options(schema.clone(), rows.columns().to_vec(), &count)?)?;
+                writer.write(&RecordBatch::try_new_with_options(
+                    schema.clone(),
+                    rows.columns().to_vec(),
+                    &count,
+                )?)?;
             }
             files.insert(format!("{table}.arrow"), writer.into_inner()?);
         }

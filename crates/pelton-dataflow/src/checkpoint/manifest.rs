@@ -23,23 +23,25 @@ pub(crate) struct Manifest {
     pub(crate) finished: bool,
     /// By sink.
     pub(crate) staged: BTreeMap<String, Vec<Staged>>,
+    /// The file that holds the pieces of all parts. One file: a checkpoint costs few waits for the disk.
+    pub(crate) rows: String,
     pub(crate) parts: Vec<Part>,
 }
 
-/// One subtask's files.
+/// One subtask's pieces.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub(crate) struct Part {
     /// The head of the stage.
     pub(crate) stage: String,
-    pub(crate) files: Vec<FileRecord>,
+    pub(crate) pieces: Vec<Piece>,
 }
 
+/// A piece of the rows file.
 #[derive(Clone, Debug, Serialize, Deserialize)]
-pub(crate) struct FileRecord {
+pub(crate) struct Piece {
     /// What it is to the subtask's state.
     pub(crate) name: String,
-    /// What it is called in the folder.
-    pub(crate) file: String,
+    pub(crate) offset: u64,
     pub(crate) bytes: u64,
     pub(crate) sha256: String,
 }

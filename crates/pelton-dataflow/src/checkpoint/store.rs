@@ -1,11 +1,12 @@
 //! Checkpoints in a local folder.
 //!
-//! `checkpoint-000012/` holds the files of all subtasks and `manifest.json`, which is put there last, under a name that
-//! must not exist, and makes it complete. `committed` says that its outputs are visible.
+//! `checkpoint-000012/` holds the rows and state of all subtasks in one file, and `manifest.json`, which is put there last,
+//! under a name that must not exist, and makes it complete. `committed` says, to people, that its outputs are visible: a
+//! restart makes them visible anyhow.
 
 use std::collections::BTreeMap;
 use std::fs::{self, File};
-use std::io::{self, ErrorKind, Write};
+use std::io::{self, ErrorKind, Read, Seek, SeekFrom, Write};
 use std::path::{Path, PathBuf};
 
 use pelton_core::{Error, Result};
@@ -13,7 +14,7 @@ use sha2::{Digest, Sha256};
 
 use super::encode::{decode, encode};
 use super::fence::Fence;
-use super::manifest::{FileRecord, Manifest, Part, VERSION};
+use super::manifest::{Manifest, Part, Piece, VERSION};
 use crate::subtask::state::State;
 
 const CHECKPOINT: &str = "checkpoint-";
@@ -59,7 +60,8 @@ impl Store {
     /// The numbers of all checkpoints, rising.
     pub(crate) fn numbers(&self) -> Result<Vec<u64>> {
         let names = names(&self.folder)?;
-        let mut numbers: Vec<u64> = names.iter().filter_map(|n| n.strip_prefix(CHECKPOINT)?.parse().ok()).collect();
+        let mut numbers: Vec<u64> =
+            names.iter().filter_map(|n| n.strip_prefix(CHECKPOINT)?.parse().ok()).collect();
         numbers.sort_unstable();
         Ok(numbers)
     }
@@ -94,12 +96,14 @@ impl Store {
         let manifest: Manifest = serde_json::from_slice(&json)
             .map_err(|e| Error::storage(format!("its manifest {} is damaged: {e}", file.display())))?;
         let mut parts: BTreeMap<String, Vec<State>> = BTreeMap::new();
+        let rows = path.join(&manifest.rows);
+        let mut file = File::open(&rows).map_err(at("opening", &rows))?;
         for part in &manifest.parts {
-            let mut files = BTreeMap::new();
-            for record in &part.files {
-                files.insert(record.name.clone(), read_checked(path, record)?);
+            let mut pieces = BTreeMap::new();
+            for piece in &part.pieces {
+                pieces.insert(piece.name.clone(), read_checked(&mut file, &rows, piece)?);
             }
-            parts.entry(part.stage.clone()).or_default().push(decode(files)?);
+            parts.entry(part.stage.clone()).or_default().push(decode(pieces)?);
         }
         Ok(Loaded { manifest, parts })
     }
@@ -108,20 +112,12 @@ impl Store {
     pub(crate) fn write(&self, mut manifest: Manifest, parts: &[(String, State)]) -> Result<u64> {
         let path = self.path(manifest.number);
         fs::create_dir_all(&path).map_err(at("creating", &path))?;
-        let mut total = 0;
-        for (index, (stage, state)) in parts.iter().enumerate() {
-            let mut files = Vec::new();
-            for (name, bytes) in encode(state)? {
-                // The generation keeps a process that was fenced off from writing into our files.
-                let file = format!("g{}-{index}-{name}", manifest.generation);
-                write_synced(&path.join(&file), &bytes)?;
-                total += bytes.len() as u64;
-                files.push(FileRecord { name, file, bytes: bytes.len() as u64, sha256: digest(&bytes) });
-            }
-            manifest.parts.push(Part { stage: stage.clone(), files });
-        }
+        // The generation keeps a process that was fenced off from writing into our file.
+        manifest.rows = format!("g{}-rows", manifest.generation);
+        let total = write_rows(&path.join(&manifest.rows), &mut manifest.parts, parts)?;
         self.fence.check()?;
-        let json = serde_json::to_vec_pretty(&manifest).map_err(|e| Error::internal(format!("manifest: {e}")))?;
+        let json =
+            serde_json::to_vec_pretty(&manifest).map_err(|e| Error::internal(format!("manifest: {e}")))?;
         let draft = path.join(format!("g{}-{MANIFEST}", manifest.generation));
         write_synced(&draft, &json)?;
         sync_folder(&path)?;
@@ -136,9 +132,8 @@ impl Store {
 
     /// Its outputs are visible.
     pub(crate) fn mark_committed(&self, number: u64) -> Result<()> {
-        let path = self.path(number);
-        write_synced(&path.join(COMMITTED), b"")?;
-        sync_folder(&path)
+        let path = self.path(number).join(COMMITTED);
+        fs::write(&path, b"").map_err(at("writing", &path))
     }
 
     /// Removes all but the newest ones.
@@ -162,16 +157,44 @@ impl Store {
     }
 }
 
-fn read_checked(folder: &Path, record: &FileRecord) -> Result<Vec<u8>> {
-    let path = folder.join(&record.file);
-    let bytes = fs::read(&path).map_err(at("reading", &path))?;
-    if bytes.len() as u64 != record.bytes {
-        return Err(Error::storage(format!("{} has {} bytes, expected {}", path.display(), bytes.len(), record.bytes)));
+/// Writes the pieces of all parts one behind the other, and notes where. Says how many bytes that is.
+fn write_rows(path: &Path, noted: &mut Vec<Part>, parts: &[(String, State)]) -> Result<u64> {
+    let mut file = File::create(path).map_err(at("creating", path))?;
+    let mut offset = 0;
+    for (stage, state) in parts {
+        let mut pieces = Vec::new();
+        for (name, content) in encode(state)? {
+            file.write_all(&content).map_err(at("writing", path))?;
+            let bytes = content.len() as u64;
+            pieces.push(Piece { name, offset, bytes, sha256: digest(&content) });
+            offset += bytes;
+        }
+        noted.push(Part { stage: stage.clone(), pieces });
     }
-    if digest(&bytes) != record.sha256 {
-        return Err(Error::storage(format!("{} is damaged: its SHA-256 differs from the manifest's", path.display())));
+    file.sync_all().map_err(at("writing", path))?;
+    Ok(offset)
+}
+
+fn read_checked(file: &mut File, path: &Path, piece: &Piece) -> Result<Vec<u8>> {
+    let size = file.metadata().map_err(at("reading", path))?.len();
+    // Before anything is allocated: a damaged manifest may say any number.
+    if piece.offset.checked_add(piece.bytes).is_none_or(|end| end > size) {
+        return Err(Error::storage(format!(
+            "{} has {size} bytes, `{}` lies behind its end",
+            path.display(),
+            piece.name
+        )));
     }
-    Ok(bytes)
+    file.seek(SeekFrom::Start(piece.offset)).map_err(at("reading", path))?;
+    let mut content = vec![0; piece.bytes as usize];
+    file.read_exact(&mut content).map_err(at("reading", path))?;
+    if digest(&content) != piece.sha256 {
+        let (path, name) = (path.display(), &piece.name);
+        return Err(Error::storage(format!(
+            "{path} is damaged: the SHA-256 of `{name}` differs from the manifest's"
+        )));
+    }
+    Ok(content)
 }
 
 fn digest(bytes: &[u8]) -> String {

@@ -59,7 +59,9 @@ impl Block {
     /// Rows that have not ended, with their sequence.
     pub(super) fn waiting(&self) -> impl Iterator<Item = (u32, u64)> + '_ {
         let slots = self.slots.iter().zip(&self.sequences).enumerate();
-        slots.filter(|(_, (s, _))| matches!(s, Slot::Waiting | Slot::Partial(_))).map(|(row, (_, s))| (row as u32, *s))
+        slots
+            .filter(|(_, (s, _))| matches!(s, Slot::Waiting | Slot::Partial(_)))
+            .map(|(row, (_, s))| (row as u32, *s))
     }
 
     /// Notes what came for a row: whether that ended it, and how many bytes more there are now.
@@ -99,7 +101,8 @@ impl Block {
         let mut picked = Vec::new();
         match order {
             Order::Ordered => {
-                while picked.len() < gather.room() && self.slots.get(self.cursor).is_some_and(Slot::has_ended) {
+                while picked.len() < gather.room() && self.slots.get(self.cursor).is_some_and(Slot::has_ended)
+                {
                     picked.push(self.cursor as u32);
                     self.cursor += 1;
                 }

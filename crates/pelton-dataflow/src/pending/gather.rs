@@ -37,8 +37,10 @@ impl Shape {
         let fits = Arc::ptr_eq(given, &self.result)
             || rows.num_rows() == 0
             || (given.fields().len() == self.result.fields().len()
-                && (given.fields().iter().zip(self.result.fields())).all(|(g, e)| g.data_type() == e.data_type())
-                && (rows.columns().iter().zip(self.result.fields())).all(|(c, e)| e.is_nullable() || c.null_count() == 0));
+                && (given.fields().iter().zip(self.result.fields()))
+                    .all(|(g, e)| g.data_type() == e.data_type())
+                && (rows.columns().iter().zip(self.result.fields()))
+                    .all(|(c, e)| e.is_nullable() || c.null_count() == 0));
         if fits {
             return Ok(rows);
         }

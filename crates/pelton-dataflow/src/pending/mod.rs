@@ -9,6 +9,8 @@
 mod block;
 mod gather;
 mod saved;
+#[cfg(test)]
+mod tests;
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
@@ -99,7 +101,8 @@ impl Pending {
     pub(crate) fn add(&mut self, group: u64, batch: Batch) -> Taken {
         let count = batch.rows.num_rows();
         let bytes = batch.bytes();
-        let lane = self.lanes.entry(group).or_insert(Lane { split: batch.split, next: 0, blocks: VecDeque::new() });
+        let lane =
+            self.lanes.entry(group).or_insert(Lane { split: batch.split, next: 0, blocks: VecDeque::new() });
         let taken = Taken { group, first: lane.next, count };
         lane.next += count as u64;
         let segment = self.first_segment + self.segments.len() as u64 - 1;
@@ -117,8 +120,12 @@ impl Pending {
 
     /// What came for a request. Says whether it ended it; what nothing waits for is dropped.
     pub(crate) fn finish(&mut self, id: RequestId, rows: Result<RecordBatch>, last: bool) -> bool {
-        let Some(lane) = self.lanes.get_mut(&id.group) else { return false };
-        let Some((block, row)) = lane.find(id.sequence) else { return false };
+        let Some(lane) = self.lanes.get_mut(&id.group) else {
+            return false;
+        };
+        let Some((block, row)) = lane.find(id.sequence) else {
+            return false;
+        };
         let (ended, bytes) = block.put(row, rows, last);
         self.bytes = self.bytes.saturating_add_signed(bytes);
         if ended {
@@ -139,7 +146,9 @@ impl Pending {
             if let Some(watermark) = self.passed() {
                 return Ok(Some(Emission::Watermark(watermark)));
             }
-            let Some(group) = self.ready.first().copied() else { return Ok(None) };
+            let Some(group) = self.ready.first().copied() else {
+                return Ok(None);
+            };
             let limit = match self.order {
                 Order::Ordered => u64::MAX,
                 Order::Unordered => self.first_segment,
@@ -174,7 +183,8 @@ impl Pending {
 
     /// The ids of all requests that have not ended.
     pub(crate) fn unfinished_ids(&self) -> Vec<RequestId> {
-        let blocks = self.lanes.iter().flat_map(|(group, lane)| lane.blocks.iter().map(move |block| (*group, block)));
+        let blocks =
+            self.lanes.iter().flat_map(|(group, lane)| lane.blocks.iter().map(move |block| (*group, block)));
         blocks.flat_map(|(group, block)| block.waiting().map(move |(_, s)| self.id(group, s))).collect()
     }
 
@@ -281,7 +291,9 @@ impl Lane {
 
     fn restore(saved: SavedLane, segment: u64) -> Result<(Lane, usize, u64)> {
         let mut lane = Lane { split: saved.split, next: saved.next, blocks: VecDeque::new() };
-        let Some(rows) = saved.rows.clone() else { return Ok((lane, 0, 0)) };
+        let Some(rows) = saved.rows.clone() else {
+            return Ok((lane, 0, 0));
+        };
         let batch = Batch { split: saved.split, rows };
         let bytes = batch.bytes();
         let mut block = Block::new(segment, saved.sequences(), batch.rows, bytes);
@@ -294,7 +306,8 @@ impl Lane {
                 SavedRow::Done { rows: 0 } => Ok(batch_of_none(&block.rows)),
                 SavedRow::Done { rows } => {
                     let results = saved.results.as_ref().filter(|r| r.num_rows() >= at + *rows as usize);
-                    let results = results.ok_or_else(|| Error::storage("the checkpoint lacks results it should have"))?;
+                    let results = results
+                        .ok_or_else(|| Error::storage("the checkpoint lacks results it should have"))?;
                     at += *rows as usize;
                     Ok(results.slice(at - *rows as usize, *rows as usize))
                 }

@@ -39,7 +39,9 @@ impl SavedRow {
 
     pub(super) fn error(&self) -> Option<Error> {
         match self {
-            SavedRow::Failed { kind, fate, retry, message } => Some(Error::new(*kind, *fate, *retry, message.clone())),
+            SavedRow::Failed { kind, fate, retry, message } => {
+                Some(Error::new(*kind, *fate, *retry, message.clone()))
+            }
             _ => None,
         }
     }
@@ -72,7 +74,9 @@ impl SavedLane {
 
     /// How many rows of results it has.
     pub(crate) fn result_rows(&self) -> u64 {
-        let rows = |state: &SavedRow| if let SavedRow::Done { rows } = state { u64::from(*rows) } else { 0 };
+        let rows = |state: &SavedRow| {
+            if let SavedRow::Done { rows } = state { u64::from(*rows) } else { 0 }
+        };
         self.states.iter().map(|(state, count)| rows(state) * count).sum()
     }
 }

@@ -87,12 +87,15 @@ impl Calling {
 
     /// Notes what the client delivered.
     pub(crate) fn collect(&mut self) -> Result<()> {
-        let outcomes = std::mem::take(&mut *self.mailbox.outcomes.lock().expect("nothing panics under this lock"));
+        let outcomes =
+            std::mem::take(&mut *self.mailbox.outcomes.lock().expect("nothing panics under this lock"));
         for Outcome { id, rows, last } in outcomes {
             let rows = match (rows.and_then(|rows| self.pending.check(rows, last)), &self.terms.on_error) {
                 (Err(e), ErrorPolicy::Fail) => {
                     // At once, not when its turn has come. What nothing waits for is not ours to fail with.
-                    let Some(row) = self.pending.show(id) else { continue };
+                    let Some(row) = self.pending.show(id) else {
+                        continue;
+                    };
                     return Err(e.context(format!("call `{}`, request {id}, row {row}", self.terms.name)));
                 }
                 (Err(e), ErrorPolicy::Default(_)) => {
@@ -148,7 +151,11 @@ impl Calling {
     }
 
     /// A row without a value for an argument that must have one is an error of that row.
-    fn refuse_nulls(&mut self, ids: Vec<RequestId>, rows: &RecordBatch) -> Result<(Vec<RequestId>, RecordBatch)> {
+    fn refuse_nulls(
+        &mut self,
+        ids: Vec<RequestId>,
+        rows: &RecordBatch,
+    ) -> Result<(Vec<RequestId>, RecordBatch)> {
         let arguments = self.terms.shape.arguments.iter().zip(self.terms.shape.method.input.fields());
         let strict = arguments.filter(|(c, field)| !field.is_nullable() && rows.column(**c).null_count() > 0);
         let strict: Vec<(usize, String)> = strict.map(|(c, field)| (*c, field.name().clone())).collect();
@@ -161,7 +168,8 @@ impl Calling {
             match strict.iter().find(|(c, _)| rows.column(*c).is_null(row)) {
                 None => kept.push((row as u32, id)),
                 Some((_, name)) => {
-                    let error = Error::invalid(format!("argument `{name}` is null, and the method takes no nulls"));
+                    let error =
+                        Error::invalid(format!("argument `{name}` is null, and the method takes no nulls"));
                     refused.push(Outcome { id, rows: Err(error), last: true });
                 }
             }
@@ -218,10 +226,12 @@ impl Calling {
 
     /// The checkpoint is complete: the ledgers may forget what it covers.
     pub(crate) fn completed(&mut self, checkpoint: u64) {
-        let (covered, rest) = std::mem::take(&mut self.covered).into_iter().partition(|(n, _)| *n <= checkpoint);
+        let (covered, rest) =
+            std::mem::take(&mut self.covered).into_iter().partition(|(n, _)| *n <= checkpoint);
         self.covered = rest;
         let covered: Vec<(u64, Vec<RequestRun>)> = covered;
-        let ids: Vec<RequestId> = covered.into_iter().flat_map(|(_, runs)| runs).flat_map(RequestRun::ids).collect();
+        let ids: Vec<RequestId> =
+            covered.into_iter().flat_map(|(_, runs)| runs).flat_map(RequestRun::ids).collect();
         if !ids.is_empty() {
             self.caller.acknowledge(&ids);
         }

@@ -75,7 +75,9 @@ impl Chain {
         outbox: &mut Outbox,
     ) -> Result<()> {
         let member = &self.members[member];
-        let Some((_, first)) = errors.first() else { return Ok(()) };
+        let Some((_, first)) = errors.first() else {
+            return Ok(());
+        };
         if member.errors.is_empty() {
             return Err(first.error.clone().context(format!("`{}` failed on {}", member.name, first.row)));
         }

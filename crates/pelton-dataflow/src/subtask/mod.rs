@@ -40,11 +40,23 @@ pub(crate) enum Command {
 
 /// What a subtask tells the coordinator. One a checkpoint, one at the end.
 pub(crate) enum Report {
-    Acked { subtask: usize, number: u64, state: State },
-    Finished { subtask: usize, state: State },
-    Quiet { subtask: usize },
+    Acked {
+        subtask: usize,
+        number: u64,
+        state: State,
+    },
+    Finished {
+        subtask: usize,
+        state: State,
+    },
+    Quiet {
+        subtask: usize,
+    },
     /// A call has told its client what a complete checkpoint covers.
-    Acknowledged { subtask: usize, number: u64 },
+    Acknowledged {
+        subtask: usize,
+        number: u64,
+    },
     Failed(Error),
 }
 
@@ -136,7 +148,11 @@ pub(crate) async fn run(mut subtask: Subtask) {
 }
 
 fn words(panic: &(dyn Any + Send)) -> &str {
-    panic.downcast_ref::<String>().map(String::as_str).or(panic.downcast_ref().copied()).unwrap_or("without a message")
+    panic
+        .downcast_ref::<String>()
+        .map(String::as_str)
+        .or(panic.downcast_ref().copied())
+        .unwrap_or("without a message")
 }
 
 impl Subtask {
@@ -214,7 +230,9 @@ impl Subtask {
 
     /// Takes one thing in; says whether there was one.
     fn receive(&mut self) -> Result<bool> {
-        let Some(event) = self.inputs.next() else { return Ok(false) };
+        let Some(event) = self.inputs.next() else {
+            return Ok(false);
+        };
         match event {
             Event::Batch(batch) => self.process(batch)?,
             Event::Watermark(watermark) => match &mut self.head {

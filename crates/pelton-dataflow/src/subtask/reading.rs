@@ -38,7 +38,9 @@ impl Reading {
     /// Reads once. Law: the outbox is empty. Says whether there is more.
     pub(crate) fn step(&mut self, chain: &mut Chain, outbox: &mut Outbox) -> Result<bool> {
         let name = chain.members[0].name.clone();
-        let Some(current) = &mut self.current else { return Ok(self.begin(outbox)) };
+        let Some(current) = &mut self.current else {
+            return Ok(self.begin(outbox));
+        };
         let context = |e: Error| e.context(format!("source `{name}`, split {}", current.open.split.uri));
         if current.open.ended {
             // Its last rows are sent now.

@@ -114,11 +114,14 @@ fn errors_give_default_values() {
     let numbers = Numbers::new(1, 10, 10);
     let values = serde_json::json!({ "twice": 0 }).as_object().unwrap().clone();
     let (one, shelf, _) = world(&numbers, Call { on_error: ErrorPolicy::Default(values), ..double() });
-    let script = |n| if n == 3 { Answer::Fails } else { Answer::After(ms(1)) };
+    let script = |n| {
+        if n == 3 { Answer::Fails } else { Answer::After(ms(1)) }
+    };
     run(&one, script);
     assert_eq!(shelf.column("twice"), [0, 2, 4, 0, 8, 10, 12, 14, 16, 18]);
     // What is left out is null.
-    let (other, shelf, _) = world(&numbers, Call { on_error: ErrorPolicy::Default(serde_json::Map::new()), ..double() });
+    let (other, shelf, _) =
+        world(&numbers, Call { on_error: ErrorPolicy::Default(serde_json::Map::new()), ..double() });
     run(&other, script);
     assert_eq!(shelf.column("twice")[3], -1);
 }

@@ -131,21 +131,23 @@ fn a_damaged_checkpoint_is_refused_and_the_one_before_is_offered() {
         let running = world.start(|n| Answer::After(Duration::from_millis(n as u64)));
         running.progress().wait_for(progress_at(3)).await.unwrap();
         kill(running).await;
-        let mut there: Vec<_> = std::fs::read_dir(world.folder.path()).unwrap().map(|e| e.unwrap().path()).collect();
+        let mut there: Vec<_> =
+            std::fs::read_dir(world.folder.path()).unwrap().map(|e| e.unwrap().path()).collect();
         there.retain(|p| p.file_name().unwrap().to_string_lossy().starts_with("checkpoint-"));
         there.sort();
         assert_eq!(there.len(), 2, "two are kept");
         let state = std::fs::read_dir(&there[1]).unwrap().map(|e| e.unwrap().path());
-        let victim = state.into_iter().find(|p| p.to_string_lossy().ends_with("pending.arrow")).unwrap();
+        let victim = state.into_iter().find(|p| p.to_string_lossy().ends_with("-rows")).unwrap();
         let mut bytes = std::fs::read(&victim).unwrap();
         let middle = bytes.len() / 2;
         bytes[middle] ^= 1;
         std::fs::write(&victim, bytes).unwrap();
         let error = world.try_start(world.options(), at_once).err().unwrap();
-        let number = |p: &std::path::Path| p.to_string_lossy().rsplit('-').next().unwrap().parse::<u64>().unwrap();
+        let number =
+            |p: &std::path::Path| p.to_string_lossy().rsplit('-').next().unwrap().parse::<u64>().unwrap();
         let (before, newest) = (number(&there[0]), number(&there[1]));
         assert!(error.message().starts_with(&format!("checkpoint {newest} in ")), "{error}");
-        assert!(error.message().contains("its SHA-256 differs"), "{error}");
+        assert!(error.message().contains("is damaged: the SHA-256 of `"), "{error}");
         assert!(error.message().contains(&format!("restore_from = {before};")), "{error}");
         // Going back behind a complete checkpoint asks again for what was answered, acknowledged and forgotten.
         world.log.lock().unwrap().acknowledged.clear();
@@ -180,7 +182,8 @@ fn an_unknown_layout_is_refused() {
     let (world, _) = world(&Numbers::new(1, 10, 10), double());
     simulate(async {
         world.start(at_once).wait().await.unwrap();
-        let newest = std::fs::read_dir(world.folder.path()).unwrap().map(|e| e.unwrap().path().join("manifest.json"));
+        let newest =
+            std::fs::read_dir(world.folder.path()).unwrap().map(|e| e.unwrap().path().join("manifest.json"));
         let manifest = newest.into_iter().filter(|p| p.exists()).max().unwrap();
         let text = std::fs::read_to_string(&manifest).unwrap().replace("\"version\": 1,", "\"version\": 7,");
         std::fs::write(&manifest, text).unwrap();
@@ -226,7 +229,11 @@ fn a_stop_waits_for_what_runs_and_a_restart_goes_on() {
         running.stop();
         let stopped = running.wait().await.unwrap();
         assert_eq!(stopped.end, End::Stopped);
-        assert!(stopped.elapsed >= Duration::from_secs(9), "answers came up to 10 s later: {:?}", stopped.elapsed);
+        assert!(
+            stopped.elapsed >= Duration::from_secs(9),
+            "answers came up to 10 s later: {:?}",
+            stopped.elapsed
+        );
         let summary = world.start(at_once).wait().await.unwrap();
         assert_eq!((summary.end, summary.changed), (End::Finished, 0));
     });

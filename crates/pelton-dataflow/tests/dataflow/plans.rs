@@ -82,7 +82,10 @@ fn every_mistake_has_its_message() {
         plan.connect(b, a);
         plan.sink("out", 1, b, shelf());
     });
-    assert_eq!(cycle, "there is a cycle through some of `a`, `b`, `out`; rows must flow one way, so remove an edge of it");
+    assert_eq!(
+        cycle,
+        "there is a cycle through some of `a`, `b`, `out`; rows must flow one way, so remove an edge of it"
+    );
     let into_source = refused(|plan| {
         let s = source(plan);
         plan.connect(s, s);
@@ -95,13 +98,19 @@ fn every_mistake_has_its_message() {
     });
     assert_eq!(out_of_sink, "sink `out` has no outputs; take the rows from the node before it");
     let errors = refused_call(Call { on_error: ErrorPolicy::ErrorOutput, ..double() });
-    assert_eq!(errors, "nothing takes the errors of `c`; connect its error output to a sink, or choose another error policy");
+    assert_eq!(
+        errors,
+        "nothing takes the errors of `c`; connect its error output to a sink, or choose another error policy"
+    );
     let no_errors = refused(|plan| {
         let s = source(plan);
         plan.sink("out", 1, s, shelf());
         plan.sink("bad", 1, s.errors(), shelf());
     });
-    assert!(no_errors.starts_with("something takes the errors of `numbers`, but its error policy sends none"), "{no_errors}");
+    assert!(
+        no_errors.starts_with("something takes the errors of `numbers`, but its error policy sends none"),
+        "{no_errors}"
+    );
     let differ = refused(|plan| {
         let s = source(plan);
         let texts = plan.map("texts", 1, s, Arc::new(Texts));
@@ -117,11 +126,17 @@ fn every_mistake_has_its_message() {
 #[test]
 fn calls_are_checked_against_the_service() {
     let message = refused_call(Call { service: "math".to_owned(), ..double() });
-    assert_eq!(message, "call `c` names service `math`, which is not declared; declare it or correct the name");
+    assert_eq!(
+        message,
+        "call `c` names service `math`, which is not declared; declare it or correct the name"
+    );
     let message = refused_call(Call { method: "halve".to_owned(), ..double() });
     assert_eq!(message, "call `c`: service `maths` has no method `halve`; it has: double, repeat");
     let message = refused_call(Call { arguments: vec!["m".to_owned()], ..double() });
-    assert_eq!(message, "call `c` of `maths.double` takes column `m`, which its input does not have; it has (n: Int64)");
+    assert_eq!(
+        message,
+        "call `c` of `maths.double` takes column `m`, which its input does not have; it has (n: Int64)"
+    );
     let message = refused_call(Call { arguments: Vec::new(), ..double() });
     assert_eq!(message, "call `c` of `maths.double` gives 0 arguments (); the method takes (x: Int64)");
     let message = refused(|plan| {
@@ -143,9 +158,15 @@ fn calls_are_checked_against_the_service() {
     assert_eq!(message, "`b` would have two columns called `twice`; rename or drop one before it");
     let default = |value: serde_json::Value| ErrorPolicy::Default(value.as_object().unwrap().clone());
     let message = refused_call(Call { on_error: default(serde_json::json!({ "thrice": 1 })), ..double() });
-    assert_eq!(message, "default values of call `c` of `maths.double`: the method has no column `thrice`; it has: twice");
+    assert_eq!(
+        message,
+        "default values of call `c` of `maths.double`: the method has no column `thrice`; it has: twice"
+    );
     let message = refused_call(Call { on_error: default(serde_json::json!({ "twice": [1] })), ..double() });
-    assert!(message.starts_with("default values of call `c` of `maths.double`: they do not fit the columns: "), "{message}");
+    assert!(
+        message.starts_with("default values of call `c` of `maths.double`: they do not fit the columns: "),
+        "{message}"
+    );
     let repeat = Call { method: "repeat".to_owned(), on_error: default(serde_json::json!({})), ..double() };
     assert!(refused_call(repeat).contains("has default values, but gives any number of rows"));
 }

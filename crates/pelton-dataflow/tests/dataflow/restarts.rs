@@ -23,7 +23,8 @@ struct Case {
 
 impl Case {
     fn random(rng: &mut StdRng) -> Self {
-        let numbers = Numbers::new(rng.random_range(1..6), rng.random_range(50..400), rng.random_range(3..40));
+        let numbers =
+            Numbers::new(rng.random_range(1..6), rng.random_range(50..400), rng.random_range(3..40));
         let order = if rng.random() { Order::Ordered } else { Order::Unordered };
         let on_error = if rng.random() { ErrorPolicy::Fail } else { ErrorPolicy::ErrorOutput };
         Case { numbers, shelf: Shelf::default(), errors: Shelf::default(), order, on_error }
@@ -109,7 +110,10 @@ fn calls_behind_calls_keep_their_rows_apart_from_run_to_run() {
         let source = plan.source("numbers", 1, Arc::new(numbers.clone()), OnError::Fail);
         let first = Call { order: Order::Unordered, ..Call::new("maths", "double", &["n"]) };
         let first = plan.call("first", 2, source, first);
-        let drop = Arc::new(Map { output: numbers_schema(), function: Arc::new(|rows: arrow_array::RecordBatch| Ok(rows.project(&[0])?)) });
+        let drop = Arc::new(Map {
+            output: numbers_schema(),
+            function: Arc::new(|rows: arrow_array::RecordBatch| Ok(rows.project(&[0])?)),
+        });
         let map = plan.map("drop", 2, first, drop);
         let second = plan.call("second", 2, map, Call::new("maths", "double", &["n"]));
         plan.sink("shelf", 1, second, Arc::new(shelf.clone()));
@@ -117,7 +121,8 @@ fn calls_behind_calls_keep_their_rows_apart_from_run_to_run() {
         simulate(async {
             for run in 0..5 {
                 // Answers come in another order in each run.
-                let script = move |n: i64| Answer::After(Duration::from_millis((n as u64 * 7 + run * 13) % 40));
+                let script =
+                    move |n: i64| Answer::After(Duration::from_millis((n as u64 * 7 + run * 13) % 40));
                 let running = world.try_start(small(&world, &mut rng), script).unwrap();
                 #[expect(clippy::disallowed_methods, reason = "virtual time")]
                 tokio::time::sleep(Duration::from_millis(rng.random_range(0..150))).await;
@@ -127,5 +132,48 @@ fn calls_behind_calls_keep_their_rows_apart_from_run_to_run() {
             world.start(crate::support::at_once).wait().await.unwrap();
         });
         assert_eq!(shelf.sorted("n"), numbers.all(), "seed {seed}");
+    }
+}
+
+#[test]
+fn a_split_that_vanished_when_it_was_read_in_part_is_an_error_row_or_refused() {
+    for on_error in [OnError::Fail, OnError::ErrorOutput] {
+        let (shelf, errors) = (Shelf::default(), Shelf::default());
+        let plan = |numbers: &Numbers| {
+            let mut plan = Plan::new();
+            let source = plan.source("numbers", 1, Arc::new(numbers.clone()), on_error);
+            let call = plan.call("double", 1, source, Call::new("maths", "double", &["n"]));
+            plan.sink("shelf", 1, call, Arc::new(shelf.clone()));
+            if on_error == OnError::ErrorOutput {
+                plan.sink("errors", 1, source.errors(), Arc::new(errors.clone()));
+            }
+            plan
+        };
+        let mut numbers = Numbers::new(2, 1000, 10);
+        let mut world = World::new(plan(&numbers));
+        simulate(async {
+            let options = Options { edge_bytes: Bytes(500), pending_bytes: Bytes(500), ..world.options() };
+            let running = world.try_start(options, |_| Answer::After(Duration::from_millis(10))).unwrap();
+            running.progress().wait_for(|p| p.checkpoint.is_some_and(|c| c.number > 2)).await.unwrap();
+            kill(running).await;
+            numbers.splits.remove(0);
+            world.plan = plan(&numbers);
+            match on_error {
+                OnError::Fail => {
+                    let error = world.try_start(world.options(), crate::support::at_once).err().unwrap();
+                    let message = error.message();
+                    assert!(
+                        message.starts_with("source `numbers`: numbers/0 was read up to position "),
+                        "{message}"
+                    );
+                    assert!(message.contains("and has vanished since; put it back"), "{message}");
+                }
+                OnError::ErrorOutput => {
+                    let summary = world.start(crate::support::at_once).wait().await.unwrap();
+                    assert_eq!((summary.lost, errors.texts("row")), (1, vec!["numbers/0".to_owned()]));
+                    assert!(shelf.column("n").len() > 1000, "what was read of it stays");
+                }
+            }
+        });
     }
 }

@@ -19,7 +19,10 @@ use pelton_dataflow::job::{Job, Options, Running};
 use pelton_dataflow::plan::Plan;
 use pelton_dataflow::sink::{Guarantee, Sink, Staged, Writer};
 use pelton_dataflow::source::{Read, Reader, Source, Split};
-use pelton_env::{Address, Clock, Connection, Entropy, Env, Listener, Network, Place, Process, ProcessSpec, Processes, Task, Tasks};
+use pelton_env::{
+    Address, Clock, Connection, Entropy, Env, Listener, Network, Place, Process, ProcessSpec, Processes,
+    Task, Tasks,
+};
 
 /// Runs a test on one thread in virtual time.
 pub(crate) fn simulate<T>(test: impl Future<Output = T>) -> T {
@@ -136,7 +139,12 @@ impl Source for Numbers {
     fn open(&self, split: &Split, position: u64) -> Result<Box<dyn Reader>> {
         let number: i64 = split.uri.strip_prefix("numbers/").unwrap().parse().unwrap();
         let rows = self.splits.iter().find(|(s, ..)| *s == number).unwrap().1;
-        Ok(Box::new(NumberReader { source: self.clone(), first: number * 1_000_000, rows, position: position as i64 }))
+        Ok(Box::new(NumberReader {
+            source: self.clone(),
+            first: number * 1_000_000,
+            rows,
+            position: position as i64,
+        }))
     }
 }
 
@@ -194,7 +202,8 @@ pub(crate) struct Scripted {
 }
 
 pub(crate) fn methods() -> Vec<MethodSpec> {
-    let column = |name: &str, nullable| Arc::new(Schema::new(vec![Field::new(name, DataType::Int64, nullable)]));
+    let column =
+        |name: &str, nullable| Arc::new(Schema::new(vec![Field::new(name, DataType::Int64, nullable)]));
     let spec = |name: &str, cardinality| MethodSpec {
         name: name.to_owned(),
         input: column("x", false),
@@ -206,7 +215,11 @@ pub(crate) fn methods() -> Vec<MethodSpec> {
 }
 
 impl Scripted {
-    pub(crate) fn new(env: &Env, log: &Arc<Mutex<Log>>, script: impl Fn(i64) -> Answer + Send + Sync + 'static) -> Arc<Self> {
+    pub(crate) fn new(
+        env: &Env,
+        log: &Arc<Mutex<Log>>,
+        script: impl Fn(i64) -> Answer + Send + Sync + 'static,
+    ) -> Arc<Self> {
         Arc::new(Scripted {
             env: env.clone(),
             methods: methods(),
@@ -245,14 +258,25 @@ impl Caller for Scripted {
             let (after, outcomes) = match (self.script)(n) {
                 _ if held => continue,
                 Answer::After(d) if submission.timeout.is_some_and(|t| t < d) => {
-                    let late = Error::new(pelton_core::Kind::Deadline, pelton_core::Fate::Unknown, pelton_core::Retry::Never, "too late");
+                    let late = Error::new(
+                        pelton_core::Kind::Deadline,
+                        pelton_core::Fate::Unknown,
+                        pelton_core::Retry::Never,
+                        "too late",
+                    );
                     (submission.timeout.unwrap(), vec![Outcome { id: *id, rows: Err(late), last: true }])
                 }
                 Answer::After(d) => (d, vec![ok(twice(1), true)]),
                 Answer::Never => continue,
-                Answer::Fails => (Duration::ZERO, vec![Outcome { id: *id, rows: Err(Error::user("no good")), last: true }]),
-                Answer::Many(0) => (Duration::ZERO, vec![ok(RecordBatch::new_empty(Arc::new(Schema::empty())), true)]),
-                Answer::Many(count) => (Duration::ZERO, vec![ok(twice(1), false), ok(twice(count - 1), true)]),
+                Answer::Fails => {
+                    (Duration::ZERO, vec![Outcome { id: *id, rows: Err(Error::user("no good")), last: true }])
+                }
+                Answer::Many(0) => {
+                    (Duration::ZERO, vec![ok(RecordBatch::new_empty(Arc::new(Schema::empty())), true)])
+                }
+                Answer::Many(count) => {
+                    (Duration::ZERO, vec![ok(twice(1), false), ok(twice(count - 1), true)])
+                }
             };
             due.entry(after).or_default().extend(outcomes);
         }
@@ -304,7 +328,9 @@ impl Shelf {
     pub(crate) fn column(&self, name: &str) -> Vec<i64> {
         let content = self.content.lock().unwrap();
         let batches = content.visible.values().flatten();
-        let column = |b: &RecordBatch| b.column_by_name(name).unwrap().as_primitive::<Int64Type>().iter().collect::<Vec<_>>();
+        let column = |b: &RecordBatch| {
+            b.column_by_name(name).unwrap().as_primitive::<Int64Type>().iter().collect::<Vec<_>>()
+        };
         batches.flat_map(column).map(|n| n.unwrap_or(-1)).collect()
     }
 
@@ -349,7 +375,11 @@ impl Sink for Shelf {
         Ok(())
     }
     fn writer(&self, subtask: u32, generation: u64, _: SchemaRef) -> Result<Box<dyn Writer>> {
-        Ok(Box::new(ShelfWriter { shelf: self.clone(), prefix: format!("{generation:04}-{subtask}"), rows: Vec::new() }))
+        Ok(Box::new(ShelfWriter {
+            shelf: self.clone(),
+            prefix: format!("{generation:04}-{subtask}"),
+            rows: Vec::new(),
+        }))
     }
     fn commit(&self, staged: &[Staged]) -> Result<()> {
         let mut content = self.content.lock().unwrap();
@@ -399,14 +429,20 @@ pub(crate) struct World {
 
 impl World {
     pub(crate) fn new(plan: Plan) -> Self {
-        World { folder: tempfile::tempdir().unwrap(), plan, log: Arc::default() }
+        // In memory where that is possible: these tests take hundreds of checkpoints, and each waits for the disk.
+        let folder = tempfile::tempdir_in("/dev/shm").or_else(|_| tempfile::tempdir()).unwrap();
+        World { folder, plan, log: Arc::default() }
     }
 
     pub(crate) fn options(&self) -> Options {
         options(self.folder.path())
     }
 
-    pub(crate) fn try_start(&self, options: Options, script: impl Fn(i64) -> Answer + Send + Sync + 'static) -> Result<Running> {
+    pub(crate) fn try_start(
+        &self,
+        options: Options,
+        script: impl Fn(i64) -> Answer + Send + Sync + 'static,
+    ) -> Result<Running> {
         let env = env();
         let topology = self.plan.validate(&|name| (name == "maths").then(methods))?;
         let caller: Arc<dyn Caller> = Scripted::new(&env, &self.log, script);

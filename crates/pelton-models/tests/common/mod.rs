@@ -26,15 +26,12 @@ impl Clock for Still {
     }
 }
 
-pub fn context(cpu: f64, options: serde_json::Value) -> Context {
+pub(crate) fn context(cpu: f64, options: serde_json::Value) -> Context {
     Context {
         service: "model".into(),
         instance: 0,
         options: options.as_object().expect("options are an object").clone(),
-        resources: Resources {
-            cpu,
-            ..Resources::default()
-        },
+        resources: Resources { cpu, ..Resources::default() },
         clock: Arc::new(Still),
         seed: 0,
         crash: Arc::new(|why| panic!("{why}")),
@@ -43,37 +40,33 @@ pub fn context(cpu: f64, options: serde_json::Value) -> Context {
 
 /// These services open without waiting for anything, so that one poll is enough.
 fn open(definition: &Definition, ctx: Context) -> Result<Box<dyn Opened>> {
-    match definition
-        .open(ctx)
-        .as_mut()
-        .poll(&mut task::Context::from_waker(task::Waker::noop()))
-    {
+    match definition.open(ctx).as_mut().poll(&mut task::Context::from_waker(task::Waker::noop())) {
         task::Poll::Ready(opened) => opened,
         task::Poll::Pending => panic!("it waits for something"),
     }
 }
 
 /// Why the service does not open, which must be for good.
-pub fn refusal(definition: &Definition, options: serde_json::Value) -> String {
+pub(crate) fn refusal(definition: &Definition, options: serde_json::Value) -> String {
     let error = open(definition, context(1.0, options)).err().expect("it opened");
     assert_eq!(error.retry(), pelton_core::Retry::Never, "{error}");
     error.to_string()
 }
 
 /// Opens the service for one batch.
-pub fn call(definition: &Definition, ctx: &Context, rows: RecordBatch) -> Result<RecordBatch> {
+pub(crate) fn call(definition: &Definition, ctx: &Context, rows: RecordBatch) -> Result<RecordBatch> {
     match open(definition, ctx.clone())?.run(0, rows, &Invocation::default(), &mut |_| Ok(())) {
         Started::Done(result) => result,
         Started::Pending(_) => panic!("the method is serial"),
     }
 }
 
-pub fn workspace() -> PathBuf {
+pub(crate) fn workspace() -> PathBuf {
     PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../..")
 }
 
 /// Where the embedding model is.
-pub fn embedding_model() -> PathBuf {
+pub(crate) fn embedding_model() -> PathBuf {
     let given = std::env::var_os("PELTON_MODEL").map(PathBuf::from);
     let folder = given.unwrap_or_else(|| workspace().join(".cache/models/all-minilm-l6-v2"));
     let there = folder.join("model.safetensors").is_file();

@@ -42,17 +42,8 @@ fn check(tokens: usize, overlap: usize, text: &str) -> Vec<String> {
     let slices: Vec<Slice<'_>> = chunker.chunks(text).collect::<Result<_>>().unwrap();
     let mut reached = 0;
     for (i, slice) in slices.iter().enumerate() {
-        assert_eq!(
-            &text[slice.start..slice.start + slice.text.len()],
-            slice.text,
-            "not a slice"
-        );
-        assert!(
-            count(slice.text) <= tokens,
-            "{} tokens in {:?}",
-            count(slice.text),
-            slice.text
-        );
+        assert_eq!(&text[slice.start..slice.start + slice.text.len()], slice.text, "not a slice");
+        assert!(count(slice.text) <= tokens, "{} tokens in {:?}", count(slice.text), slice.text);
         let between = text.get(reached..slice.start).unwrap_or_default();
         assert_eq!(between.trim(), "", "left out before chunk {i}");
         let end = slice.start + slice.text.len();
@@ -119,26 +110,11 @@ fn many_kinds_of_text_keep_the_promises() {
     // A small generator of its own: the same texts in every run.
     let mut state = 7u64;
     let mut next = |n: usize| {
-        state = state
-            .wrapping_mul(6364136223846793005)
-            .wrapping_add(1442695040888963407);
+        state = state.wrapping_mul(6364136223846793005).wrapping_add(1442695040888963407);
         (state >> 33) as usize % n
     };
-    let parts = [
-        "word",
-        " ",
-        "\n",
-        "\n\n",
-        ". ",
-        "is ",
-        "日本",
-        "über ",
-        "(a.b, c) ",
-        "!",
-        "\t",
-        "😀 ",
-        "zz ",
-    ];
+    let parts =
+        ["word", " ", "\n", "\n\n", ". ", "is ", "日本", "über ", "(a.b, c) ", "!", "\t", "😀 ", "zz "];
     for _ in 0..200 {
         let text: String = (0..next(300)).map(|_| parts[next(parts.len())]).collect();
         let (size, overlap) = (12 + next(20), next(5));
@@ -158,20 +134,12 @@ fn many_kinds_of_text_keep_the_promises() {
 #[test]
 fn sizes_that_cannot_work_are_refused() {
     for (tokens, overlap, expected) in [(9, 0, "at least 10"), (34, 17, "at most 16 of 34")] {
-        let message = Chunker::with(tokenizer(), Size { tokens, overlap })
-            .err()
-            .unwrap()
-            .to_string();
+        let message = Chunker::with(tokenizer(), Size { tokens, overlap }).err().unwrap().to_string();
         assert!(message.contains(expected), "{message}");
     }
-    let message = Chunker::new(Path::new("/nowhere/tokenizer.json"), Size::default())
-        .err()
-        .unwrap()
-        .to_string();
-    assert!(
-        message.starts_with("tokenizer /nowhere/tokenizer.json: No such file"),
-        "{message}"
-    );
+    let message =
+        Chunker::new(Path::new("/nowhere/tokenizer.json"), Size::default()).err().unwrap().to_string();
+    assert!(message.starts_with("tokenizer /nowhere/tokenizer.json: No such file"), "{message}");
 }
 
 #[test]
@@ -181,24 +149,15 @@ fn the_operator_counts_chunks_and_bounds_batches() {
     assert_eq!(operator.output(&schema).unwrap(), output());
     let long = "word ".repeat(8 * 100);
     let column = |values: [&str; 3]| Arc::new(StringArray::from(values.to_vec()));
-    let columns: Vec<arrow_array::ArrayRef> = vec![
-        column(["a", "b", "c"]),
-        column(["A", "B", "C"]),
-        column([&long, "\u{1}", "word is"]),
-    ];
+    let columns: Vec<arrow_array::ArrayRef> =
+        vec![column(["a", "b", "c"]), column(["A", "B", "C"]), column([&long, "\u{1}", "word is"])];
     let rows = RecordBatch::try_new(schema, columns).unwrap();
     let mut out = Output::default();
     operator.create().unwrap().process(rows, &mut out).unwrap();
-    assert_eq!(
-        out.rows.iter().map(RecordBatch::num_rows).collect::<Vec<_>>(),
-        [64, 37]
-    );
+    assert_eq!(out.rows.iter().map(RecordBatch::num_rows).collect::<Vec<_>>(), [64, 37]);
     let last = &out.rows[1];
     assert_eq!(last["uri"].as_string::<i32>().value(36), "c");
-    assert_eq!(
-        last["chunk"].as_primitive::<UInt32Type>().values()[34..],
-        [98, 99, 0]
-    );
+    assert_eq!(last["chunk"].as_primitive::<UInt32Type>().values()[34..], [98, 99, 0]);
     assert_eq!(out.errors.len(), 1);
     assert_eq!(out.errors[0].row, "b");
 }

@@ -1,0 +1,56 @@
+//! The command `pelton`.
+
+mod classify;
+mod index;
+mod pipeline;
+mod progress;
+mod search;
+mod status;
+
+use std::process::ExitCode;
+
+use clap::{Parser, Subcommand};
+
+#[derive(Parser)]
+#[command(name = "pelton", version, about = "Dataflows whose model-inference steps are services inside the job")]
+#[command(after_help = "The log level is set by PELTON_LOG (error, warn, info, debug).")]
+struct Menu {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Make a searchable index of a folder of documents
+    Index(index::Arguments),
+    /// Ask an index a question
+    Search(search::Arguments),
+    /// Recognise handwritten digits in a folder of PNG images
+    Classify(classify::Arguments),
+    /// Show the jobs, services and instances of this machine
+    Status(status::Arguments),
+}
+
+fn main() -> ExitCode {
+    let command = Menu::parse().command;
+    let result = match &command {
+        Command::Index(arguments) => index::run(arguments),
+        Command::Search(arguments) => search::run(arguments),
+        Command::Classify(arguments) => classify::run(arguments),
+        Command::Status(arguments) => status::run(arguments),
+    };
+    match result {
+        Ok(code) => code,
+        Err(e) => {
+            eprintln!("error: {e:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+/// Logs of this process go to standard error; an instance sets its own up before this is reached.
+fn log() {
+    let filter = tracing_subscriber::EnvFilter::try_from_env("PELTON_LOG");
+    let filter = filter.unwrap_or_else(|_| tracing_subscriber::EnvFilter::new("warn"));
+    let _ = tracing_subscriber::fmt().with_writer(std::io::stderr).with_env_filter(filter).try_init();
+}

@@ -1,0 +1,202 @@
+//! Simulated processes: each an instance with tasks of its own, which can be killed at once.
+
+use std::collections::BTreeMap;
+use std::io;
+use std::pin::Pin;
+use std::sync::{Arc, Mutex, MutexGuard};
+use std::time::Duration;
+
+use pelton_core::BoxFuture;
+use pelton_core::service::Definition;
+use pelton_env::{Entropy, Env, Exit, Place, Process, ProcessSpec, Processes, Task, Tasks};
+use pelton_wire::Bootstrap;
+use tokio::sync::watch;
+
+use crate::network::Net;
+use crate::trace::Trace;
+use crate::world::{HOST, Pid, World};
+
+/// What a started process runs: its definition, told who it is.
+pub type Program = Arc<dyn Fn(&Started) -> Definition + Send + Sync>;
+
+/// A process that was started.
+#[derive(Clone)]
+pub struct Started {
+    pub pid: Pid,
+    pub bootstrap: Bootstrap,
+    /// The how-manieth start this is, from 0.
+    pub start: u64,
+}
+
+/// All processes. Cheap to clone.
+#[derive(Clone)]
+pub struct Machine {
+    pub world: World,
+    pub net: Net,
+    pub trace: Trace,
+    program: Program,
+    inner: Arc<Mutex<Inner>>,
+}
+
+#[derive(Default)]
+struct Inner {
+    running: BTreeMap<Pid, Running>,
+    started: u64,
+    ended: Vec<(Pid, pelton_core::Time)>,
+}
+
+struct Running {
+    bootstrap: Bootstrap,
+    exit: watch::Sender<Option<Exit>>,
+}
+
+impl Machine {
+    pub fn new(world: World, net: Net, trace: Trace, program: Program) -> Self {
+        Machine { world, net, trace, program, inner: Arc::default() }
+    }
+
+    /// The seams of one process. `name` stands in the trace for who connects.
+    pub fn env(&self, pid: Pid, name: &str) -> Env {
+        let machine = self.clone();
+        Env {
+            clock: Arc::new(self.world.clone()),
+            network: self.net.of(pid, name),
+            processes: Arc::new(self.clone()),
+            tasks: Arc::new(TasksOf { world: self.world.clone(), pid }),
+            entropy: Arc::new(Seeded(self.world.clone())),
+            crash: Arc::new(move |why| machine.end(pid, false, &format!("crashed: {why}"))),
+        }
+    }
+
+    /// The instances that run, by process.
+    pub fn running(&self) -> Vec<(Pid, Bootstrap)> {
+        self.lock().running.iter().map(|(pid, r)| (*pid, r.bootstrap.clone())).collect()
+    }
+
+    pub fn is_running(&self, pid: Pid) -> bool {
+        self.lock().running.contains_key(&pid)
+    }
+
+    /// When a process ended.
+    pub fn ended_at(&self, pid: Pid) -> Option<pelton_core::Time> {
+        self.lock().ended.iter().find(|(p, _)| *p == pid).map(|(_, at)| *at)
+    }
+
+    /// Kills a process as `kill -9` does.
+    pub fn kill(&self, pid: Pid) {
+        self.end(pid, false, "killed");
+    }
+
+    fn end(&self, pid: Pid, success: bool, how: &str) {
+        let now = self.world.now();
+        let running = {
+            let mut inner = self.lock();
+            let Some(running) = inner.running.remove(&pid) else { return };
+            inner.ended.push((pid, now));
+            running
+        };
+        self.trace.add(now, format_args!("process {pid} ({}) ends: {how}", running.bootstrap.instance));
+        self.net.end_process(pid);
+        self.world.end_process(pid);
+        let exit = Exit { success, description: how.to_owned() };
+        // Its parent learns of it a little later than its peers, or earlier.
+        let (world, delay) = (self.world.clone(), self.world.between(Duration::ZERO, Duration::from_millis(3)));
+        self.world.spawn(
+            HOST,
+            Box::pin(async move {
+                world.sleep(delay).await;
+                let _ = running.exit.send(Some(exit));
+            }),
+        );
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Inner> {
+        self.inner.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
+    }
+}
+
+impl Processes for Machine {
+    fn start(&self, spec: ProcessSpec) -> io::Result<Box<dyn Process>> {
+        let bootstrap: Bootstrap = serde_json::from_str(&spec.bootstrap).map_err(io::Error::other)?;
+        let (exit, exited) = watch::channel(None);
+        let started = {
+            let mut inner = self.lock();
+            inner.started += 1;
+            let start = inner.started - 1;
+            let pid = HOST + 1 + start as Pid;
+            inner.running.insert(pid, Running { bootstrap: bootstrap.clone(), exit });
+            Started { pid, bootstrap, start }
+        };
+        let pid = started.pid;
+        self.trace.add(self.world.now(), format_args!("process {pid} starts: {}", spec.name));
+        let machine = self.clone();
+        let env = self.env(pid, &started.bootstrap.instance.to_string());
+        let begins = self.world.between(Duration::from_millis(1), Duration::from_millis(20));
+        let main = async move {
+            machine.world.sleep(begins).await;
+            let definition = (machine.program)(&started);
+            let result = pelton_instance::serve(env, started.bootstrap, definition).await;
+            // As a real process, it ends with its main function, whatever its other tasks are at.
+            match result {
+                Ok(why) => machine.end(pid, true, &format!("exits: {why}")),
+                Err(e) => machine.end(pid, false, &format!("exits: {} error", e.kind().name())),
+            }
+        };
+        self.world.spawn(pid, Box::pin(main));
+        Ok(Box::new(Child { machine: self.clone(), pid, exited }))
+    }
+}
+
+struct Child {
+    machine: Machine,
+    pid: Pid,
+    exited: watch::Receiver<Option<Exit>>,
+}
+
+impl Process for Child {
+    fn pid(&self) -> u32 {
+        self.pid
+    }
+
+    fn exited(&mut self) -> Pin<Box<dyn Future<Output = Exit> + Send + '_>> {
+        Box::pin(async {
+            match self.exited.wait_for(Option::is_some).await {
+                Ok(exit) => exit.clone().expect("waited for"),
+                Err(_) => Exit { success: false, description: "the simulation ended".into() },
+            }
+        })
+    }
+
+    fn kill(&mut self) {
+        self.machine.kill(self.pid);
+    }
+}
+
+struct TasksOf {
+    world: World,
+    pid: Pid,
+}
+
+impl Tasks for TasksOf {
+    fn spawn(&self, _: Place, future: BoxFuture<()>) -> Task {
+        match self.world.spawn(self.pid, future) {
+            Some(id) => {
+                let world = self.world.clone();
+                Task::new(move || world.abort(id))
+            }
+            None => Task::new(|| {}),
+        }
+    }
+}
+
+struct Seeded(World);
+
+impl Entropy for Seeded {
+    fn seed(&self) -> u64 {
+        self.0.random()
+    }
+
+    fn secret(&self) -> String {
+        format!("{:016x}{:016x}", self.0.random(), self.0.random())
+    }
+}

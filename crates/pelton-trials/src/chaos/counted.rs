@@ -1,0 +1,89 @@
+//! A scripted service that notes each row that it begins to execute, so that executions can be counted afterwards.
+
+use std::collections::BTreeMap;
+use std::fs::{self, File, OpenOptions};
+use std::io::Write;
+use std::path::{Path, PathBuf};
+
+use anyhow::Context as _;
+use arrow_array::RecordBatch;
+use arrow_array::cast::AsArray;
+use arrow_array::types::UInt64Type;
+use arrow_schema::{DataType, Field};
+use pelton::service::{Context, Definition, Invocation, Methods, Opened, Started};
+use pelton::{Error, Result, scripted};
+use pelton_core::BoxFuture;
+
+use super::job::id_field;
+
+/// The option that names the folder for the notes. All others are the scripted service's.
+pub(crate) const FOLDER: &str = "executions";
+
+struct Counted {
+    inner: Box<dyn Opened>,
+    notes: File,
+}
+
+fn columns() -> (Vec<Field>, Vec<Field>) {
+    (vec![id_field(), Field::new("text", DataType::Utf8, false)], vec![Field::new("score", DataType::UInt64, false)])
+}
+
+/// The scripted service alone: `score(id, text) -> (score)`, a score being made of the row.
+pub(crate) fn plain() -> Definition {
+    let (input, output) = columns();
+    let specs = Methods::<()>::new().serial("score", input, output, |(), batch, _| Ok(batch));
+    scripted::in_place_of(specs.specs()).expect("numbers can be scripted")
+}
+
+/// The same, with notes of what it executes.
+pub(crate) fn scorer() -> Definition {
+    let inner = plain();
+    let (input, output) = columns();
+    let methods = Methods::<Counted>::new().concurrent("score", 1, input, output, Counted::score);
+    Definition::with(
+        move |ctx| {
+            let inner = inner.clone();
+            Box::pin(open(inner, ctx))
+        },
+        methods,
+        |counted| counted.inner.close(),
+    )
+}
+
+async fn open(inner: Definition, mut ctx: Context) -> Result<Counted> {
+    let folder = ctx.options.remove(FOLDER);
+    let folder = folder.as_ref().and_then(|f| f.as_str()).ok_or_else(|| Error::invalid("no folder for executions"))?;
+    let job = rustix::process::getppid().map_or(0, |pid| pid.as_raw_pid());
+    let path = Path::new(folder).join(format!("{job}-{}.ids", std::process::id()));
+    let notes = OpenOptions::new().create(true).append(true).open(path)?;
+    Ok(Counted { inner: inner.open(ctx).await?, notes })
+}
+
+impl Counted {
+    fn score(&mut self, batch: RecordBatch, invocation: Invocation) -> BoxFuture<Result<RecordBatch>> {
+        let ids = batch.column(0).as_primitive::<UInt64Type>().values();
+        let bytes: Vec<u8> = ids.iter().flat_map(|id| id.to_le_bytes()).collect();
+        // One write, so that a kill finds all of a batch noted, or none of it.
+        if let Err(e) = self.notes.write_all(&bytes) {
+            return Box::pin(async move { Err(e.into()) });
+        }
+        match self.inner.run(0, batch, &invocation, &mut |_| Ok(())) {
+            Started::Done(result) => Box::pin(async move { result }),
+            Started::Pending(future) => future,
+        }
+    }
+}
+
+/// What the instances of one job executed, instance by instance.
+pub(crate) fn read(folder: &Path) -> anyhow::Result<BTreeMap<u32, Vec<u64>>> {
+    let mut executed: BTreeMap<u32, Vec<u64>> = BTreeMap::new();
+    for entry in fs::read_dir(folder).with_context(|| folder.display().to_string())? {
+        let path: PathBuf = entry?.path();
+        let job = path.file_name().and_then(|n| n.to_str()?.split('-').next()?.parse().ok());
+        let job = job.with_context(|| format!("{} is no note of executions", path.display()))?;
+        let bytes = fs::read(&path)?;
+        let ids = bytes.as_chunks::<8>().0.iter().map(|id| u64::from_le_bytes(*id));
+        executed.entry(job).or_default().extend(ids);
+    }
+    Ok(executed)
+}

@@ -1,0 +1,154 @@
+//! The job that is killed: numbers, made into texts, scored by a scripted service, written as JSON lines.
+
+use std::path::PathBuf;
+use std::process::ExitCode;
+use std::sync::Arc;
+use std::time::Duration;
+
+use anyhow::Result;
+use arrow_array::cast::AsArray;
+use arrow_array::types::UInt64Type;
+use arrow_array::{RecordBatch, StringArray};
+use arrow_schema::{DataType, Field};
+use clap::Args;
+use pelton::dataflow::job::End;
+use pelton::dataflow::source::{Read, Reader, Source, Split};
+use pelton::{Declaration, Job, Settings};
+use serde::{Deserialize, Serialize};
+
+use super::counted;
+
+/// The exit status of a job that was stopped and goes on when it is started again.
+pub(crate) const STOPPED: u8 = 4;
+pub(crate) const NAME: &str = "chaos-job";
+/// How long an instance outlives its job.
+pub(crate) const LEASE: Duration = Duration::from_secs(1);
+
+#[derive(Args, Clone)]
+pub(crate) struct Arguments {
+    /// Rows to go through it
+    #[arg(long, default_value_t = 10_000)]
+    pub(crate) rows: u64,
+    /// The folder for its output
+    #[arg(long)]
+    pub(crate) output: PathBuf,
+    /// The folder for its checkpoints and logs
+    #[arg(long)]
+    pub(crate) state: PathBuf,
+    /// The folder in which instances note what they execute
+    #[arg(long)]
+    pub(crate) executions: PathBuf,
+    #[arg(long, default_value_t = 2)]
+    pub(crate) instances: u32,
+    /// Let answers leave as they come, instead of in the order of the rows
+    #[arg(long)]
+    pub(crate) unordered: bool,
+    /// How long the scripted service takes for a row, in microseconds
+    #[arg(long, default_value_t = 500)]
+    pub(crate) row_micros: u64,
+}
+
+/// What the job prints as its last line.
+#[derive(Debug, Serialize, Deserialize)]
+pub(crate) struct Ended {
+    pub(crate) end: String,
+    pub(crate) checkpoints: u64,
+    pub(crate) restored_from: Option<u64>,
+}
+
+pub(crate) fn run(arguments: &Arguments) -> Result<ExitCode> {
+    let settings = Settings { checkpoint_interval: Duration::from_millis(300), ..Settings::new(&arguments.state) };
+    let mut job = Job::with(NAME, settings);
+    let mut declaration = Declaration::new("scorer")
+        .instances(arguments.instances)
+        .option("latency", "5ms")
+        .option("per_row", format!("{}us", arguments.row_micros))
+        .option("jitter", 0.5)
+        .option(counted::FOLDER, arguments.executions.display().to_string());
+    declaration.lease = LEASE;
+    let scorer = job.service_with(declaration, counted::scorer())?;
+    let score = scorer.method("score");
+    let score = if arguments.unordered { score.unordered() } else { score };
+    job.read("numbers", Numbers { rows: arguments.rows, splits: SPLITS })
+        .map("texts", vec![id_field(), Field::new("text", DataType::Utf8, false)], texts)
+        .call(&score, &["id", "text"])
+        .write("scores", pelton::json_lines(&arguments.output)?);
+    let summary = job.run()?;
+    let end = format!("{:?}", summary.end);
+    let ended = Ended { end, checkpoints: summary.checkpoints, restored_from: summary.restored_from };
+    println!("{}", serde_json::to_string(&ended)?);
+    Ok(match summary.end {
+        End::Stopped => ExitCode::from(STOPPED),
+        End::Finished | End::AlreadyFinished => ExitCode::SUCCESS,
+    })
+}
+
+const SPLITS: u64 = 7;
+const BATCH: u64 = 50;
+
+pub(crate) fn id_field() -> Field {
+    Field::new("id", DataType::UInt64, false)
+}
+
+/// The text of a row.
+pub(crate) fn text(id: u64) -> String {
+    format!("row {id} says {}", id.wrapping_mul(0x9e37_79b9_7f4a_7c15) % 1_000_003)
+}
+
+fn texts(rows: RecordBatch) -> pelton::Result<RecordBatch> {
+    let ids = rows.column(0);
+    let texts = ids.as_primitive::<UInt64Type>().values().iter().map(|id| text(*id));
+    let texts = StringArray::from_iter_values(texts);
+    Ok(RecordBatch::try_from_iter([("id", ids.clone()), ("text", Arc::new(texts) as _)])?)
+}
+
+/// The numbers from 0 to `rows`, in splits of about the same size. A position is how many of its split were read.
+struct Numbers {
+    rows: u64,
+    splits: u64,
+}
+
+impl Numbers {
+    fn begin(&self, split: u64) -> u64 {
+        self.rows * split / self.splits
+    }
+}
+
+impl Source for Numbers {
+    fn describe(&self) -> String {
+        format!("the numbers below {} in {} splits", self.rows, self.splits)
+    }
+
+    fn schema(&self) -> arrow_schema::SchemaRef {
+        Arc::new(arrow_schema::Schema::new(vec![id_field()]))
+    }
+
+    fn splits(&self) -> pelton::Result<Vec<Split>> {
+        let split = |i| Split { id: i, uri: i.to_string(), bytes: 0, version: self.rows.to_string() };
+        Ok((0..self.splits).map(split).collect())
+    }
+
+    fn open(&self, split: &Split, position: u64) -> pelton::Result<Box<dyn Reader>> {
+        let (begin, end) = (self.begin(split.id), self.begin(split.id + 1));
+        Ok(Box::new(Range { begin, next: begin + position, end }))
+    }
+}
+
+struct Range {
+    begin: u64,
+    next: u64,
+    end: u64,
+}
+
+impl Reader for Range {
+    fn next(&mut self) -> pelton::Result<Option<Read>> {
+        if self.next >= self.end {
+            return Ok(None);
+        }
+        let last = self.end.min(self.next + BATCH);
+        let ids = arrow_array::UInt64Array::from_iter_values(self.next..last);
+        self.next = last;
+        let rows = RecordBatch::try_from_iter([("id", Arc::new(ids) as _)])?;
+        Ok(Some(Read { rows, bad: Vec::new(), position: self.next - self.begin }))
+    }
+}

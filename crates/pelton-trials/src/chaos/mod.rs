@@ -1,0 +1,110 @@
+//! Kills a job, or its instances, at random moments, and checks that nothing is lost, doubled, or wrong.
+
+mod counted;
+mod executions;
+mod family;
+pub(crate) mod job;
+mod output;
+mod trial;
+
+use std::time::Duration;
+
+use anyhow::{Context, Result, bail, ensure};
+use clap::Args;
+use pelton::env::real::Host;
+use rand::rngs::StdRng;
+use rand::seq::SliceRandom;
+use rand::{RngExt, SeedableRng};
+
+use trial::Trial;
+
+#[derive(Args, Clone)]
+pub(crate) struct Arguments {
+    /// How often something is killed
+    #[arg(long, default_value_t = 20)]
+    pub(crate) kills: usize,
+    /// What is killed, and when, is drawn from it; by default another one each time. It is printed
+    #[arg(long)]
+    pub(crate) seed: Option<u64>,
+    /// Rows to go through the job; by default enough for the job to outlast the kills
+    #[arg(long)]
+    pub(crate) rows: Option<u64>,
+    #[arg(long, default_value_t = 2)]
+    pub(crate) instances: u32,
+    /// Let answers leave as they come, instead of in the order of the rows
+    #[arg(long)]
+    pub(crate) unordered: bool,
+    /// Also stop the job now and then, as Ctrl-C does
+    #[arg(long)]
+    pub(crate) stop: bool,
+    /// How long the scripted service takes for a row, in microseconds
+    #[arg(long, default_value_t = 500)]
+    pub(crate) row_micros: u64,
+    /// Give up after so many seconds
+    #[arg(long, default_value_t = 300)]
+    pub(crate) limit: u64,
+}
+
+/// What is done to the job.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) enum Blow {
+    /// One instance gets SIGKILL.
+    Instance,
+    /// The job gets SIGKILL, and is started again.
+    Job,
+    /// The job gets SIGINT, ends by itself, and is started again.
+    Stop,
+}
+
+/// Most of what passes between a start or blow and the next blow.
+const LONGEST_PAUSE: Duration = Duration::from_millis(1400);
+
+pub(crate) fn run(arguments: &Arguments) -> Result<()> {
+    let kinds = if arguments.stop { &[Blow::Instance, Blow::Job, Blow::Stop][..] } else { &[Blow::Instance, Blow::Job] };
+    ensure!(arguments.kills >= kinds.len(), "--kills must be at least {}, for each kind to occur", kinds.len());
+    ensure!(arguments.instances >= 1, "--instances must be at least 1");
+    let host = Host::new(1, 1).context("starting threads")?;
+    let seed = arguments.seed.unwrap_or_else(|| host.env().entropy.seed() % 1_000_000);
+    let mut rng = StdRng::seed_from_u64(seed);
+    let mut blows: Vec<Blow> = (0..arguments.kills).map(|i| kinds[i % kinds.len()]).collect();
+    blows.shuffle(&mut rng);
+    let rows = arguments.rows.unwrap_or_else(|| enough(arguments));
+    let order = if arguments.unordered { "unordered" } else { "ordered" };
+    println!("chaos: --seed {seed}, {rows} rows, {} instances, {order}, {} kills", arguments.instances, blows.len());
+    let limit = Duration::from_secs(arguments.limit);
+    let env = host.env().clone();
+    let ended = host.block_on(async {
+        let mut trial = Trial::begin(&env, arguments, rows)?;
+        let finished = env.within(limit, trial_of(&mut trial, &blows, &mut rng)).await;
+        let finished = finished.unwrap_or_else(|| bail!("not done after {limit:?} (--limit)"));
+        if finished.is_err() {
+            trial.keep();
+        }
+        finished
+    });
+    ended.with_context(|| format!("chaos with --seed {seed}"))
+}
+
+async fn trial_of(trial: &mut Trial, blows: &[Blow], rng: &mut StdRng) -> Result<()> {
+    for (i, blow) in blows.iter().enumerate() {
+        trial.start()?;
+        trial.pause(LONGEST_PAUSE.mul_f64(rng.random_range(0.05..1.0))).await?;
+        let what = match blow {
+            Blow::Instance => trial.kill_instance(rng).await,
+            Blow::Job => trial.kill_job().await,
+            Blow::Stop => trial.stop_job().await,
+        };
+        trial.say(&format!("{:>3}/{} {}", i + 1, blows.len(), what?));
+        trial.look()?;
+    }
+    trial.start()?;
+    trial.finish().await?;
+    trial.judge(blows)
+}
+
+/// Rows that take all instances longer than the kills.
+fn enough(arguments: &Arguments) -> u64 {
+    let batch = Duration::from_millis(5) + 32 * Duration::from_micros(arguments.row_micros);
+    let a_second = 32.0 / batch.as_secs_f64() * f64::from(arguments.instances);
+    (a_second * LONGEST_PAUSE.as_secs_f64() * arguments.kills as f64) as u64
+}

@@ -1,0 +1,40 @@
+//! Trials of Pelton with real processes, as `cargo xtask chaos` and `cargo xtask bench` run them.
+//!
+//! Instances are this program once more, with the same arguments: whatever declares a service does so before it does anything
+//! else.
+
+mod bench;
+mod chaos;
+
+use std::process::ExitCode;
+
+use clap::{Parser, Subcommand};
+
+#[derive(Parser)]
+#[command(name = "pelton-trials", about = "Trials of Pelton with real processes")]
+struct Menu {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Kill a job and its instances at random moments, and check every row of its output
+    Chaos(chaos::Arguments),
+    /// The job that `chaos` kills: exits with 0 when it has finished, with 4 when it was stopped and can go on
+    ChaosJob(chaos::job::Arguments),
+    /// Measure what calls cost, how full batches are, and a real model
+    Bench(bench::Arguments),
+}
+
+fn main() -> ExitCode {
+    let ended = match Menu::parse().command {
+        Command::Chaos(arguments) => chaos::run(&arguments).map(|()| ExitCode::SUCCESS),
+        Command::ChaosJob(arguments) => chaos::job::run(&arguments),
+        Command::Bench(arguments) => bench::run(&arguments).map(|()| ExitCode::SUCCESS),
+    };
+    ended.unwrap_or_else(|e| {
+        eprintln!("\nerror: {e:#}");
+        ExitCode::FAILURE
+    })
+}
