@@ -1,5 +1,7 @@
 //! The developer's menu: `cargo xtask COMMAND`.
 
+mod bench;
+mod chaos;
 mod check;
 mod ci;
 mod demo;
@@ -41,6 +43,10 @@ enum Command {
     Ci,
     /// Set up, build, index a book, search it, classify images
     Demo(demo::Arguments),
+    /// Kill a job and its instances at random moments, and check every row of its output
+    Chaos(chaos::Arguments),
+    /// Measure what calls cost, how full batches are, and a real model in a pipeline
+    Bench(bench::Arguments),
 }
 
 fn main() -> ExitCode {
@@ -61,5 +67,7 @@ fn run(command: &Command) -> anyhow::Result<()> {
         Command::Test(arguments) => test::run(&places, arguments),
         Command::Ci => ci::run(&places),
         Command::Demo(arguments) => demo::run(&places, arguments),
+        Command::Chaos(arguments) => chaos::run(&places, arguments),
+        Command::Bench(arguments) => bench::run(&places, arguments),
     }
 }

@@ -68,9 +68,14 @@ struct Inner {
 
 impl Client {
     /// A client that follows these changes of the service's endpoints.
-    pub fn start(env: Env, settings: Settings, deltas: mpsc::UnboundedReceiver<EndpointDelta>) -> Arc<Client> {
+    pub fn start(
+        env: Env,
+        settings: Settings,
+        deltas: mpsc::UnboundedReceiver<EndpointDelta>,
+    ) -> Arc<Client> {
         let Declaration { name, retry, timeout, max_message, .. } = settings.declaration.clone();
-        let state = State::new(name.clone(), settings.methods.clone(), retry, timeout, max_message, env.rng());
+        let state =
+            State::new(name.clone(), settings.methods.clone(), retry, timeout, max_message, env.rng());
         let inner = Inner { state, connections: BTreeMap::new(), tasks: BTreeMap::new(), next_connection: 0 };
         let shared = Arc::new(Shared {
             env: env.clone(),
@@ -202,12 +207,17 @@ impl Shared {
         self.env.sleep(after).await;
         let Settings { token, job, client, epoch, .. } = &self.settings;
         let greeting = pelton_link::greeting(Role::Caller, token, job, client, *epoch);
-        let (welcome, link) = match pelton_link::connect(&self.env, &endpoint.address, greeting, self.max_message).await {
-            Ok(connected) => connected,
-            Err(error) => return self.apply(Event::NotConnected { peer, error }),
-        };
+        let (welcome, link) =
+            match pelton_link::connect(&self.env, &endpoint.address, greeting, self.max_message).await {
+                Ok(connected) => connected,
+                Err(error) => return self.apply(Event::NotConnected { peer, error }),
+            };
         let connection = {
             let mut inner = self.lock();
+            // Disconnected in the very moment.
+            if !inner.tasks.contains_key(&peer) {
+                return;
+            }
             inner.next_connection += 1;
             let connection = inner.next_connection;
             inner.connections.insert(peer, (connection, link.sender));

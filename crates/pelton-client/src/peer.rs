@@ -2,8 +2,8 @@
 
 use std::collections::BTreeSet;
 
-use pelton_core::RequestId;
 use pelton_core::endpoint::Endpoint;
+use pelton_core::{RequestId, Time};
 
 /// An instance as this client numbers it.
 pub(crate) type PeerKey = u64;
@@ -23,8 +23,13 @@ pub(crate) struct Peer {
     pub(crate) in_flight: BTreeSet<RequestId>,
     /// Results that it may forget.
     pub(crate) to_acknowledge: Vec<RequestId>,
+    pub(crate) acknowledged: Acknowledged,
+    /// Requests that were given up while it could not be reached.
+    pub(crate) to_cancel: Vec<RequestId>,
     /// Attempts to connect that failed in a row.
     pub(crate) failures: u32,
+    /// Since when there is no connection.
+    pub(crate) lost_since: Option<Time>,
     pub(crate) window: Window,
 }
 
@@ -64,6 +69,52 @@ impl Window {
     }
 }
 
+/// Acknowledgements that were sent, and may have been lost with their connection. A ping behind them comes back when they have
+/// been heard; one is under way at a time.
+#[derive(Debug, Default)]
+pub(crate) struct Acknowledged {
+    since_ping: Vec<RequestId>,
+    before_ping: Vec<RequestId>,
+    pinged: bool,
+    pings: u64,
+}
+
+impl Acknowledged {
+    /// Some were sent. Returns the number of the ping to send behind them, if it is time for one.
+    pub(crate) fn sent(&mut self, ids: &[RequestId]) -> Option<u64> {
+        self.since_ping.extend(ids);
+        self.ping()
+    }
+
+    /// The ping came back. Returns the next one to send, if there is something to ask for.
+    pub(crate) fn confirmed(&mut self, ping: u64) -> Option<u64> {
+        if !self.pinged || ping != self.pings {
+            return None;
+        }
+        self.pinged = false;
+        self.before_ping.clear();
+        self.ping()
+    }
+
+    fn ping(&mut self) -> Option<u64> {
+        if self.pinged || self.since_ping.is_empty() {
+            return None;
+        }
+        self.pinged = true;
+        self.pings += 1;
+        self.before_ping = std::mem::take(&mut self.since_ping);
+        Some(self.pings)
+    }
+
+    /// The connection was lost: all that may have been lost with it.
+    pub(crate) fn lost(&mut self) -> Vec<RequestId> {
+        self.pinged = false;
+        let mut lost = std::mem::take(&mut self.before_ping);
+        lost.append(&mut self.since_ping);
+        lost
+    }
+}
+
 impl Peer {
     pub(crate) fn new(endpoint: Endpoint) -> Self {
         Peer {
@@ -73,7 +124,10 @@ impl Peer {
             held: 0,
             in_flight: BTreeSet::new(),
             to_acknowledge: Vec::new(),
+            acknowledged: Acknowledged::default(),
+            to_cancel: Vec::new(),
             failures: 0,
+            lost_since: None,
             window: Window::default(),
         }
     }

@@ -31,6 +31,10 @@ pub(crate) struct Request {
     pub(crate) receiver: Arc<dyn Receiver>,
     /// Whether its ledger entry stays until the caller acknowledges it.
     pub(crate) explicit: bool,
+    /// Parts of a stream that its caller has.
+    pub(crate) parts: u32,
+    /// Parts that come once more after an attach, and that its caller has.
+    pub(crate) again: u32,
     pub(crate) place: Place,
 }
 
@@ -50,6 +54,10 @@ pub(crate) struct Requests {
 impl Requests {
     pub(crate) fn get(&self, id: RequestId) -> Option<&Request> {
         self.all.get(&id)
+    }
+
+    pub(crate) fn get_mut(&mut self, id: RequestId) -> Option<&mut Request> {
+        self.all.get_mut(&id)
     }
 
     pub(crate) fn len(&self) -> usize {
@@ -141,22 +149,25 @@ impl Requests {
         Some(request)
     }
 
-    /// Takes the next requests to send to `peer`, up to `rows` of one method and priority, and up to `bytes` (at least one).
+    /// Takes the next requests to send to `peer`, up to `rows` of one method and priority, all with a deadline or all without,
+    /// and up to `bytes` (at least one).
     pub(crate) fn take(&mut self, peer: PeerKey, rows: u64, bytes: u64) -> Vec<RequestId> {
         let mut taken: Vec<RequestId> = Vec::new();
         let mut total = 0;
-        let mut method = None;
+        let mut kind = None;
         for lane in self.lanes.values_mut() {
             while let Some(&(id, ticket)) = lane.front() {
-                let Some(request) = self.all.get_mut(&id).filter(|r| r.place == (Place::Backlog { ticket })) else {
+                let Some(request) = self.all.get_mut(&id).filter(|r| r.place == (Place::Backlog { ticket }))
+                else {
                     lane.pop_front();
                     continue;
                 };
                 let fits = taken.is_empty() || total + request.bytes <= bytes;
-                if taken.len() as u64 >= rows || !fits || method.is_some_and(|m| m != request.method) {
+                let kind_of_this = (request.method, request.deadline.is_some());
+                if taken.len() as u64 >= rows || !fits || kind.is_some_and(|k| k != kind_of_this) {
                     return taken;
                 }
-                method = Some(request.method);
+                kind = Some(kind_of_this);
                 total += request.bytes;
                 self.backlog_rows -= 1;
                 self.backlog_bytes -= request.bytes;
@@ -180,5 +191,107 @@ impl Requests {
             self.requeue(id);
         }
         self.deadlines.iter().take_while(|(at, _)| *at <= now).map(|(_, id)| *id).collect()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use arrow_array::RecordBatch;
+    use arrow_schema::Schema;
+    use pelton_core::call::Outcome;
+
+    use super::*;
+
+    struct Nobody;
+    impl Receiver for Nobody {
+        fn deliver(&self, _: Vec<Outcome>) {}
+    }
+
+    fn id(sequence: u64) -> RequestId {
+        RequestId { operator: 1, group: 1, sequence }
+    }
+
+    fn at(ms: u64) -> Time {
+        Time::from_origin(Duration::from_millis(ms))
+    }
+
+    fn request(method: u16, priority: Priority, deadline: Option<u64>) -> Request {
+        let rows = Arc::new(RecordBatch::new_empty(Arc::new(Schema::empty())));
+        Request {
+            method,
+            priority,
+            row: Piece { batch: rows, offset: 0, rows: 1 },
+            bytes: 10,
+            deadline: deadline.map(at),
+            attempts: 0,
+            receiver: Arc::new(Nobody),
+            explicit: false,
+            parts: 0,
+            again: 0,
+            place: Place::Backlog { ticket: 0 },
+        }
+    }
+
+    /// The frames that requests, given as method, priority and deadline, are sent in: up to 3 rows and `bytes` each.
+    fn check(requests: &[(u16, Priority, Option<u64>)], bytes: u64, expected: &[&[u64]]) {
+        let mut all = Requests::default();
+        for (i, (method, priority, deadline)) in requests.iter().enumerate() {
+            assert!(all.insert(id(i as u64), request(*method, *priority, *deadline)));
+        }
+        let mut frames: Vec<Vec<u64>> = Vec::new();
+        loop {
+            let taken = all.take(1, 3, bytes);
+            if taken.is_empty() {
+                break;
+            }
+            frames.push(taken.iter().map(|id| id.sequence).collect());
+        }
+        assert_eq!(frames, expected);
+        assert_eq!((all.backlog_rows(), all.backlog_bytes, all.len()), (0, 0, requests.len()));
+    }
+
+    #[test]
+    fn a_frame_is_of_one_method_one_priority_and_one_kind_of_deadline() {
+        use Priority::{Bulk, Interactive, Normal};
+        check(&[(0, Normal, None); 4], 99, &[&[0, 1, 2], &[3]]);
+        check(&[(0, Normal, None); 3], 20, &[&[0, 1], &[2]]);
+        check(&[(0, Normal, None); 2], 1, &[&[0], &[1]]);
+        check(&[(0, Normal, None), (1, Normal, None), (0, Normal, None)], 99, &[&[0], &[1], &[2]]);
+        check(&[(0, Bulk, None), (0, Normal, None), (0, Interactive, None)], 99, &[&[2], &[1], &[0]]);
+        check(&[(0, Normal, Some(5)), (0, Normal, Some(9)), (0, Normal, None)], 99, &[&[0, 1], &[2]]);
+    }
+
+    #[test]
+    fn what_comes_back_goes_first_and_what_is_delayed_comes_back() {
+        let mut all = Requests::default();
+        for i in 0..3 {
+            all.insert(id(i), request(0, Priority::Normal, None));
+        }
+        assert_eq!(all.take(1, 2, 99), [id(0), id(1)]);
+        all.requeue(id(1));
+        all.delay(id(0), at(5));
+        assert_eq!((all.backlog_rows(), all.due()), (2, Some(at(5))));
+        assert_eq!(all.take(1, 9, 99), [id(1), id(2)]);
+        assert!(all.tick(at(5)).is_empty());
+        assert_eq!(all.take(1, 9, 99), [id(0)]);
+        assert_eq!((all.backlog_rows(), all.due()), (0, None));
+    }
+
+    #[test]
+    fn removed_ones_leave_no_trace() {
+        let mut all = Requests::default();
+        for (i, deadline) in [None, Some(3), Some(4)].into_iter().enumerate() {
+            all.insert(id(i as u64), request(0, Priority::Normal, deadline));
+        }
+        assert!(!all.insert(id(0), request(0, Priority::Normal, None)), "in flight already");
+        assert_eq!(all.tick(at(3)), [id(1)]);
+        all.delay(id(2), at(9));
+        for i in 0..3 {
+            assert!(all.remove(id(i)).is_some());
+        }
+        assert_eq!((all.len(), all.backlog_rows(), all.row_bytes(), all.due()), (0, 0, 0, None));
+        assert!(all.take(1, 9, 99).is_empty());
     }
 }

@@ -21,8 +21,9 @@ use rand::rngs::StdRng;
 use crate::peer::{ConnectionId, Peer, PeerKey, Window};
 use crate::requests::{Place, Request, Requests};
 
-/// Connections that fail this often in a row: what the instance holds is given to others.
-const GIVE_UP_AFTER: u32 = 3;
+/// Connections that fail this often in a row, over this time: what the instance holds is given to others. Control says so earlier
+/// if it is dead; a few quick failures in a row say little, and what a live instance holds would run twice.
+const GIVE_UP_AFTER: (u32, Duration) = (3, Duration::from_secs(1));
 /// Waits between attempts to connect.
 const RECONNECT: (Duration, Duration) = (Duration::from_millis(20), Duration::from_secs(1));
 /// Most rows in one frame.
@@ -30,16 +31,33 @@ const FRAME_ROWS: u64 = 4096;
 
 /// What happened.
 pub(crate) enum Event {
-    Submitted { submission: Submission, receiver: Arc<dyn Receiver> },
+    Submitted {
+        submission: Submission,
+        receiver: Arc<dyn Receiver>,
+    },
     Cancelled(Vec<RequestId>),
     Acknowledged(Vec<RequestId>),
     /// Nothing more shall be sent.
     Held,
     Endpoints(EndpointDelta),
-    Connected { peer: PeerKey, connection: ConnectionId, welcome: Box<Welcome> },
-    NotConnected { peer: PeerKey, error: Error },
-    Disconnected { peer: PeerKey, connection: ConnectionId },
-    Received { peer: PeerKey, connection: ConnectionId, message: Message },
+    Connected {
+        peer: PeerKey,
+        connection: ConnectionId,
+        welcome: Box<Welcome>,
+    },
+    NotConnected {
+        peer: PeerKey,
+        error: Error,
+    },
+    Disconnected {
+        peer: PeerKey,
+        connection: ConnectionId,
+    },
+    Received {
+        peer: PeerKey,
+        connection: ConnectionId,
+        message: Message,
+    },
     Tick,
 }
 
@@ -115,7 +133,10 @@ impl State {
 
     pub(crate) fn holder(&self, id: RequestId) -> Holder {
         match self.requests.get(id).map(|r| r.place) {
-            Some(Place::Sent(peer)) => self.peers.get(&peer).map_or(Holder::Client, |p| Holder::Instance(p.endpoint.instance.clone())),
+            Some(Place::Sent(peer)) => self
+                .peers
+                .get(&peer)
+                .map_or(Holder::Client, |p| Holder::Instance(p.endpoint.instance.clone())),
             _ => Holder::Client,
         }
     }
@@ -123,15 +144,23 @@ impl State {
     pub(crate) fn handle(&mut self, event: Event, now: Time) -> Vec<Action> {
         let mut actions = Vec::new();
         match event {
-            Event::Submitted { submission, receiver } => self.submitted(submission, receiver, now, &mut actions),
+            Event::Submitted { submission, receiver } => {
+                self.submitted(submission, receiver, now, &mut actions)
+            }
             Event::Cancelled(ids) => self.cancelled(ids, &mut actions),
             Event::Acknowledged(ids) => self.acknowledged(ids),
             Event::Held => self.holding = true,
             Event::Endpoints(delta) => self.endpoints(delta, &mut actions),
-            Event::Connected { peer, connection, welcome } => self.connected(peer, connection, &welcome, &mut actions),
-            Event::NotConnected { peer, error } => self.not_connected(peer, &error, &mut actions),
-            Event::Disconnected { peer, connection } => self.disconnected(peer, connection, &mut actions),
-            Event::Received { peer, connection, message } => self.received(peer, connection, message, now, &mut actions),
+            Event::Connected { peer, connection, welcome } => {
+                self.connected(peer, connection, &welcome, &mut actions)
+            }
+            Event::NotConnected { peer, error } => self.not_connected(peer, &error, now, &mut actions),
+            Event::Disconnected { peer, connection } => {
+                self.disconnected(peer, connection, now, &mut actions)
+            }
+            Event::Received { peer, connection, message } => {
+                self.received(peer, connection, message, now, &mut actions)
+            }
             Event::Tick => {}
         }
         for id in self.requests.tick(now) {
@@ -186,7 +215,10 @@ impl State {
                 })
                 .or_else(|| self.requests.get(id).map(|_| Error::internal(format!("request {id} is in flight already"))));
             if let Some(error) = refusal {
-                actions.push(Action::Deliver(receiver.clone(), vec![Outcome { id, rows: Err(error), last: true }]));
+                actions.push(Action::Deliver(
+                    receiver.clone(),
+                    vec![Outcome { id, rows: Err(error), last: true }],
+                ));
                 continue;
             }
             let request = Request {
@@ -198,6 +230,8 @@ impl State {
                 attempts: 0,
                 receiver: receiver.clone(),
                 explicit: acknowledge == Acknowledge::Explicit,
+                parts: 0,
+                again: 0,
                 place: Place::Backlog { ticket: 0 },
             };
             self.requests.insert(id, request);
@@ -218,7 +252,8 @@ impl State {
     fn cancelled(&mut self, ids: Vec<RequestId>, actions: &mut Vec<Action>) {
         for id in ids {
             if self.requests.get(id).is_some() {
-                let error = Error::new(Kind::Cancelled, self.fate(id), Retry::Never, "the request was cancelled");
+                let error =
+                    Error::new(Kind::Cancelled, self.fate(id), Retry::Never, "the request was cancelled");
                 self.tell_to_cancel(id, actions);
                 self.end(id, Err(error), actions);
             }
@@ -227,8 +262,12 @@ impl State {
 
     fn tell_to_cancel(&mut self, id: RequestId, actions: &mut Vec<Action>) {
         if let Some(Place::Sent(peer)) = self.requests.get(id).map(|r| r.place) {
-            let runs = vec![RequestRun::one(id)];
-            actions.push(Action::Send(peer, Frame::Cancel { runs }.into()));
+            match self.peers.get_mut(&peer) {
+                Some(peer) if peer.connection.is_none() => peer.to_cancel.push(id),
+                _ => {
+                    actions.push(Action::Send(peer, Frame::Cancel { runs: vec![RequestRun::one(id)] }.into()))
+                }
+            }
         }
     }
 
@@ -277,7 +316,8 @@ impl State {
     }
 
     fn removed(&mut self, instance: &InstanceId, actions: &mut Vec<Action>) {
-        let Some(&key) = self.peers.iter().find(|(_, p)| p.endpoint.instance == *instance).map(|(k, _)| k) else {
+        let Some(&key) = self.peers.iter().find(|(_, p)| p.endpoint.instance == *instance).map(|(k, _)| k)
+        else {
             return;
         };
         self.abandon(key, actions);
@@ -290,39 +330,78 @@ impl State {
     fn abandon(&mut self, key: PeerKey, actions: &mut Vec<Action>) {
         let Some(peer) = self.peers.get_mut(&key) else { return };
         let ids = std::mem::take(&mut peer.in_flight);
+        peer.to_cancel.extend(ids.iter().copied());
         let instance = peer.endpoint.instance.clone();
         // The last first, because each is put before those that were put back before it.
         for id in ids.into_iter().rev() {
             let attempts = self.requests.count_attempt(id);
             if attempts < self.retry.attempts {
-                self.retries += 1;
-                self.requests.requeue(id);
+                self.try_again(id, None, actions);
             } else {
-                let message = format!("lost with instance {instance}, the last of {attempts} attempts (retry.attempts)");
+                let message = format!(
+                    "lost with instance {instance}, the last of {attempts} attempts (retry.attempts)"
+                );
                 let error = Error::new(Kind::Reset, Fate::Unknown, Retry::Never, message);
                 self.end(id, Err(error), actions);
             }
         }
     }
 
-    fn connected(&mut self, key: PeerKey, connection: ConnectionId, welcome: &Welcome, actions: &mut Vec<Action>) {
+    /// Puts a request back that an instance does not have any more: until `until`, or for the next permit. Not one whose caller has
+    /// a part of the answer: another run need not give the same parts.
+    fn try_again(&mut self, id: RequestId, until: Option<Time>, actions: &mut Vec<Action>) {
+        let parts = self.requests.get(id).map_or(0, |r| r.parts);
+        if parts > 0 {
+            let message = format!(
+                "lost after {parts} parts of its answer were given out, so that it cannot be tried again"
+            );
+            return self.end(id, Err(Error::new(Kind::Reset, Fate::Unknown, Retry::Never, message)), actions);
+        }
+        self.retries += 1;
+        match until {
+            Some(until) => self.requests.delay(id, until),
+            None => self.requests.requeue(id),
+        }
+    }
+
+    fn connected(
+        &mut self,
+        key: PeerKey,
+        connection: ConnectionId,
+        welcome: &Welcome,
+        actions: &mut Vec<Action>,
+    ) {
         let Some(peer) = self.peers.get_mut(&key) else { return };
         if *welcome.methods != *self.methods {
-            tracing::error!("instance {} has other methods than its declaration; it gets no requests", welcome.instance);
+            tracing::error!(
+                "instance {} has other methods than its declaration; it gets no requests",
+                welcome.instance
+            );
             actions.push(Action::Disconnect(key));
             return;
         }
         peer.connection = Some(connection);
         peer.failures = 0;
+        peer.lost_since = None;
         peer.window = Window::default();
         peer.held = welcome.status.held;
+        if !peer.to_cancel.is_empty() {
+            let runs = RequestRun::pack(std::mem::take(&mut peer.to_cancel));
+            actions.push(Action::Send(key, Frame::Cancel { runs }.into()));
+        }
+        // An attached stream begins anew.
+        for id in &peer.in_flight {
+            if let Some(request) = self.requests.get_mut(*id) {
+                request.again = request.parts;
+            }
+        }
         if !peer.in_flight.is_empty() {
             let runs = RequestRun::pack(peer.in_flight.iter().copied());
             actions.push(Action::Send(key, Frame::Attach { runs }.into()));
         }
     }
 
-    fn not_connected(&mut self, key: PeerKey, error: &Error, actions: &mut Vec<Action>) {
+    fn not_connected(&mut self, key: PeerKey, error: &Error, now: Time, actions: &mut Vec<Action>) {
         let Some(peer) = self.peers.get_mut(&key) else { return };
         tracing::debug!("{}: {error}", peer.endpoint.instance);
         peer.failures += 1;
@@ -330,16 +409,23 @@ impl State {
         if error.kind() == Kind::Denied {
             tracing::error!("{}: {error}", endpoint.instance);
         }
-        if failures >= GIVE_UP_AFTER {
+        let lost_since = *peer.lost_since.get_or_insert(now);
+        if failures >= GIVE_UP_AFTER.0 && now.since(lost_since) >= GIVE_UP_AFTER.1 {
             self.abandon(key, actions);
         }
         let after = backoff::delay(failures, RECONNECT.0, RECONNECT.1, self.rng.random());
         actions.push(Action::Connect { peer: key, endpoint, after });
     }
 
-    fn disconnected(&mut self, key: PeerKey, connection: ConnectionId, actions: &mut Vec<Action>) {
-        let Some(peer) = self.peers.get_mut(&key).filter(|p| p.connection == Some(connection)) else { return };
+    fn disconnected(&mut self, key: PeerKey, connection: ConnectionId, now: Time, actions: &mut Vec<Action>) {
+        let Some(peer) = self.peers.get_mut(&key).filter(|p| p.connection == Some(connection)) else {
+            return;
+        };
         peer.connection = None;
+        peer.lost_since = Some(now);
+        // Not those that have been asked for anew since.
+        let lost = peer.acknowledged.lost().into_iter().filter(|id| self.requests.get(*id).is_none());
+        peer.to_acknowledge.extend(lost);
         let after = backoff::delay(1, RECONNECT.0, RECONNECT.1, self.rng.random());
         actions.push(Action::Connect { peer: key, endpoint: peer.endpoint.clone(), after });
     }
@@ -354,7 +440,9 @@ impl State {
         now: Time,
         actions: &mut Vec<Action>,
     ) {
-        let Some(peer) = self.peers.get_mut(&key).filter(|p| p.connection == Some(connection)) else { return };
+        let Some(peer) = self.peers.get_mut(&key).filter(|p| p.connection == Some(connection)) else {
+            return;
+        };
         match message.frame {
             Frame::Permit { rows, held } => {
                 peer.window.permitted = peer.window.permitted.max(rows);
@@ -372,12 +460,26 @@ impl State {
                 let ids: Vec<RequestId> = runs.iter().flat_map(|r| r.ids()).collect();
                 for id in ids.into_iter().rev() {
                     if self.retrieve(key, id) {
-                        self.requests.requeue(id);
+                        self.hand_back(id, actions);
                     }
+                }
+            }
+            Frame::Pong(n) => {
+                if let Some(ping) = peer.acknowledged.confirmed(n) {
+                    actions.push(Action::Send(key, Frame::Ping(ping).into()));
                 }
             }
             Frame::Ping(n) => actions.push(Action::Send(key, Frame::Pong(n).into())),
             _ => {}
+        }
+    }
+
+    /// Nothing of it ran there, or nothing is known of it any more.
+    fn hand_back(&mut self, id: RequestId, actions: &mut Vec<Action>) {
+        if self.requests.get(id).is_some_and(|r| r.parts > 0) {
+            self.try_again(id, None, actions);
+        } else {
+            self.requests.requeue(id);
         }
     }
 
@@ -397,8 +499,10 @@ impl State {
             for id in entry.run.ids() {
                 let part = rows.slice(offset, each);
                 offset += each;
-                match self.requests.get(id).filter(|r| r.place == Place::Sent(key)) {
+                match self.requests.get_mut(id).filter(|r| r.place == Place::Sent(key)) {
+                    Some(request) if !entry.last && request.again > 0 => request.again -= 1,
                     Some(request) if !entry.last => {
+                        request.parts += 1;
                         let outcome = Outcome { id, rows: Ok(part), last: false };
                         actions.push(Action::Deliver(request.receiver.clone(), vec![outcome]));
                     }
@@ -406,7 +510,7 @@ impl State {
                     // Of an attempt that was given up since: nobody waits for it, and it can be forgotten there.
                     None => {
                         if entry.last
-                            && !self.ended.contains_key(&id)
+                            && self.ended.get(&id) != Some(&key)
                             && let Some(peer) = self.peers.get_mut(&key)
                         {
                             peer.to_acknowledge.push(id);
@@ -417,7 +521,14 @@ impl State {
         }
     }
 
-    fn failure(&mut self, key: PeerKey, runs: &[RequestRun], error: &Error, now: Time, actions: &mut Vec<Action>) {
+    fn failure(
+        &mut self,
+        key: PeerKey,
+        runs: &[RequestRun],
+        error: &Error,
+        now: Time,
+        actions: &mut Vec<Action>,
+    ) {
         let ids: Vec<RequestId> = runs.iter().flat_map(|r| r.ids()).collect();
         for id in ids.into_iter().rev() {
             if !self.retrieve(key, id) {
@@ -432,13 +543,14 @@ impl State {
             if error.retry() == Retry::Never {
                 self.end(id, Err(error.clone()), actions);
             } else if attempts >= self.retry.attempts {
-                let error = error.clone().context(format_args!("attempt {attempts} of {attempts} (retry.attempts)"));
+                let error =
+                    error.clone().context(format_args!("attempt {attempts} of {attempts} (retry.attempts)"));
                 self.end(id, Err(error.with_retry(Retry::Never)), actions);
             } else {
-                self.retries += 1;
-                let wait = backoff::delay(attempts, self.retry.backoff, self.retry.max_backoff, self.rng.random());
+                let wait =
+                    backoff::delay(attempts, self.retry.backoff, self.retry.max_backoff, self.rng.random());
                 let wait = if let Retry::After(asked) = error.retry() { wait.max(asked) } else { wait };
-                self.requests.delay(id, now + wait);
+                self.try_again(id, Some(now + wait), actions);
             }
         }
     }
@@ -472,8 +584,10 @@ impl State {
                 let Some(first) = ids.first().and_then(|id| self.requests.get(*id)) else { break };
                 let (method, priority) = (first.method, first.priority);
                 let requests = ids.iter().filter_map(|id| self.requests.get(*id));
-                let deadline = requests.clone().filter_map(|r| r.deadline).min().map(|at| at.since(now));
-                let rows = gather(requests.map(|r| &r.row)).expect("arguments of one method have the same columns");
+                // The latest of them: this side ends each at its own, and the instance must not do so earlier.
+                let deadline = requests.clone().filter_map(|r| r.deadline).max().map(|at| at.since(now));
+                let rows =
+                    gather(requests.map(|r| &r.row)).expect("arguments of one method have the same columns");
                 peer.window.sent += ids.len() as u64;
                 peer.in_flight.extend(ids.iter().copied());
                 let frame = Frame::Request { method, priority, deadline, runs: RequestRun::pack(ids) };
@@ -505,9 +619,13 @@ impl State {
     fn flush_acknowledgements(&mut self, actions: &mut Vec<Action>) {
         for (&key, peer) in &mut self.peers {
             if peer.connection.is_some() && !peer.to_acknowledge.is_empty() {
-                for ids in std::mem::take(&mut peer.to_acknowledge).chunks(1 << 16) {
+                let all = std::mem::take(&mut peer.to_acknowledge);
+                for ids in all.chunks(1 << 16) {
                     let runs = RequestRun::pack(ids.iter().copied());
                     actions.push(Action::Send(key, Frame::Acknowledge { runs }.into()));
+                }
+                if let Some(ping) = peer.acknowledged.sent(&all) {
+                    actions.push(Action::Send(key, Frame::Ping(ping).into()));
                 }
             }
         }
@@ -524,7 +642,9 @@ fn coalesce(actions: Vec<Action>) -> Vec<Action> {
     let mut merged: Vec<Action> = Vec::with_capacity(actions.len().min(64));
     for action in actions {
         match (merged.last_mut(), action) {
-            (Some(Action::Deliver(last, outcomes)), Action::Deliver(receiver, more)) if Arc::ptr_eq(last, &receiver) => {
+            (Some(Action::Deliver(last, outcomes)), Action::Deliver(receiver, more))
+                if Arc::ptr_eq(last, &receiver) =>
+            {
                 outcomes.extend(more);
             }
             (_, action) => merged.push(action),
@@ -532,3 +652,6 @@ fn coalesce(actions: Vec<Action>) -> Vec<Action> {
     }
     merged
 }
+
+#[cfg(test)]
+mod tests;

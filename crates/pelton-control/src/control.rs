@@ -66,7 +66,8 @@ impl Control {
         let job: String = job.chars().map(|c| if c.is_ascii_alphanumeric() { c } else { '-' }).collect();
         let card = Card::new(job.clone(), name, env.clock.unix_millis(), token.clone());
         let directory = RunDir::create(&run_base, &card)?;
-        std::fs::create_dir_all(&logs).map_err(|e| Error::from(e).context(format_args!("making {}", logs.display())))?;
+        std::fs::create_dir_all(&logs)
+            .map_err(|e| Error::from(e).context(format_args!("making {}", logs.display())))?;
         let listener = env.network.listen(&directory.control())?;
         let states = services.iter().map(|d| ServiceState {
             declaration: d.clone(),
@@ -230,7 +231,8 @@ impl Shared {
             match listener.accept().await {
                 Ok(connection) => {
                     let (shared, env_of_visit) = (self.clone(), env.clone());
-                    env.spawn(Pool::Network, async move { shared.visit(&env_of_visit, connection).await }).detach();
+                    env.spawn(Pool::Network, async move { shared.visit(&env_of_visit, connection).await })
+                        .detach();
                 }
                 Err(e) => {
                     tracing::warn!("a connection could not be accepted: {e}");
@@ -247,10 +249,19 @@ impl Shared {
             Err(e) => return tracing::warn!("a connection to control was refused: {e}"),
         };
         let pid = std::process::id();
-        let status = Status { state: State::Ready, pid, held: 0, executed: 0, batches: 0, ledger_bytes: 0, evicted: 0 };
+        let status = Status {
+            state: State::Ready,
+            pid,
+            held: 0,
+            executed: 0,
+            batches: 0,
+            ledger_bytes: 0,
+            evicted: 0,
+        };
         let instance = pelton_core::id::InstanceId { service: "control".into(), number: 0, incarnation: 1 };
         let max_message = Bytes::kib(64);
-        let welcome = Welcome { version: visitor.version, instance, methods: Vec::new(), max_message, status };
+        let welcome =
+            Welcome { version: visitor.version, instance, methods: Vec::new(), max_message, status };
         let Ok(Link { sender, mut receiver }) = visitor.welcome(env, welcome).await else { return };
         while let Ok(Some(message)) = receiver.next().await {
             match message.frame {
@@ -267,14 +278,14 @@ impl Shared {
 
 /// Asks the control process of a job what runs.
 pub async fn query(env: &Env, found: &crate::rundir::Found) -> Result<JobReport> {
-    let greeting = pelton_link::greeting(pelton_wire::Role::Observer, found.card.token(), &found.card.job, "status", 1);
+    let greeting =
+        pelton_link::greeting(pelton_wire::Role::Observer, found.card.token(), &found.card.job, "status", 1);
     let (_, Link { sender, mut receiver }) =
         pelton_link::connect(env, &found.control, greeting, Bytes::kib(64)).await?;
     sender.send(Frame::Query);
     match receiver.next().await?.map(|m| m.frame) {
-        Some(Frame::Report(report)) => {
-            serde_json::from_str(&report).map_err(|e| Error::protocol(format!("the report cannot be read: {e}")))
-        }
+        Some(Frame::Report(report)) => serde_json::from_str(&report)
+            .map_err(|e| Error::protocol(format!("the report cannot be read: {e}"))),
         _ => Err(Error::protocol("control did not answer")),
     }
 }

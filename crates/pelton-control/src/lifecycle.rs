@@ -110,7 +110,9 @@ impl Lifecycle {
                 self.last_error = Some("it said nothing for too long".into());
                 vec![Action::Kill]
             }
-            (Event::Reported(state), Phase::Starting | Phase::Opening | Phase::Ready) => self.reported(state, facts),
+            (Event::Reported(state), Phase::Starting | Phase::Opening | Phase::Ready) => {
+                self.reported(state, facts)
+            }
             // A report that crossed with an end, a wait that is over already.
             (Event::Begin | Event::Tick | Event::Silent | Event::Reported(_), _) => vec![],
         }
@@ -158,7 +160,10 @@ impl Lifecycle {
                 self.last_error = Some(message.clone());
                 let mut actions = Vec::new();
                 if permanent {
-                    actions.push(Action::GiveUp(Error::invalid(format!("service `{}` cannot open: {message}", self.service))));
+                    actions.push(Action::GiveUp(Error::invalid(format!(
+                        "service `{}` cannot open: {message}",
+                        self.service
+                    ))));
                     self.stopping = true;
                 }
                 actions.push(Action::Kill);
@@ -190,7 +195,8 @@ impl Lifecycle {
         self.last_error = Some(why.clone());
         if self.failures >= self.retry.starts && !facts.ever_ready {
             self.phase = Phase::Stopped;
-            let message = format!("service `{}` did not start in {} attempts: {why}", self.service, self.failures);
+            let message =
+                format!("service `{}` did not start in {} attempts: {why}", self.service, self.failures);
             actions.push(Action::GiveUp(Error::user(message)));
             return actions;
         }
@@ -215,7 +221,8 @@ mod tests {
         let told: Vec<String> = events
             .into_iter()
             .map(|(ms, event)| {
-                let actions: Vec<String> = life.handle(event, at(ms)).iter().map(|a| format!("{a:?}")).collect();
+                let actions: Vec<String> =
+                    life.handle(event, at(ms)).iter().map(|a| format!("{a:?}")).collect();
                 format!("{} {}", life.phase, actions.join(" ")).trim_end().to_owned()
             })
             .collect();
@@ -238,7 +245,15 @@ mod tests {
                 (5, Event::Exited("exit 0".into())),
                 (6, Event::Tick),
             ],
-            &["starting Start(1)", "opening", "ready Add", "ready", "draining Drain AskToStop", "stopped Remove", "stopped"],
+            &[
+                "starting Start(1)",
+                "opening",
+                "ready Add",
+                "ready",
+                "draining Drain AskToStop",
+                "stopped Remove",
+                "stopped",
+            ],
         );
     }
 
@@ -253,7 +268,14 @@ mod tests {
                 (202, Event::Tick),
                 (203, Event::Reported(State::Ready)),
             ],
-            &["starting Start(1)", "ready Add", "waiting Remove", "waiting", "starting Start(2)", "ready Add"],
+            &[
+                "starting Start(1)",
+                "ready Add",
+                "waiting Remove",
+                "waiting",
+                "starting Start(2)",
+                "ready Add",
+            ],
         );
     }
 
@@ -264,14 +286,22 @@ mod tests {
         assert_eq!(life.handle(Event::Exited("exit 1".into()), at(1)), vec![]);
         life.handle(Event::Tick, at(10_000));
         let actions = life.handle(Event::Exited("exit 1".into()), at(10_001));
-        assert!(matches!(&actions[..], [Action::GiveUp(e)] if e.message().contains("2 attempts: exit 1")), "{actions:?}");
+        assert!(
+            matches!(&actions[..], [Action::GiveUp(e)] if e.message().contains("2 attempts: exit 1")),
+            "{actions:?}"
+        );
         assert_eq!(life.phase, Phase::Stopped);
     }
 
     #[test]
     fn a_permanent_failure_is_not_tried_again() {
         check(
-            vec![(0, Event::Begin), (1, failed(true)), (2, Event::Exited("killed".into())), (9_999, Event::Tick)],
+            vec![
+                (0, Event::Begin),
+                (1, failed(true)),
+                (2, Event::Exited("killed".into())),
+                (9_999, Event::Tick),
+            ],
             &[
                 "starting Start(1)",
                 "starting GiveUp(service `s` cannot open: no model [invalid, NotSent, retry Never]) Kill",
@@ -287,7 +317,8 @@ mod tests {
 
     #[test]
     fn stopping_ends_every_phase() {
-        for reports in [vec![], vec![State::Opening], vec![State::Ready], vec![State::Ready, State::Draining]] {
+        for reports in [vec![], vec![State::Opening], vec![State::Ready], vec![State::Ready, State::Draining]]
+        {
             let mut life = Lifecycle::new("s".into(), RetryLimits::default());
             life.handle(Event::Begin, at(0));
             for report in reports {

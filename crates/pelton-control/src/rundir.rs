@@ -44,7 +44,9 @@ fn user() -> u32 {
 impl RunDir {
     /// Makes the folder of a job below `base`, which nobody else may read.
     pub fn create(base: &Path, card: &Card) -> Result<RunDir> {
-        let failed = |e: std::io::Error| Error::from(e).context(format_args!("making the run folder below {}", base.display()));
+        let failed = |e: std::io::Error| {
+            Error::from(e).context(format_args!("making the run folder below {}", base.display()))
+        };
         DirBuilder::new().recursive(true).mode(0o700).create(base).map_err(failed)?;
         let metadata = fs::symlink_metadata(base).map_err(failed)?;
         if !metadata.is_dir() || metadata.uid() != user() || metadata.permissions().mode() & 0o077 != 0 {
@@ -64,7 +66,8 @@ impl RunDir {
         let dir = RunDir { path };
         let json = serde_json::to_vec(card).expect("a card is plain data");
         let temporary = dir.path.join("job.tmp");
-        let mut file = OpenOptions::new().write(true).create_new(true).mode(0o600).open(&temporary).map_err(failed)?;
+        let mut file =
+            OpenOptions::new().write(true).create_new(true).mode(0o600).open(&temporary).map_err(failed)?;
         file.write_all(&json).map_err(failed)?;
         fs::rename(&temporary, dir.path.join("job.json")).map_err(failed)?;
         Ok(dir)

@@ -25,6 +25,11 @@ const SILENCE: Duration = Duration::from_secs(15);
 const ARRIVAL: Duration = Duration::from_secs(60);
 /// How long an instance that was asked to stop may take before it is killed.
 const PATIENCE: Duration = Duration::from_secs(10);
+/// How long after the end of its connection the end of a process that is to stop may take: it has not heard of it otherwise.
+const LAST_GASP: Duration = Duration::from_millis(500);
+/// What the usual libraries size their thread pools by, once and for the process: an instance gets the cores that were declared for it.
+const THREADS: [&str; 5] =
+    ["CANDLE_NUM_THREADS", "MKL_NUM_THREADS", "OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "RAYON_NUM_THREADS"];
 const KNOCK_EVERY: Duration = Duration::from_millis(10);
 
 /// What the job wants of its instances.
@@ -107,8 +112,11 @@ impl Supervisor {
                 }
             }
             Action::AskToStop => {
-                if let Some(link) = &self.connection {
-                    link.sender.send(Frame::Stop);
+                match (&self.connection, &mut self.process) {
+                    (Some(link), _) => link.sender.send(Frame::Stop),
+                    // It cannot be asked, and nobody needs it any more.
+                    (None, Some(process)) => process.kill(),
+                    (None, None) => {}
                 }
             }
             Action::Add => {
@@ -133,15 +141,18 @@ impl Supervisor {
             address: self.address(),
             declaration: self.place.declaration.clone(),
         };
+        let threads = self.place.declaration.resources.cpu.ceil().to_string();
         let spec = ProcessSpec {
             name: instance.to_string(),
             service: instance.service,
             bootstrap: serde_json::to_string(&bootstrap).expect("a bootstrap is plain data"),
+            environment: THREADS.map(|name| (name, threads.clone())).to_vec(),
             log: self.place.log.clone(),
         };
         self.status = None;
         let process = self.env.processes.start(spec).map_err(|e| {
-            Error::from(e).context(format_args!("starting a process that logs to {}", self.place.log.display()))
+            Error::from(e)
+                .context(format_args!("starting a process that logs to {}", self.place.log.display()))
         })?;
         tracing::info!("instance {} starts as process {}", self.id(), process.pid());
         self.process = Some(process);
@@ -157,17 +168,17 @@ impl Supervisor {
         let Some(process) = process else {
             return tokio::select! {
                 biased;
-                _ = stop.wait_for(|w| *w != Wish::Run) => Event::Stop,
+                () = wished(stop, |w| w != Wish::Run) => Event::Stop,
                 () = env.sleep_until(wait_until) => Event::Tick,
             };
         };
         let event = if wish != Wish::Run {
-            see_off(env, process, stop, &id).await
+            see_off(env, process, connection.as_mut(), stop, &id).await
         } else if let Some(link) = connection {
             tokio::select! {
                 biased;
                 exit = process.exited() => exited(&exit),
-                _ = stop.wait_for(|w| *w != Wish::Run) => Event::Stop,
+                () = wished(stop, |w| w != Wish::Run) => Event::Stop,
                 heard = env.within(SILENCE, link.receiver.next()) => match heard {
                     Some(Ok(Some(message))) => match message.frame {
                         Frame::Status(news) => {
@@ -189,7 +200,7 @@ impl Supervisor {
             tokio::select! {
                 biased;
                 exit = process.exited() => exited(&exit),
-                _ = stop.wait_for(|w| *w != Wish::Run) => Event::Stop,
+                () = wished(stop, |w| w != Wish::Run) => Event::Stop,
                 connected = connect(env, shared, &address) => match connected {
                     Ok((news, link)) => {
                         let state = news.state.clone();
@@ -229,12 +240,32 @@ impl Supervisor {
     }
 }
 
+/// Waits until the job wants such a thing. For ever if control is dropped: that leaves the instances to their leases.
+async fn wished(stop: &mut watch::Receiver<Wish>, what: impl Fn(Wish) -> bool) {
+    if stop.wait_for(|wish| what(*wish)).await.is_err() {
+        std::future::pending().await
+    }
+}
+
 /// It was told to stop: wait for its end, but not for ever.
-async fn see_off(env: &Env, process: &mut Box<dyn Process>, stop: &mut watch::Receiver<Wish>, id: &InstanceId) -> Event {
+async fn see_off(
+    env: &Env,
+    process: &mut Box<dyn Process>,
+    link: Option<&mut Link>,
+    stop: &mut watch::Receiver<Wish>,
+    id: &InstanceId,
+) -> Event {
+    let out_of_reach = async {
+        if let Some(link) = link {
+            while let Ok(Some(_)) = link.receiver.next().await {}
+        }
+        env.sleep(LAST_GASP).await;
+    };
     tokio::select! {
         biased;
         exit = process.exited() => return exited(&exit),
-        _ = stop.wait_for(|w| *w == Wish::Kill) => {}
+        () = out_of_reach => tracing::warn!("instance {id} could not be told to stop and is killed"),
+        () = wished(stop, |w| w == Wish::Kill) => {}
         () = env.sleep(PATIENCE) => tracing::warn!("instance {id} did not stop within {PATIENCE:?} and is killed"),
     }
     process.kill();
@@ -257,11 +288,19 @@ async fn connect(env: &Env, shared: &Shared, address: &Address) -> Result<(Statu
             let greeting = pelton_link::greeting(Role::Control, &shared.token, &shared.job, "control", 1);
             match pelton_link::connect(env, address, greeting, pelton_core::Bytes::kib(64)).await {
                 Ok((welcome, link)) => return Ok((welcome.status, link)),
-                Err(e) if e.kind() == Kind::Connect => env.sleep(KNOCK_EVERY).await,
+                // Also one that broke in the middle of the greeting: that is no reason to kill an instance that works.
+                Err(e) if e.kind().counts_against_endpoint() => env.sleep(KNOCK_EVERY).await,
                 Err(e) => return Err(e),
             }
         }
     };
-    let late = || Error::new(Kind::Connect, Fate::NotSent, Retry::Elsewhere, format!("{address} did not answer within {ARRIVAL:?}"));
+    let late = || {
+        Error::new(
+            Kind::Connect,
+            Fate::NotSent,
+            Retry::Elsewhere,
+            format!("{address} did not answer within {ARRIVAL:?}"),
+        )
+    };
     env.within(ARRIVAL, knock).await.unwrap_or_else(|| Err(late()))
 }

@@ -326,7 +326,7 @@ impl Declaration {
             return bad("`retry.backoff` must not be 0, nor above `retry.max_backoff`".into());
         }
         let Resources { cpu, gpu, .. } = self.resources;
-        if !(cpu > 0.0 && cpu <= 4096.0) || !(0.0..=1024.0).contains(&gpu) {
+        if !(cpu > 0.0 && cpu <= 4096.0 && (0.0..=1024.0).contains(&gpu)) {
             return bad(format!("`resources` cpu = {cpu}, gpu = {gpu} cannot be"));
         }
         if gpu > 0.0 {

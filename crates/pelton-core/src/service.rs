@@ -203,8 +203,10 @@ pub struct Definition {
     /// The Rust type, for messages.
     pub type_name: &'static str,
     pub methods: Arc<[MethodSpec]>,
-    open: Arc<dyn Fn(Context) -> BoxFuture<Result<Box<dyn Opened>>> + Send + Sync>,
+    open: Arc<Open>,
 }
+
+type Open = dyn Fn(Context) -> BoxFuture<Result<Box<dyn Opened>>> + Send + Sync;
 
 impl Definition {
     pub fn of<S: Service>() -> Self {

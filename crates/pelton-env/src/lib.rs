@@ -144,6 +144,8 @@ pub struct ProcessSpec {
     pub service: String,
     /// Given to it on its standard input.
     pub bootstrap: String,
+    /// Variables that are added to its environment.
+    pub environment: Vec<(&'static str, String)>,
     /// Where its standard output and error go.
     pub log: PathBuf,
 }

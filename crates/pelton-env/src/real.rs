@@ -234,6 +234,7 @@ impl Processes for SameProgram {
         let mut command = Command::new(std::env::current_exe()?);
         command
             .args(std::env::args_os().skip(1))
+            .envs(spec.environment)
             .env(INSTANCE_VARIABLE, &spec.service)
             .stdin(Stdio::piped())
             .stdout(log.try_clone()?)

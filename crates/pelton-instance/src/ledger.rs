@@ -14,10 +14,18 @@ use crate::state::{BatchId, ConnectionId};
 #[derive(Clone, Debug)]
 pub(crate) enum Stage {
     /// Waits; `ticket` tells its place in the queue from an older one of the same id.
-    Queued { ticket: u64 },
-    Running { batch: BatchId },
+    Queued {
+        ticket: u64,
+    },
+    Running {
+        batch: BatchId,
+    },
     /// Ran; counted in the ledger's bytes.
-    Finished { bytes: u64 },
+    /// `order` tells it from an earlier end of the same id.
+    Finished {
+        bytes: u64,
+        order: u64,
+    },
 }
 
 #[derive(Clone, Debug)]
@@ -37,14 +45,22 @@ pub(crate) struct Ledger {
     limits: LedgerLimits,
     entries: BTreeMap<RequestId, Entry>,
     /// Finished ones, oldest first; those acknowledged since are skipped when their turn comes.
-    finished: VecDeque<(Time, RequestId)>,
+    finished: VecDeque<(Time, u64, RequestId)>,
+    next_order: u64,
     bytes: u64,
     evicted: u64,
 }
 
 impl Ledger {
     pub(crate) fn new(limits: LedgerLimits) -> Self {
-        Ledger { limits, entries: BTreeMap::new(), finished: VecDeque::new(), bytes: 0, evicted: 0 }
+        Ledger {
+            limits,
+            entries: BTreeMap::new(),
+            finished: VecDeque::new(),
+            next_order: 0,
+            bytes: 0,
+            evicted: 0,
+        }
     }
 
     pub(crate) fn bytes(&self) -> u64 {
@@ -64,13 +80,18 @@ impl Ledger {
         self.entries.get_mut(&id)
     }
 
+    /// The entry, if it runs in this batch.
+    pub(crate) fn running(&mut self, id: RequestId, batch: BatchId) -> Option<&mut Entry> {
+        self.entries.get_mut(&id).filter(|e| matches!(e.stage, Stage::Running { batch: b } if b == batch))
+    }
+
     pub(crate) fn insert(&mut self, id: RequestId, entry: Entry) {
         self.entries.insert(id, entry);
     }
 
     pub(crate) fn remove(&mut self, id: RequestId) -> Option<Entry> {
         let entry = self.entries.remove(&id)?;
-        if let Stage::Finished { bytes } = entry.stage {
+        if let Stage::Finished { bytes, .. } = entry.stage {
             self.bytes -= bytes;
         }
         Some(entry)
@@ -79,9 +100,11 @@ impl Ledger {
     /// The entry's last part is there.
     pub(crate) fn finish(&mut self, id: RequestId, bytes: u64, now: Time) {
         if let Some(entry) = self.entries.get_mut(&id) {
-            entry.stage = Stage::Finished { bytes };
+            let order = self.next_order;
+            self.next_order += 1;
+            entry.stage = Stage::Finished { bytes, order };
             self.bytes += bytes;
-            self.finished.push_back((now, id));
+            self.finished.push_back((now, order, id));
         }
     }
 
@@ -97,6 +120,7 @@ impl Ledger {
                 self.remove(id);
             }
         }
+        self.tidy();
     }
 
     /// Ids of the entries that this connection waits for.
@@ -112,10 +136,9 @@ impl Ledger {
 
     /// Forgets what is beyond the bounds, oldest first.
     pub(crate) fn evict(&mut self, now: Time) {
-        while let Some(&(since, id)) = self.finished.front() {
-            let is_finished = self.entries.get(&id).is_some_and(|e| matches!(e.stage, Stage::Finished { .. }));
-            if is_finished {
-                if self.bytes <= self.limits.bytes.get() && now.since(since) <= self.limits.age {
+        while let Some(&(since, order, id)) = self.finished.front() {
+            if is_live(&self.entries, order, id) {
+                if self.bytes <= self.limits.bytes.get() && now.since(since) < self.limits.age {
                     return;
                 }
                 self.remove(id);
@@ -123,5 +146,108 @@ impl Ledger {
             }
             self.finished.pop_front();
         }
+    }
+
+    /// When the oldest result is to be forgotten, acknowledged or not.
+    pub(crate) fn expires_at(&self) -> Option<Time> {
+        self.finished.front().map(|(since, ..)| *since + self.limits.age)
+    }
+
+    /// Whether results wait for callers that are not there.
+    pub(crate) fn has_undelivered(&self) -> bool {
+        self.entries.values().any(|e| e.attached.is_none() && matches!(e.stage, Stage::Finished { .. }))
+    }
+
+    /// Keeps the list of finished ones from growing with those that are acknowledged.
+    fn tidy(&mut self) {
+        while self.finished.front().is_some_and(|&(_, order, id)| !is_live(&self.entries, order, id)) {
+            self.finished.pop_front();
+        }
+        if self.finished.len() > 2 * self.entries.len() + 64 {
+            let entries = &self.entries;
+            self.finished.retain(|&(_, order, id)| is_live(entries, order, id));
+        }
+    }
+}
+
+fn is_live(entries: &BTreeMap<RequestId, Entry>, order: u64, id: RequestId) -> bool {
+    matches!(entries.get(&id), Some(Entry { stage: Stage::Finished { order: o, .. }, .. }) if *o == order)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use pelton_core::Bytes;
+
+    use super::*;
+
+    fn id(sequence: u64) -> RequestId {
+        RequestId { operator: 1, group: 1, sequence }
+    }
+
+    fn at(ms: u64) -> Time {
+        Time::from_origin(Duration::from_millis(ms))
+    }
+
+    /// What is left, how many bytes, and how many were evicted after `+3` (3 finishes, 10 bytes), `-3` (is acknowledged) and `e`
+    /// (evict), one a millisecond, with room for 25 bytes and 10 ms.
+    fn check(script: &str, left: &[u64], bytes: u64, evicted: u64) {
+        let limits = LedgerLimits { bytes: Bytes(25), age: Duration::from_millis(10) };
+        let mut ledger = Ledger::new(limits);
+        for (ms, word) in script.split_whitespace().enumerate() {
+            let (what, number) = word.split_at(1);
+            match what {
+                "+" => {
+                    let id = id(number.parse().unwrap());
+                    let stage = Stage::Running { batch: 1 };
+                    ledger.insert(
+                        id,
+                        Entry { method: 0, attached: None, stage, parts: Vec::new(), unwanted: false },
+                    );
+                    ledger.finish(id, 10, at(ms as u64));
+                }
+                "-" => ledger.acknowledge(&[RequestRun::one(id(number.parse().unwrap()))]),
+                "e" => ledger.evict(at(ms as u64)),
+                "." => {}
+                other => panic!("{other}"),
+            }
+        }
+        let ids: Vec<u64> = ledger.entries.keys().map(|id| id.sequence).collect();
+        assert_eq!((ids.as_slice(), ledger.bytes(), ledger.evicted()), (left, bytes, evicted), "{script}");
+        assert!(ledger.finished.len() <= 2 * ledger.entries.len() + 64);
+    }
+
+    #[test]
+    fn it_keeps_what_fits() {
+        check("+1 +2 e", &[1, 2], 20, 0);
+        check("+1 +2 +3 e", &[2, 3], 20, 1);
+        check("+1 +2 -1 +3 e", &[2, 3], 20, 0);
+        check("+1 . . . . . . . . . e", &[], 0, 1);
+        check("+1 . . . . . . . . e", &[1], 10, 0);
+    }
+
+    #[test]
+    fn an_id_that_ended_twice_is_as_old_as_its_last_end() {
+        check("+1 -1 . . . . . . +1 . . . e", &[1], 10, 0);
+        check("+2 +1 -1 . . . . . +1 . e", &[1], 10, 1);
+    }
+
+    #[test]
+    fn acknowledged_ones_take_no_room_behind_one_that_is_not() {
+        let script: Vec<String> = (1..5000).map(|i| format!("+{i} -{i}")).collect();
+        let mut ledger = Ledger::new(LedgerLimits { bytes: Bytes(25), age: Duration::from_secs(60) });
+        for i in 0..script.len() as u64 {
+            let stage = Stage::Running { batch: 1 };
+            ledger.insert(
+                id(i),
+                Entry { method: 0, attached: None, stage, parts: Vec::new(), unwanted: false },
+            );
+            ledger.finish(id(i), 1, at(0));
+            if i > 0 {
+                ledger.acknowledge(&[RequestRun::one(id(i))]);
+            }
+        }
+        assert!(ledger.finished.len() < 100, "{}", ledger.finished.len());
     }
 }

@@ -21,6 +21,10 @@ const HEARTBEAT: Duration = Duration::from_millis(500);
 const MAX_CONNECTIONS: usize = 4096;
 /// How long `close` may take at the end.
 const CLOSING: Duration = Duration::from_secs(5);
+/// How long callers may take to read the last results of an instance that drained.
+const FAREWELL: Duration = Duration::from_secs(5);
+/// Why it leaves when it was told to drain and has.
+const DRAINED: &str = "drained";
 
 /// Runs an instance until it is told to leave, has drained, or nobody supervises it any more. Returns why it ended.
 pub async fn serve(env: Env, bootstrap: Bootstrap, definition: Definition) -> Result<String> {
@@ -41,6 +45,7 @@ pub async fn serve(env: Env, bootstrap: Bootstrap, definition: Definition) -> Re
         timer: Notify::new(),
         changed: watch::channel(0).0,
         supervised: watch::channel(0).0,
+        callers: watch::channel(0).0,
         leave,
         bootstrap: bootstrap.clone(),
     };
@@ -85,8 +90,16 @@ pub async fn serve(env: Env, bootstrap: Bootstrap, definition: Definition) -> Re
         }
     }
     drop(listener);
-    // Only an idle service is closed in good order: a method that runs cannot be interrupted.
-    if server.lock().state.is_idle() {
+    let drained = left.borrow().as_deref() == Some(DRAINED);
+    if drained {
+        server.take_leave().await;
+    }
+    // Only an idle service is closed in good order: a method that runs cannot be interrupted, nor can `open`.
+    let may_close = {
+        let state = &server.lock().state;
+        state.is_open() && state.is_idle()
+    };
+    if may_close {
         let (done, closed) = oneshot::channel();
         let _ = worker.send(Job::Close(done));
         let _ = env.within(CLOSING, closed).await;
@@ -118,6 +131,8 @@ struct Server {
     changed: watch::Sender<u64>,
     /// How many supervisors are connected.
     supervised: watch::Sender<usize>,
+    /// How many callers are connected.
+    callers: watch::Sender<usize>,
     leave: watch::Sender<Option<String>>,
 }
 
@@ -130,7 +145,8 @@ struct Inner {
 
 /// A caller that is connected.
 struct Connected {
-    sender: Sender,
+    /// None once all has been said.
+    sender: Option<Sender>,
     close: Arc<Notify>,
 }
 
@@ -147,8 +163,8 @@ impl Server {
         for action in actions {
             match action {
                 Action::Send(to, message) => {
-                    if let Some(caller) = inner.callers.get(&to) {
-                        caller.sender.send(message);
+                    if let Some(sender) = inner.callers.get(&to).and_then(|c| c.sender.as_ref()) {
+                        sender.send(message);
                     }
                 }
                 Action::Close(connection) => {
@@ -160,7 +176,7 @@ impl Server {
                     let _ = inner.worker.send(Job::Run(batch));
                 }
                 Action::Report => self.changed.send_modify(|n| *n += 1),
-                Action::Leave => self.depart("drained"),
+                Action::Leave => self.depart(DRAINED),
             }
         }
         if inner.state.wake_at() != before {
@@ -170,6 +186,16 @@ impl Server {
 
     fn depart(&self, why: &str) {
         self.leave.send_if_modified(|left| left.is_none().then(|| *left = Some(why.to_owned())).is_some());
+    }
+
+    /// Ends its half of each connection, and waits until callers have read what is on it and ended theirs: results that
+    /// are lost with the process would be computed again elsewhere.
+    async fn take_leave(&self) {
+        for caller in self.lock().callers.values_mut() {
+            caller.sender = None;
+        }
+        let mut callers = self.callers.subscribe();
+        let _ = self.env.within(FAREWELL, async { callers.wait_for(|n| *n == 0).await.is_ok() }).await;
     }
 
     async fn tick(self: Arc<Self>) {
@@ -201,7 +227,8 @@ impl Server {
     }
 
     async fn visit(&self, connection: Connection) {
-        let door = Door { token: self.bootstrap.token.clone(), max_message: self.bootstrap.declaration.max_message };
+        let door =
+            Door { token: self.bootstrap.token.clone(), max_message: self.bootstrap.declaration.max_message };
         match door.answer(&self.env, connection).await {
             Ok(caller) => match caller.greeting.role {
                 Role::Caller => self.serve_caller(caller).await,
@@ -234,7 +261,8 @@ impl Server {
             let mut inner = self.lock();
             inner.next_connection += 1;
             let id = inner.next_connection;
-            inner.callers.insert(id, Connected { sender, close: close.clone() });
+            self.callers.send_modify(|n| *n += 1);
+            inner.callers.insert(id, Connected { sender: Some(sender), close: close.clone() });
             id
         };
         self.apply(Event::Joined { connection: id, client: client.clone(), epoch });
@@ -254,6 +282,7 @@ impl Server {
             }
         }
         self.lock().callers.remove(&id);
+        self.callers.send_modify(|n| *n -= 1);
         self.apply(Event::Left(id));
     }
 

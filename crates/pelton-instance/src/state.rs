@@ -30,13 +30,26 @@ pub(crate) enum Event {
     /// `open` returned.
     Opened(Result<()>),
     /// A caller has been let in (see [`State::admit`]).
-    Joined { connection: ConnectionId, client: String, epoch: u64 },
+    Joined {
+        connection: ConnectionId,
+        client: String,
+        epoch: u64,
+    },
     Left(ConnectionId),
-    Received { connection: ConnectionId, message: Message },
+    Received {
+        connection: ConnectionId,
+        message: Message,
+    },
     /// A streaming method gave some rows.
-    Emitted { batch: BatchId, rows: RecordBatch },
+    Emitted {
+        batch: BatchId,
+        rows: RecordBatch,
+    },
     /// A batch ended.
-    Ended { batch: BatchId, result: Result<RecordBatch> },
+    Ended {
+        batch: BatchId,
+        result: Result<RecordBatch>,
+    },
     /// Control wants it to finish and leave.
     Drain,
     /// The time of [`State::wake_at`] has come.
@@ -67,7 +80,6 @@ pub(crate) struct Batch {
 
 struct Connection {
     client: String,
-    epoch: u64,
     announced: u64,
     row_bytes: u64,
     permitted: u64,
@@ -99,6 +111,7 @@ pub(crate) struct State {
     declaration: Declaration,
     methods: Arc<[MethodSpec]>,
     phase: Phase,
+    opened: bool,
     connections: BTreeMap<ConnectionId, Connection>,
     /// The newest epoch seen of each client.
     epochs: BTreeMap<String, u64>,
@@ -112,6 +125,8 @@ pub(crate) struct State {
     /// When a connection was lost whose queued requests still wait for it.
     abandoned_since: Option<Time>,
     lingers_until: Option<Time>,
+    /// It drains, and leaves at this time even if callers have not answered yet.
+    leaves_by: Option<Time>,
     executed: u64,
     batches: u64,
 }
@@ -123,6 +138,7 @@ impl State {
             declaration,
             methods,
             phase: Phase::Opening,
+            opened: false,
             connections: BTreeMap::new(),
             epochs: BTreeMap::new(),
             queue: Queue::default(),
@@ -133,6 +149,7 @@ impl State {
             next_turn: 0,
             abandoned_since: None,
             lingers_until: None,
+            leaves_by: None,
             executed: 0,
             batches: 0,
         }
@@ -155,6 +172,11 @@ impl State {
         self.held() == 0
     }
 
+    /// Whether `open` has returned well.
+    pub(crate) fn is_open(&self) -> bool {
+        self.opened
+    }
+
     fn held(&self) -> u64 {
         self.queue.rows() + self.running_rows
     }
@@ -175,14 +197,18 @@ impl State {
     /// When [`Event::Tick`] is due.
     pub(crate) fn wake_at(&self) -> Option<Time> {
         let abandoned = self.abandoned_since.map(|since| since + self.declaration.lease);
-        self.lingers_until.into_iter().chain(abandoned).min()
+        [self.lingers_until, abandoned, self.ledger.expires_at(), self.leaves_by].into_iter().flatten().min()
     }
 
     pub(crate) fn handle(&mut self, event: Event, now: Time) -> Vec<Action> {
         let mut actions = Vec::new();
         match event {
             Event::Opened(Ok(())) => {
-                self.phase = Phase::Ready;
+                self.opened = true;
+                // It may have been told to leave meanwhile.
+                if self.phase == Phase::Opening {
+                    self.phase = Phase::Ready;
+                }
                 actions.push(Action::Report);
             }
             Event::Opened(Err(e)) => {
@@ -190,39 +216,50 @@ impl State {
                 self.phase = Phase::Failed { message: e.message().to_owned(), permanent };
                 actions.push(Action::Report);
             }
-            Event::Joined { connection, client, epoch } => self.joined(connection, client, epoch, &mut actions),
+            Event::Joined { connection, client, epoch } => {
+                self.joined(connection, client, epoch, now, &mut actions);
+            }
             Event::Left(connection) => self.left(connection, now),
             Event::Received { connection, message } => self.received(connection, message, now, &mut actions),
             Event::Emitted { batch, rows } => self.emitted(batch, rows, &mut actions),
             Event::Ended { batch, result } => self.ended(batch, result, now, &mut actions),
-            Event::Drain => self.drain(&mut actions),
+            Event::Drain => self.drain(now, &mut actions),
             Event::Tick => self.tick(now),
         }
         self.run_batches(now, &mut actions);
         self.grant(&mut actions);
-        if self.phase == Phase::Draining && self.is_idle() {
+        if self.may_leave(now) {
             actions.push(Action::Leave);
         }
         actions
     }
 
-    fn joined(&mut self, id: ConnectionId, client: String, epoch: u64, actions: &mut Vec<Action>) {
-        for (&other, c) in &self.connections {
-            if c.client == client && c.epoch < epoch {
-                actions.push(Action::Close(other));
-            }
-        }
+    /// It drains and holds nothing; no request is on the way to it, and no result waits for a caller that lost its
+    /// connection, or they have had their time.
+    fn may_leave(&self, now: Time) -> bool {
+        let late = || self.leaves_by.is_none_or(|by| now >= by);
+        let settled =
+            || self.connections.values().all(|c| c.outstanding() == 0) && !self.ledger.has_undelivered();
+        self.phase == Phase::Draining && self.is_idle() && (late() || settled())
+    }
+
+    fn joined(&mut self, id: ConnectionId, client: String, epoch: u64, now: Time, actions: &mut Vec<Action>) {
         let newest = self.epochs.entry(client.clone()).or_default();
-        *newest = epoch.max(*newest);
-        let connection = Connection {
-            client,
-            epoch,
-            announced: 0,
-            row_bytes: 0,
-            permitted: 0,
-            arrived: 0,
-            returned: 0,
-        };
+        if *newest > epoch {
+            // Overtaken since it was admitted.
+            actions.push(Action::Close(id));
+            return;
+        }
+        *newest = epoch;
+        // A client has one connection. What is still under way on an older one must not be heard any more: the client
+        // believes it lost, and may have had it run elsewhere.
+        let older = self.connections.iter().filter(|(_, c)| c.client == client).map(|(id, _)| *id);
+        for other in older.collect::<Vec<_>>() {
+            actions.push(Action::Close(other));
+            self.left(other, now);
+        }
+        let connection =
+            Connection { client, announced: 0, row_bytes: 0, permitted: 0, arrived: 0, returned: 0 };
         self.connections.insert(id, connection);
         if self.phase == Phase::Draining {
             actions.push(Action::Send(id, Frame::Draining.into()));
@@ -249,6 +286,9 @@ impl State {
             for id in self.ledger.abandoned() {
                 self.ledger.remove(id);
             }
+        }
+        if self.leaves_by.is_some_and(|by| now >= by) {
+            self.leaves_by = None;
         }
     }
 
@@ -307,12 +347,13 @@ impl State {
             actions.push(Action::Send(from, Frame::HandBack { runs: runs.to_vec() }.into()));
             return;
         }
-        let each = (rows.get_array_memory_size() as u64 / count.max(1)).max(1);
+        let each = (batch_bytes(&rows) / count.max(1)).max(1);
         let chunk = Arc::new(rows);
         let ids = runs.iter().flat_map(|run| run.ids());
         let mut known = Vec::new();
         for (offset, id) in ids.enumerate() {
-            if self.ledger.get_mut(id).is_some() {
+            // A run that was told to stop is of no use to whoever asks again.
+            if self.ledger.get_mut(id).is_some() && !self.is_stopped(id) {
                 known.push(RequestRun::one(id));
                 continue;
             }
@@ -335,10 +376,16 @@ impl State {
         let mut unknown = Vec::new();
         let mut finished = Vec::new();
         for id in runs.iter().flat_map(|run| run.ids()) {
-            match self.ledger.get_mut(id) {
+            let stopped = self.is_stopped(id);
+            match self.ledger.get_mut(id).filter(|_| !stopped) {
                 Some(entry) => {
                     entry.attached = Some(to);
-                    entry.unwanted = false;
+                    if std::mem::take(&mut entry.unwanted)
+                        && let Stage::Running { batch } = entry.stage
+                        && let Some(running) = self.running.get_mut(&batch)
+                    {
+                        running.unwanted -= 1;
+                    }
                     let last = matches!(entry.stage, Stage::Finished { .. });
                     let method = entry.method;
                     finished.extend(entry.parts.iter().map(|part| (method, id, part.clone(), false)));
@@ -356,6 +403,14 @@ impl State {
             let runs = RequestRun::pack(unknown);
             actions.push(Action::Send(to, Frame::HandBack { runs }.into()));
         }
+    }
+
+    /// Whether it runs in a batch that was told that nobody waits for it.
+    fn is_stopped(&mut self, id: RequestId) -> bool {
+        let Some(Entry { stage: Stage::Running { batch }, .. }) = self.ledger.get_mut(id) else {
+            return false;
+        };
+        self.running.get(batch).is_some_and(|r| r.cancelled.load(Ordering::Relaxed))
     }
 
     /// Queued requests are dropped; running ones are told, once nobody waits for any of their batch.
@@ -381,8 +436,12 @@ impl State {
         }
     }
 
-    fn drain(&mut self, actions: &mut Vec<Action>) {
+    fn drain(&mut self, now: Time, actions: &mut Vec<Action>) {
+        if self.phase == Phase::Draining {
+            return;
+        }
         self.phase = Phase::Draining;
+        self.leaves_by = Some(now + self.declaration.lease);
         let mut back: BTreeMap<ConnectionId, Vec<RequestId>> = BTreeMap::new();
         for item in self.queue.drain() {
             if self.ledger.is_queued(item.id, item.ticket)
@@ -429,7 +488,12 @@ impl State {
     }
 
     /// The next batch to run; `Some(None)` if all that was taken was past its deadline, `None` if it is not time.
-    fn next_batch(&mut self, eligible: &[bool], now: Time, actions: &mut Vec<Action>) -> Option<Option<Batch>> {
+    fn next_batch(
+        &mut self,
+        eligible: &[bool],
+        now: Time,
+        actions: &mut Vec<Action>,
+    ) -> Option<Option<Batch>> {
         let ledger = &self.ledger;
         let gone = |item: &Item| !ledger.is_queued(item.id, item.ticket);
         let head = self.queue.head(|m| eligible[usize::from(m)], gone)?;
@@ -449,7 +513,13 @@ impl State {
         Some(self.start(head.lane.1, items, now, actions))
     }
 
-    fn start(&mut self, method: u16, items: Vec<Item>, now: Time, actions: &mut Vec<Action>) -> Option<Batch> {
+    fn start(
+        &mut self,
+        method: u16,
+        items: Vec<Item>,
+        now: Time,
+        actions: &mut Vec<Action>,
+    ) -> Option<Batch> {
         let mut live = Vec::with_capacity(items.len());
         let mut late = Vec::new();
         for item in items {
@@ -462,7 +532,14 @@ impl State {
                 live.push(item);
             }
         }
-        let error = || Error::new(Kind::Deadline, Fate::Refused, Retry::Never, "the deadline passed in the instance's queue");
+        let error = || {
+            Error::new(
+                Kind::Deadline,
+                Fate::Refused,
+                Retry::Never,
+                "the deadline passed in the instance's queue",
+            )
+        };
         self.fail(late, &error(), actions);
         if live.is_empty() {
             return None;
@@ -495,7 +572,7 @@ impl State {
         let Some(running) = self.running.get(&batch) else { return };
         let (method, id) = (running.method, running.ids[0]);
         let part = Piece { offset: 0, rows: rows.num_rows(), batch: Arc::new(rows) };
-        let Some(entry) = self.ledger.get_mut(id) else { return };
+        let Some(entry) = self.ledger.running(id, batch) else { return };
         entry.parts.push(part.clone());
         if let Some(connection) = entry.attached {
             self.send_parts(connection, method, &[(id, part)], false, actions);
@@ -508,26 +585,32 @@ impl State {
         self.executed += ids.len() as u64;
         let spec = &self.methods[usize::from(method)];
         let many = spec.cardinality == Cardinality::Many;
-        let rows = match result.and_then(|rows| if many { Ok(rows) } else { check_result(spec, &ids, rows) }) {
+        let rows = match result.and_then(|rows| if many { Ok(rows) } else { check_result(spec, &ids, rows) })
+        {
             Ok(_) if many => Arc::new(RecordBatch::new_empty(spec.output.clone())),
             Ok(rows) => Arc::new(rows),
-            Err(error) => return self.fail(ids, &error, actions),
+            Err(error) => {
+                // Without those that were asked for anew since this batch was told to stop.
+                let ids = ids.into_iter().filter(|id| self.ledger.running(*id, batch).is_some()).collect();
+                return self.fail(ids, &error, actions);
+            }
         };
         // Whatever is wanted is stored, and sent to whoever waits: one frame for all that goes to the same caller.
         let mut outgoing: BTreeMap<ConnectionId, Vec<(RequestId, Piece)>> = BTreeMap::new();
-        let each = (rows.get_array_memory_size() as u64 / ids.len().max(1) as u64).max(1);
+        let each = (batch_bytes(&rows) / ids.len().max(1) as u64).max(1);
         for (row, id) in ids.into_iter().enumerate() {
-            let Some(entry) = self.ledger.get_mut(id) else { continue };
+            let Some(entry) = self.ledger.running(id, batch) else { continue };
             if entry.unwanted {
                 self.ledger.remove(id);
                 continue;
             }
-            let part = Piece { batch: rows.clone(), offset: if many { 0 } else { row }, rows: usize::from(!many) };
+            let part =
+                Piece { batch: rows.clone(), offset: if many { 0 } else { row }, rows: usize::from(!many) };
             if let Some(connection) = entry.attached {
                 outgoing.entry(connection).or_default().push((id, part.clone()));
             }
             entry.parts.push(part);
-            let emitted: usize = entry.parts.iter().map(|p| if many { p.batch.get_array_memory_size() } else { 0 }).sum();
+            let emitted: usize = if many { entry.parts.iter().map(part_bytes).sum() } else { 0 };
             self.ledger.finish(id, each + emitted as u64, now);
         }
         for (connection, parts) in outgoing {
@@ -555,7 +638,10 @@ impl State {
                     Kind::Limit,
                     Fate::Executed,
                     Retry::Never,
-                    format!("a result of {size} bytes is over the service's limit of {} (max_message)", self.declaration.max_message),
+                    format!(
+                        "a result of {size} bytes is over the service's limit of {} (max_message)",
+                        self.declaration.max_message
+                    ),
                 );
                 self.fail(vec![*id], &error, actions);
                 continue;
@@ -599,8 +685,19 @@ impl State {
             self.connections.values().map(|c| c.outstanding().saturating_mul(c.row_bytes)).sum();
         let room = permit::Room {
             rows: u64::from(self.declaration.permitted_rows()).saturating_sub(self.held() + outstanding),
-            bytes: self.declaration.permits.bytes.get().saturating_sub(self.queue.bytes() + outstanding_bytes),
+            bytes: self
+                .declaration
+                .permits
+                .bytes
+                .get()
+                .saturating_sub(self.queue.bytes() + outstanding_bytes),
         };
+        let budget = u64::from(self.declaration.permitted_rows());
+        debug_assert!(
+            self.held() + outstanding <= budget,
+            "{} held, {outstanding} permitted of {budget}",
+            self.held()
+        );
         let empty = self.held() + outstanding == 0;
         let (granted, next) = permit::grant(&demands, self.next_turn, room, empty);
         self.next_turn = next;
@@ -618,11 +715,20 @@ impl State {
 fn check_result(spec: &MethodSpec, ids: &[RequestId], rows: RecordBatch) -> Result<RecordBatch> {
     let name = &spec.name;
     if rows.num_rows() != ids.len() {
-        return Err(Error::user(format!("method `{name}` gave {} rows for {} requests", rows.num_rows(), ids.len())));
+        return Err(Error::user(format!(
+            "method `{name}` gave {} rows for {} requests",
+            rows.num_rows(),
+            ids.len()
+        )));
     }
     check_columns(&format!("result of method `{name}`"), &rows, &spec.output)
         .map_err(|e| Error::user(e.message().to_owned()))?;
     Ok(rows)
+}
+
+/// Not the memory that its buffers have: those of a received batch are all parts of one.
+fn batch_bytes(rows: &RecordBatch) -> u64 {
+    rows.columns().iter().map(|c| c.to_data().get_slice_memory_size().unwrap_or(0) as u64).sum()
 }
 
 fn part_bytes(part: &Piece) -> usize {
@@ -647,3 +753,6 @@ fn results(to: ConnectionId, method: u16, parts: &[(RequestId, &Piece)], last: b
 fn follows(run: RequestRun, id: RequestId) -> bool {
     RequestId { sequence: run.first.sequence + u64::from(run.count), ..run.first } == id
 }
+
+#[cfg(test)]
+mod tests;

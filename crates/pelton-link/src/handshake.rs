@@ -16,10 +16,17 @@ use crate::{Link, Methods};
 const PATIENCE: Duration = Duration::from_secs(10);
 
 /// Connects and greets. The error's fate is `NotSent`: no request has been near this connection.
-pub async fn connect(env: &Env, to: &Address, greeting: Greeting, max_message: Bytes) -> Result<(Welcome, Link)> {
+pub async fn connect(
+    env: &Env,
+    to: &Address,
+    greeting: Greeting,
+    max_message: Bytes,
+) -> Result<(Welcome, Link)> {
     let attempt = async {
         let mut connection = env.network.connect(to).await.map_err(|e| unreachable(to, &e))?;
-        write_frame(&mut *connection.write, &Frame::Hello(greeting)).await.map_err(|e| unreachable(to, &e))?;
+        write_frame(&mut *connection.write, &Frame::Hello(greeting))
+            .await
+            .map_err(|e| unreachable(to, &e))?;
         let mut receiver = Receiver::of_known(connection.read, max_message);
         match receiver.next().await?.map(|m| m.frame) {
             Some(Frame::Welcome(welcome)) => {
@@ -28,11 +35,20 @@ pub async fn connect(env: &Env, to: &Address, greeting: Greeting, max_message: B
                 Ok((*welcome, Link { sender, receiver }))
             }
             Some(Frame::Refused(error)) => Err(error),
-            Some(_) => Err(Error::protocol(format!("{to} did not answer the greeting; is it a Pelton endpoint?"))),
+            Some(_) => {
+                Err(Error::protocol(format!("{to} did not answer the greeting; is it a Pelton endpoint?")))
+            }
             None => Err(unreachable(to, &io::ErrorKind::UnexpectedEof.into())),
         }
     };
-    let late = || Error::new(Kind::Connect, Fate::NotSent, Retry::Elsewhere, format!("{to} did not answer within {PATIENCE:?}"));
+    let late = || {
+        Error::new(
+            Kind::Connect,
+            Fate::NotSent,
+            Retry::Elsewhere,
+            format!("{to} did not answer within {PATIENCE:?}"),
+        )
+    };
     env.within(PATIENCE, attempt).await.unwrap_or_else(|| Err(late())).map_err(|e| e.with_fate(Fate::NotSent))
 }
 
@@ -123,4 +139,3 @@ pub fn greeting(role: pelton_wire::Role, token: &str, job: &str, client: &str, e
         epoch,
     }
 }
-

@@ -96,7 +96,10 @@ impl Receiver {
 
     fn schema(&self, frame: &Frame) -> Result<SchemaRef> {
         let method = |m: u16| {
-            self.methods.0.get(usize::from(m)).ok_or_else(|| Error::protocol(format!("a frame names method {m}, which is none")))
+            self.methods
+                .0
+                .get(usize::from(m))
+                .ok_or_else(|| Error::protocol(format!("a frame names method {m}, which is none")))
         };
         match frame {
             Frame::Request { method: m, .. } => Ok(method(*m)?.input.clone()),
@@ -113,9 +116,9 @@ fn cut_off() -> Error {
 fn check_rows(frame: &Frame, rows: usize) -> Result<()> {
     let claimed = match frame {
         Frame::Request { runs, .. } => pelton_core::RequestRun::total(runs),
-        Frame::Results { entries, .. } => {
-            entries.iter().fold(0u64, |n, e| n.saturating_add(u64::from(e.run.count).saturating_mul(u64::from(e.rows))))
-        }
+        Frame::Results { entries, .. } => entries
+            .iter()
+            .fold(0u64, |n, e| n.saturating_add(u64::from(e.run.count).saturating_mul(u64::from(e.rows)))),
         _ => 0,
     };
     if claimed == rows as u64 {

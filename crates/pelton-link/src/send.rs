@@ -25,11 +25,17 @@ pub struct Sender {
     ordered: UnboundedSender<Message>,
 }
 
+/// Whether this frame must not overtake what was sent before it. What is taken back is among that: a cancellation that
+/// overtook its request would find nothing to cancel.
+fn keeps_place(frame: &Frame) -> bool {
+    frame.keeps_order() || matches!(frame, Frame::Cancel { .. })
+}
+
 impl Sender {
     /// Queues a message. One to a connection that has ended is dropped: its end is an event of its own.
     pub fn send(&self, message: impl Into<Message>) {
         let message = message.into();
-        let queue = if message.frame.keeps_order() { &self.ordered } else { &self.urgent };
+        let queue = if keeps_place(&message.frame) { &self.ordered } else { &self.urgent };
         let _ = queue.send(message);
     }
 
@@ -125,7 +131,10 @@ impl Writer {
 }
 
 /// One frame, written by itself: for the handshake.
-pub(crate) async fn write_frame(write: &mut (dyn AsyncWrite + Send + Sync + Unpin), frame: &Frame) -> io::Result<()> {
+pub(crate) async fn write_frame(
+    write: &mut (dyn AsyncWrite + Send + Sync + Unpin),
+    frame: &Frame,
+) -> io::Result<()> {
     let meta = frame.encode_meta();
     let header = Header { kind: frame.kind(), meta: meta.len() as u32, body: 0 };
     let mut bytes = header.encode().to_vec();

@@ -30,7 +30,8 @@ fn main() -> ExitCode {
         Some(name) => match scenario::find(name) {
             Some(scenario) => vec![scenario],
             None => {
-                let known: Vec<String> = scenario::ALL.iter().map(|s| format!("  {:14}{}", s.name, s.about)).collect();
+                let known: Vec<String> =
+                    scenario::ALL.iter().map(|s| format!("  {:14}{}", s.name, s.about)).collect();
                 eprintln!("there is no scenario `{name}`; there are:\n{}", known.join("\n"));
                 return ExitCode::from(2);
             }
@@ -44,7 +45,10 @@ fn main() -> ExitCode {
         for seed in first..first + seeds {
             let run = pelton_sim::run(scenario, seed);
             if run.result.is_err() {
-                eprintln!("{}", pelton_sim::report(scenario, seed, &run, if trace { usize::MAX } else { 60 }));
+                eprintln!(
+                    "{}",
+                    pelton_sim::report(scenario, seed, &run, if trace { usize::MAX } else { 60 })
+                );
                 return ExitCode::FAILURE;
             }
             if trace {

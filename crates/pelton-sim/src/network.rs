@@ -120,7 +120,8 @@ impl Net {
         for conn in inner.connections.iter_mut().filter(|c| c.is_open(now)) {
             if which(&conn.sides[0].name, &conn.sides[1].name) {
                 let late = if let Cut::Late(d) = how { d } else { Duration::ZERO };
-                self.trace.add(now, format_args!("cut {} - {} {how:?}", conn.sides[0].name, conn.sides[1].name));
+                self.trace
+                    .add(now, format_args!("cut {} - {} {how:?}", conn.sides[0].name, conn.sides[1].name));
                 conn.sides[0].reset_at = Some(now);
                 conn.sides[1].reset_at = Some(now + late);
                 conn.wake_all();
@@ -208,7 +209,9 @@ impl Net {
         let now = self.world.now();
         let mut inner = self.lock();
         let Inner { listeners, connections, refusing, .. } = &mut *inner;
-        let Some(listening) = listeners.get_mut(&to) else { return Err(io::ErrorKind::ConnectionRefused.into()) };
+        let Some(listening) = listeners.get_mut(&to) else {
+            return Err(io::ErrorKind::ConnectionRefused.into());
+        };
         if refusing.get(&listening.pid).is_some_and(|until| *until > now) {
             return Err(io::ErrorKind::ConnectionRefused.into());
         }
@@ -229,7 +232,9 @@ impl Net {
 /// An address without the folder, which differs from run to run.
 fn short(address: &Address) -> String {
     match address {
-        Address::Unix(path) => path.file_stem().map_or_else(String::new, |name| name.to_string_lossy().into_owned()),
+        Address::Unix(path) => {
+            path.file_stem().map_or_else(String::new, |name| name.to_string_lossy().into_owned())
+        }
         Address::Tcp(at) => at.to_string(),
     }
 }
@@ -269,7 +274,9 @@ impl Network for Place {
         if inner.listeners.contains_key(at) {
             return Err(io::ErrorKind::AddrInUse.into());
         }
-        inner.listeners.insert(at.clone(), Listening { pid: self.pid, waiting: VecDeque::new(), waker: None });
+        inner
+            .listeners
+            .insert(at.clone(), Listening { pid: self.pid, waiting: VecDeque::new(), waker: None });
         Ok(Box::new(Ear { net: self.net.clone(), pid: self.pid, at: at.clone() }))
     }
 }
@@ -325,7 +332,11 @@ struct Reader {
 }
 
 impl AsyncRead for Reader {
-    fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buf: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
         loop {
             let now = self.net.world.now();
             let next = {
@@ -359,7 +370,8 @@ impl AsyncRead for Reader {
                     return Poll::Ready(Ok(()));
                 }
                 pipe.reader = Some(cx.waker().clone());
-                let arrival = pipe.chunks.front().map(|(at, _)| *at).or(end).map(|at| at.max(pipe.stalled_until));
+                let arrival =
+                    pipe.chunks.front().map(|(at, _)| *at).or(end).map(|at| at.max(pipe.stalled_until));
                 arrival.into_iter().chain(reset_at).min()
             };
             let Some(next) = next else { return Poll::Pending };

@@ -53,7 +53,9 @@ impl Executions {
     fn ended(&self, keys: &[u64], pid: Pid, at: Time, well: bool) {
         let mut by_key = self.lock();
         for key in keys {
-            let open = by_key.get_mut(key).and_then(|e| e.iter_mut().rev().find(|e| e.pid == pid && e.ended.is_none()));
+            let open = by_key
+                .get_mut(key)
+                .and_then(|e| e.iter_mut().rev().find(|e| e.pid == pid && e.ended.is_none()));
             if let Some(execution) = open {
                 execution.ended = Some((at, well));
             }
@@ -95,7 +97,9 @@ fn field(name: &str) -> Field {
 pub fn specs(concurrency: usize) -> Vec<MethodSpec> {
     let (input, output) = (vec![field("key")], vec![field("key"), field("answer")]);
     Methods::<Probe>::new()
-        .concurrent("call", concurrency, input.clone(), output.clone(), |_, _, _| Box::pin(std::future::pending()))
+        .concurrent("call", concurrency, input.clone(), output.clone(), |_, _, _| {
+            Box::pin(std::future::pending())
+        })
         .streaming("stream", input, output, |_, _, _, _| Ok(()))
         .specs()
         .to_vec()
@@ -114,13 +118,20 @@ pub fn keys(rows: &RecordBatch) -> Vec<u64> {
 }
 
 /// What a process runs.
-pub fn definition(world: &World, executions: &Executions, plan: &Plan, started: &process::Started) -> Definition {
-    let scripted = pelton_scripted::in_place_of(&specs(plan.concurrency)[..1]).expect("numbers can be scripted");
+pub fn definition(
+    world: &World,
+    executions: &Executions,
+    plan: &Plan,
+    started: &process::Started,
+) -> Definition {
+    let scripted =
+        pelton_scripted::in_place_of(&specs(plan.concurrency)[..1]).expect("numbers can be scripted");
     let (input, output) = (vec![field("key")], vec![field("key"), field("answer")]);
     let methods = Methods::<Probe>::new()
         .concurrent("call", plan.concurrency, input.clone(), output.clone(), Probe::call)
         .streaming("stream", input, output, |probe: &mut Probe, batch, _, emit| probe.stream(&batch, emit));
-    let (world, executions, plan, started) = (world.clone(), executions.clone(), plan.clone(), started.clone());
+    let (world, executions, plan, started) =
+        (world.clone(), executions.clone(), plan.clone(), started.clone());
     let open = move |mut ctx: Context| -> BoxFuture<Result<Probe>> {
         let (world, executions, plan, pid) = (world.clone(), executions.clone(), plan.clone(), started.pid);
         let bad = (started.start < plan.bad_starts.0).then_some(plan.bad_starts.1);
@@ -140,7 +151,8 @@ pub fn definition(world: &World, executions: &Executions, plan: &Plan, started: 
             if let Some((_, times)) = plan.slow.filter(|(number, _)| *number == ctx.instance) {
                 for name in ["latency", "per_row"] {
                     if let Some(text) = ctx.options.get(name).and_then(|v| v.as_str()) {
-                        let us: u32 = text.trim_end_matches("us").parse().expect("scenarios give microseconds");
+                        let us: u32 =
+                            text.trim_end_matches("us").parse().expect("scenarios give microseconds");
                         let slow = format!("{}us", us * times);
                         ctx.options.insert(name.to_owned(), slow.into());
                     }
@@ -181,7 +193,8 @@ impl Probe {
         let keys = keys(batch);
         self.executions.began(&keys, self.pid, self.world.now());
         for (key, part) in keys.iter().flat_map(|key| (0..key % 4).map(move |part| (*key, part))) {
-            let columns: Vec<ArrayRef> = vec![Arc::new(UInt64Array::from(vec![key])), Arc::new(UInt64Array::from(vec![part]))];
+            let columns: Vec<ArrayRef> =
+                vec![Arc::new(UInt64Array::from(vec![key])), Arc::new(UInt64Array::from(vec![part]))];
             emit(RecordBatch::try_new(self.output.clone(), columns)?)?;
         }
         self.executions.ended(&keys, self.pid, self.world.now(), true);

@@ -100,7 +100,8 @@ impl Machine {
         self.world.end_process(pid);
         let exit = Exit { success, description: how.to_owned() };
         // Its parent learns of it a little later than its peers, or earlier.
-        let (world, delay) = (self.world.clone(), self.world.between(Duration::ZERO, Duration::from_millis(3)));
+        let (world, delay) =
+            (self.world.clone(), self.world.between(Duration::ZERO, Duration::from_millis(3)));
         self.world.spawn(
             HOST,
             Box::pin(async move {

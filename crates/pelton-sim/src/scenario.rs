@@ -48,6 +48,7 @@ scenarios! {
     shares, |_, s| s.declaration.instances = 1.into(), "two callers share one instance";
     starts, bad_starts, "instances fail to open at first, or for good";
     drains, |_, _| {}, "instances are told to hand back and leave";
+    drains_and_cuts, |_, _| {}, "instances leave while connections are lost";
     leaving, |_, s| s.declaration.lease = Duration::from_millis(800), "a client goes away, then control does";
     takeover, |_, s| s.declaration.instances = 1.into(), "a client is started again with the same requests";
     partition, |_, _| {}, "an instance is cut off until its requests are given up";
@@ -63,7 +64,8 @@ pub fn find(name: &str) -> Option<Scenario> {
 /// What every scenario begins with; some of it the seed decides.
 pub(crate) fn setup(world: &World) -> Setup {
     let us = |least, most| format!("{}us", least + world.below(most - least));
-    let mut d = Declaration::new("s").instances(1 + world.below(3) as u32).max_rows(1 + world.below(8) as u32);
+    let mut d =
+        Declaration::new("s").instances(1 + world.below(3) as u32).max_rows(1 + world.below(8) as u32);
     d.batch.linger = Duration::from_micros(world.below(3) * 700);
     d.retry.backoff = Duration::from_millis(5);
     d.retry.max_backoff = Duration::from_millis(100);
@@ -80,7 +82,8 @@ pub(crate) fn setup(world: &World) -> Setup {
 
 fn crashing(world: &World, setup: &mut Setup) {
     if world.chance(0.4) {
-        let after = 3 + world.below(10);
+        // Beyond the first batches that run side by side, so that each life gets something done.
+        let after = 3 + setup.plan.concurrency as u64 + world.below(10);
         setup.declaration = setup.declaration.clone().option("crash_after", after);
     }
 }
@@ -92,8 +95,11 @@ fn slowed(world: &World, setup: &mut Setup) {
 
 fn failing(world: &World, setup: &mut Setup) {
     setup.declaration.retry.attempts = 3;
-    setup.declaration =
-        setup.declaration.clone().option("failure_rate", world.share() * 0.5).option("poison_rate", world.share() * 0.1);
+    setup.declaration = setup
+        .declaration
+        .clone()
+        .option("failure_rate", world.share() * 0.5)
+        .option("poison_rate", world.share() * 0.1);
 }
 
 fn bad_starts(world: &World, setup: &mut Setup) {
@@ -122,7 +128,8 @@ async fn send_some(stage: &Stage, client: &Client, order: Order, requests: u64) 
     while from < requests {
         let n = (1 + stage.world.below(24)).min(requests - from);
         let method = if stage.world.chance(0.25) { STREAM } else { CALL };
-        let priority = [Priority::Interactive, Priority::Normal, Priority::Bulk][stage.world.below(3) as usize];
+        let priority =
+            [Priority::Interactive, Priority::Normal, Priority::Bulk][stage.world.below(3) as usize];
         ids.extend(stage.submit(client, Order { method, priority, ..order }, from..from + n));
         from += n;
         if stage.world.chance(0.6) {
@@ -233,7 +240,9 @@ async fn cuts(stage: Stage) -> Result<(), String> {
     stage.some_ready(1).await?;
     let client = stage.client("a", 1);
     let acknowledge = either(&stage);
-    let ids = send_some(&stage, &client, Order { acknowledge, ..Order::default() }, 30 + stage.world.below(120)).await;
+    let ids =
+        send_some(&stage, &client, Order { acknowledge, ..Order::default() }, 30 + stage.world.below(120))
+            .await;
     for _ in 0..1 + stage.world.below(8) {
         stage.sleep_ms(0, 40).await;
         cut_some(&stage);
@@ -303,7 +312,9 @@ async fn starts(stage: Stage) -> Result<(), String> {
     let given_up = failure.wait_for(Option::is_some);
     let env = stage.machine.env(crate::world::HOST, "watcher");
     if hopeless {
-        let Some(Ok(_)) = env.within(PATIENCE, given_up).await else { return Err("control never gave up".into()) };
+        let Some(Ok(_)) = env.within(PATIENCE, given_up).await else {
+            return Err("control never gave up".into());
+        };
     } else {
         stage.all_ended(PATIENCE).await?;
         stage.book.only(&[])?;
@@ -315,10 +326,49 @@ async fn starts(stage: Stage) -> Result<(), String> {
     stop(&stage).await
 }
 
+async fn drains_and_cuts(stage: Stage) -> Result<(), String> {
+    let cutter = stage.clone();
+    let rounds = stage.world.below(10);
+    let cutting = async move {
+        cutter.some_ready(1).await?;
+        for _ in 0..rounds {
+            cutter.sleep_ms(0, 30).await;
+            let late = Duration::from_micros(cutter.world.below(10_000));
+            cutter.net.cut(Cut::Late(late), |from, _| from == "a");
+        }
+        Ok::<(), String>(())
+    };
+    let (cut, drained) = futures::join!(cutting, drain(stage.clone()));
+    cut.and(drained)?;
+    // A result may be lost when a connection breaks while an instance says goodbye; then it is computed again, not twice at a time.
+    stage.nothing_ran_twice()?;
+    stop(&stage).await
+}
+
 async fn drains(stage: Stage) -> Result<(), String> {
+    drain(stage.clone()).await?;
+    stage.book.only(&[])?;
+    // Nothing that an instance ran while it left was lost on the way.
+    for id in stage.book.ids() {
+        let runs = stage.executions.of(crate::stage::key_of(id));
+        if runs.len() != 1 {
+            return Err(format!("{id} ran {} times: {runs:?}", runs.len()));
+        }
+    }
+    stop(&stage).await
+}
+
+/// Instances are told to leave, one after another, while requests run.
+async fn drain(stage: Stage) -> Result<(), String> {
     stage.some_ready(1).await?;
     let client = stage.client("a", 1);
-    send_some(&stage, &client, Order { acknowledge: either(&stage), ..Order::default() }, 30 + stage.world.below(150)).await;
+    send_some(
+        &stage,
+        &client,
+        Order { acknowledge: either(&stage), ..Order::default() },
+        30 + stage.world.below(150),
+    )
+    .await;
     let mut links = Vec::new();
     for _ in 0..1 + stage.world.below(4) {
         stage.sleep_ms(0, 50).await;
@@ -330,15 +380,7 @@ async fn drains(stage: Stage) -> Result<(), String> {
         }
     }
     stage.all_ended(PATIENCE).await?;
-    stage.book.only(&[])?;
-    // Nothing that an instance ran while it left was lost on the way.
-    for id in stage.book.ids() {
-        let runs = stage.executions.of(crate::stage::key_of(id));
-        if runs.len() != 1 {
-            return Err(format!("{id} ran {} times: {runs:?}", runs.len()));
-        }
-    }
-    stop(&stage).await
+    stage.book.only(&[Kind::Reset])
 }
 
 async fn leaving(stage: Stage) -> Result<(), String> {
@@ -356,7 +398,11 @@ async fn leaving(stage: Stage) -> Result<(), String> {
     let lease = stage.setup.declaration.lease;
     drop(stage.take_control());
     let machine = stage.machine.clone();
-    stage.until(lease + Duration::from_secs(2), "instances end with their lease", move || machine.running().is_empty()).await
+    stage
+        .until(lease + Duration::from_secs(2), "instances end with their lease", move || {
+            machine.running().is_empty()
+        })
+        .await
 }
 
 async fn takeover(stage: Stage) -> Result<(), String> {
@@ -398,7 +444,7 @@ async fn partition(stage: Stage) -> Result<(), String> {
         }
     }
     stage.all_ended(PATIENCE).await?;
-    stage.book.only(&[])?;
+    stage.book.only(&[Kind::Reset])?;
     stage.world.sleep(Duration::from_secs(13)).await;
     stage.all_idle(false).await?;
     stop(&stage).await
@@ -414,7 +460,7 @@ async fn small_ledger(stage: Stage) -> Result<(), String> {
         cut_some(&stage);
     }
     stage.all_ended(PATIENCE).await?;
-    stage.book.only(&[])?;
+    stage.book.only(&[Kind::Reset])?;
     stage.all_idle(false).await?;
     client.acknowledge(&ids);
     stage.all_idle(true).await?;
@@ -433,10 +479,12 @@ async fn stopping(stage: Stage) -> Result<(), String> {
 }
 
 async fn chaos(stage: Stage) -> Result<(), String> {
-    let clients: Vec<Arc<Client>> = (0..1 + stage.world.below(3)).map(|i| stage.client(&format!("c{i}"), 1)).collect();
+    let clients: Vec<Arc<Client>> =
+        (0..1 + stage.world.below(3)).map(|i| stage.client(&format!("c{i}"), 1)).collect();
     let mut sent = Vec::new();
     for (operator, client) in (1..).zip(&clients) {
-        let timeout = stage.world.chance(0.2).then(|| Duration::from_micros(500 + stage.world.below(200_000)));
+        let timeout =
+            stage.world.chance(0.2).then(|| Duration::from_micros(500 + stage.world.below(200_000)));
         let order = Order { operator, acknowledge: either(&stage), timeout, ..Order::default() };
         sent.push(send_some(&stage, client, order, 20 + stage.world.below(80)).await);
     }

@@ -51,7 +51,9 @@ impl Stage {
         let executions = Executions::default();
         let program = {
             let (world, executions, plan) = (world.clone(), executions.clone(), setup.plan.clone());
-            Arc::new(move |started: &crate::process::Started| probe::definition(&world, &executions, &plan, started))
+            Arc::new(move |started: &crate::process::Started| {
+                probe::definition(&world, &executions, &plan, started)
+            })
         };
         let machine = Machine::new(world.clone(), net.clone(), trace.clone(), program);
         let folder = tempfile::Builder::new().prefix("ps").tempdir_in("/tmp").map_err(|e| e.to_string())?;
@@ -120,7 +122,9 @@ impl Stage {
         let mut statuses = Vec::new();
         for (pid, bootstrap) in self.machine.running() {
             let greeting = pelton_link::greeting(Role::Observer, &self.token, &self.job, "observer", 1);
-            if let Ok((welcome, _)) = pelton_link::connect(&env, &bootstrap.address, greeting, Bytes::kib(64)).await {
+            if let Ok((welcome, _)) =
+                pelton_link::connect(&env, &bootstrap.address, greeting, Bytes::kib(64)).await
+            {
                 statuses.push((pid, welcome.status));
             }
         }
@@ -132,7 +136,10 @@ impl Stage {
         let (_, bootstrap) = self.machine.running().into_iter().find(|(p, _)| *p == pid)?;
         let env = self.machine.env(HOST, "other-control");
         let greeting = pelton_link::greeting(Role::Control, &self.token, &self.job, "other", 1);
-        pelton_link::connect(&env, &bootstrap.address, greeting, Bytes::kib(64)).await.ok().map(|(_, link)| link)
+        pelton_link::connect(&env, &bootstrap.address, greeting, Bytes::kib(64))
+            .await
+            .ok()
+            .map(|(_, link)| link)
     }
 
     pub async fn sleep_ms(&self, least: u64, most: u64) {
@@ -141,7 +148,12 @@ impl Stage {
     }
 
     /// Waits until `what` holds; an error that says so if it does not within `limit`.
-    pub async fn until(&self, limit: Duration, what: &str, mut holds: impl FnMut() -> bool) -> Result<(), String> {
+    pub async fn until(
+        &self,
+        limit: Duration,
+        what: &str,
+        mut holds: impl FnMut() -> bool,
+    ) -> Result<(), String> {
         let end = self.world.now() + limit;
         while !holds() {
             if self.world.now() > end {
@@ -186,7 +198,9 @@ impl Stage {
         loop {
             let statuses = self.statuses().await;
             let limit = self.setup.declaration.ledger.bytes.get();
-            let busy = statuses.iter().find(|(_, s)| s.held > 0 || s.ledger_bytes > limit || (ledgers_empty && s.ledger_bytes > 0));
+            let busy = statuses
+                .iter()
+                .find(|(_, s)| s.held > 0 || s.ledger_bytes > limit || (ledgers_empty && s.ledger_bytes > 0));
             let Some((pid, status)) = busy else { return Ok(()) };
             if self.world.now() > end {
                 return Err(format!("process {pid} is not idle: {status:?}"));
@@ -279,7 +293,10 @@ impl Book {
 
     /// Requests of an operator that ended well.
     pub fn well(&self, operator: u32) -> usize {
-        self.lock().iter().filter(|(id, e)| id.operator == operator && matches!(e.end, Some((_, None)))).count()
+        self.lock()
+            .iter()
+            .filter(|(id, e)| id.operator == operator && matches!(e.end, Some((_, None))))
+            .count()
     }
 
     /// Errors, by kind.
@@ -344,13 +361,22 @@ impl Book {
     }
 }
 
-fn check_answer(id: RequestId, entry: &mut Entry, rows: &arrow_array::RecordBatch, last: bool) -> Result<(), String> {
+fn check_answer(
+    id: RequestId,
+    entry: &mut Entry,
+    rows: &arrow_array::RecordBatch,
+    last: bool,
+) -> Result<(), String> {
     let key = key_of(id);
     if probe::keys(rows).iter().any(|k| *k != key) {
         return Err(format!("{id} got the answer of another request: {:?}", probe::keys(rows)));
     }
     if entry.method == probe::CALL {
-        return if last && rows.num_rows() == 1 { Ok(()) } else { Err(format!("{id} got {} rows", rows.num_rows())) };
+        return if last && rows.num_rows() == 1 {
+            Ok(())
+        } else {
+            Err(format!("{id} got {} rows", rows.num_rows()))
+        };
     }
     for part in rows.column(1).as_primitive::<UInt64Type>().values() {
         if *part != entry.parts {

@@ -80,13 +80,19 @@ impl Tap {
 pub(crate) fn describe(frame: &Frame) -> String {
     match frame {
         Frame::Hello(g) => format!("hello {:?} {} epoch {}", g.role, g.client, g.epoch),
-        Frame::Welcome(w) => format!("welcome {} {} held {}", w.instance, state(&w.status.state), w.status.held),
+        Frame::Welcome(w) => {
+            format!("welcome {} {} held {}", w.instance, state(&w.status.state), w.status.held)
+        }
         Frame::Refused(e) => format!("refused {}", e.kind().name()),
         Frame::Announce { rows, .. } => format!("announce {rows}"),
         Frame::Permit { rows, held } => format!("permit {rows} held {held}"),
         Frame::Return { rows } => format!("return {rows}"),
         Frame::Request { priority, deadline, runs, .. } => {
-            format!("request {priority:?} {} {}", deadline.map_or("-".into(), |d| format!("{d:?}")), show(runs))
+            format!(
+                "request {priority:?} {} {}",
+                deadline.map_or("-".into(), |d| format!("{d:?}")),
+                show(runs)
+            )
         }
         Frame::Results { entries, .. } => {
             let each = entries.iter().map(|e| format!("{}{}", show(&[e.run]), if e.last { "" } else { "~" }));

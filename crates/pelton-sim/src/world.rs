@@ -4,7 +4,7 @@
 //! An executor of our own rather than tokio's with paused time: the order of ready tasks is part of what the seed explores,
 //! time has nanoseconds and not milliseconds, and a killed process loses all its tasks between two polls.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::pin::Pin;
 use std::sync::{Arc, Mutex, MutexGuard, Weak};
@@ -41,7 +41,8 @@ struct State {
     now: Time,
     rng: StdRng,
     tasks: BTreeMap<TaskId, Slot>,
-    ready: Vec<TaskId>,
+    /// Sorted, so that the order in which they were woken does not count: tokio's `watch` wakes in a random one.
+    ready: BTreeSet<TaskId>,
     timers: BTreeMap<(Time, u64), Waker>,
     next: u64,
     /// Ended before their time; dropped between two polls, as a real executor would.
@@ -65,7 +66,7 @@ impl World {
             now: Time::from_origin(Duration::from_secs(1)),
             rng: StdRng::seed_from_u64(seed),
             tasks: BTreeMap::new(),
-            ready: Vec::new(),
+            ready: BTreeSet::new(),
             timers: BTreeMap::new(),
             next: 0,
             graveyard: Vec::new(),
@@ -122,7 +123,7 @@ impl World {
         state.next += 1;
         let waker = Waker::from(Arc::new(TaskWaker { core: Arc::downgrade(&self.core), id }));
         state.tasks.insert(id, Slot { pid, future: Some(future), queued: true, waker });
-        state.ready.push(id);
+        state.ready.insert(id);
         Some(id)
     }
 
@@ -191,7 +192,10 @@ impl World {
             if self.poll_one() {
                 polls += 1;
                 if polls > MOST_POLLS {
-                    return Err(format!("at {}: {polls} polls without any passing of time: something spins", self.now()));
+                    return Err(format!(
+                        "at {}: {polls} polls without any passing of time: something spins",
+                        self.now()
+                    ));
                 }
                 continue;
             }
@@ -235,7 +239,8 @@ impl World {
                 }
                 let n = state.ready.len();
                 let at = state.rng.random_range(0..n);
-                let id = state.ready.swap_remove(at);
+                let id = *state.ready.iter().nth(at).expect("within its length");
+                state.ready.remove(&id);
                 let Some(slot) = state.tasks.get_mut(&id) else { continue };
                 slot.queued = false;
                 if let Some(future) = slot.future.take() {
@@ -243,7 +248,8 @@ impl World {
                 }
             }
         };
-        let polled = catch_unwind(AssertUnwindSafe(|| future.as_mut().poll(&mut Context::from_waker(&waker))));
+        let polled =
+            catch_unwind(AssertUnwindSafe(|| future.as_mut().poll(&mut Context::from_waker(&waker))));
         let finished = match polled {
             Ok(poll) => poll.is_ready(),
             Err(panic) => {
@@ -305,7 +311,7 @@ impl Wake for TaskWaker {
         if let Some(slot) = state.tasks.get_mut(&self.id)
             && !std::mem::replace(&mut slot.queued, true)
         {
-            state.ready.push(self.id);
+            state.ready.insert(self.id);
         }
     }
 }
@@ -371,15 +377,20 @@ mod tests {
         let log = Arc::new(Mutex::new(Vec::new()));
         for task in 0..3 {
             let (world_of_task, log) = (world.clone(), log.clone());
-            world.spawn(HOST, Box::pin(async move {
-                for _ in 0..4 {
-                    world_of_task.sleep(Duration::from_millis(1)).await;
-                    log.lock().unwrap().push((task, world_of_task.now()));
-                }
-            }));
+            world.spawn(
+                HOST,
+                Box::pin(async move {
+                    for _ in 0..4 {
+                        world_of_task.sleep(Duration::from_millis(1)).await;
+                        log.lock().unwrap().push((task, world_of_task.now()));
+                    }
+                }),
+            );
         }
         let main = world.clone();
-        world.run(Duration::from_secs(1), async move { main.sleep(Duration::from_millis(10)).await }).unwrap();
+        world
+            .run(Duration::from_secs(1), async move { main.sleep(Duration::from_millis(10)).await })
+            .unwrap();
         let log = log.lock().unwrap();
         log.clone()
     }

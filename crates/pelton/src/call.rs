@@ -111,6 +111,11 @@ impl Services {
         Ok(arrow_select::concat::concat_batches(&output, parts.iter().flatten())?)
     }
 
+    /// The same for a thread that may block, and that serves no async runtime.
+    pub fn call_blocking(&self, service: &str, method: &str, arguments: RecordBatch) -> Result<RecordBatch> {
+        futures::executor::block_on(self.call(service, method, arguments))
+    }
+
     /// Ends all instances, and returns when they are gone.
     pub async fn stop(self) {
         let Services { control, clients, .. } = self;

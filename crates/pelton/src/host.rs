@@ -102,9 +102,10 @@ pub(crate) fn run(
     let host = host(settings)?;
     let env = host.env().clone();
     host.block_on(async {
+        let interrupts = Interrupts::listen()?;
         let services = start(&env, name, settings, &services)?;
         let result = match pelton_dataflow::job::Job::start(topology, services.callers(), env.clone(), options) {
-            Ok(running) => drive(&env, &services, running, &mut observe).await,
+            Ok(running) => drive(&env, &services, running, interrupts, &mut observe).await,
             Err(e) => Err(e),
         };
         services.stop().await;
@@ -117,6 +118,7 @@ async fn drive(
     env: &Env,
     services: &Services,
     running: Running,
+    mut interrupts: Interrupts,
     observe: &mut impl FnMut(&Snapshot),
 ) -> Result<Summary> {
     let began = env.now();
@@ -124,7 +126,6 @@ async fn drive(
     let for_status = progress.clone();
     services.control().set_progress(Arc::new(move || show_progress(&for_status.borrow())));
     let mut failure = services.control().failure();
-    let mut interrupts = Interrupts::listen()?;
     let mut stopping = false;
     let stopper = running.stopper();
     let mut waiting = std::pin::pin!(running.wait());

@@ -16,22 +16,22 @@ use tempfile::TempDir;
 const LIMIT: Duration = Duration::from_secs(300);
 
 /// A scratch place with a run folder of its own, so that tests see their own jobs only.
-pub struct World {
+pub(crate) struct World {
     dir: TempDir,
 }
 
 impl World {
-    pub fn new() -> World {
+    pub(crate) fn new() -> World {
         let world = World { dir: tempfile::tempdir().expect("a temporary folder") };
         fs::create_dir(world.path("run")).unwrap();
         world
     }
 
-    pub fn path(&self, name: &str) -> PathBuf {
+    pub(crate) fn path(&self, name: &str) -> PathBuf {
         self.dir.path().join(name)
     }
 
-    pub fn write(&self, name: &str, content: impl AsRef<[u8]>) -> PathBuf {
+    pub(crate) fn write(&self, name: &str, content: impl AsRef<[u8]>) -> PathBuf {
         let path = self.path(name);
         fs::create_dir_all(path.parent().unwrap()).unwrap();
         fs::write(&path, content).unwrap();
@@ -39,7 +39,7 @@ impl World {
     }
 
     /// `pelton` with these arguments; `{}` in one stands for the scratch place.
-    pub fn command(&self, arguments: &[&str]) -> Command {
+    pub(crate) fn command(&self, arguments: &[&str]) -> Command {
         let here = self.dir.path().to_str().unwrap();
         let mut command = Command::new(env!("CARGO_BIN_EXE_pelton"));
         command
@@ -50,23 +50,23 @@ impl World {
         command
     }
 
-    pub fn run(&self, arguments: &[&str]) -> Ran {
+    pub(crate) fn run(&self, arguments: &[&str]) -> Ran {
         Ran::from(self.command(arguments).output().expect("the command starts"))
     }
 
-    pub fn start(&self, arguments: &[&str]) -> Running {
+    pub(crate) fn start(&self, arguments: &[&str]) -> Running {
         let child = self.command(arguments).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn();
         Running { child: Some(child.expect("the command starts")) }
     }
 
     /// What `pelton status` says of the jobs here.
-    pub fn status(&self) -> Vec<serde_json::Value> {
+    pub(crate) fn status(&self) -> Vec<serde_json::Value> {
         let ran = self.run(&["status", "--json"]);
         ran.stdout.lines().map(|line| serde_json::from_str(line).expect("status is JSON")).collect()
     }
 
     /// Waits until the job's instances have executed at least this much together, and returns their processes.
-    pub fn instances_after(&self, executed: u64) -> Vec<u32> {
+    pub(crate) fn instances_after(&self, executed: u64) -> Vec<u32> {
         wait_for("the instances to have worked", || {
             let jobs = self.status();
             let instances = jobs.first()?["services"][0]["instances"].as_array()?.clone();
@@ -78,7 +78,7 @@ impl World {
     }
 
     /// Some text files, and a scripted embedder that takes its time.
-    pub fn documents(&self, files: usize, paragraphs: usize) {
+    pub(crate) fn documents(&self, files: usize, paragraphs: usize) {
         for file in 0..files {
             let text: Vec<String> = (0..paragraphs)
                 .map(|p| format!("Document {file}, paragraph {p}. {}", "Some words that fill the page. ".repeat(12)))
@@ -87,13 +87,13 @@ impl World {
         }
     }
 
-    pub fn scripted(&self, options: &str) {
+    pub(crate) fn scripted(&self, options: &str) {
         let head = "name = \"embedder\"\nkind = \"scripted\"\ninstances = 2\n[batch]\nrows = 4\n[options]\n";
         self.write("embedder.toml", format!("{head}{options}\n"));
     }
 
     /// How often each (document, chunk) stands in an index.
-    pub fn chunks(&self, index: &str) -> BTreeMap<(String, u32), usize> {
+    pub(crate) fn chunks(&self, index: &str) -> BTreeMap<(String, u32), usize> {
         let mut count = BTreeMap::new();
         for rows in pelton::files::read_parquet(self.path(index), "part").expect("an index") {
             let rows = rows.expect("whole Parquet files");
@@ -107,20 +107,20 @@ impl World {
     }
 
     /// The error rows of an output.
-    pub fn errors(&self, output: &str) -> Vec<serde_json::Value> {
+    pub(crate) fn errors(&self, output: &str) -> Vec<serde_json::Value> {
         json_lines(&self.path(output), "errors-")
     }
 }
 
 /// The model that `cargo xtask setup` fetches.
-pub fn model() -> PathBuf {
+pub(crate) fn model() -> PathBuf {
     let default = concat!(env!("CARGO_MANIFEST_DIR"), "/../../.cache/models/all-minilm-l6-v2");
     let model = std::env::var_os("PELTON_MODEL").map_or_else(|| PathBuf::from(default), PathBuf::from);
     assert!(model.join("tokenizer.json").is_file(), "no model in {}; run `cargo xtask setup`", model.display());
     model
 }
 
-pub fn json_lines(folder: &Path, prefix: &str) -> Vec<serde_json::Value> {
+pub(crate) fn json_lines(folder: &Path, prefix: &str) -> Vec<serde_json::Value> {
     let mut files: Vec<PathBuf> = fs::read_dir(folder).unwrap().map(|e| e.unwrap().path()).collect();
     files.sort();
     let ours = |p: &&PathBuf| p.file_name().unwrap().to_str().unwrap().starts_with(prefix);
@@ -129,10 +129,10 @@ pub fn json_lines(folder: &Path, prefix: &str) -> Vec<serde_json::Value> {
 }
 
 /// A command that has ended.
-pub struct Ran {
-    pub code: Option<i32>,
-    pub stdout: String,
-    pub stderr: String,
+pub(crate) struct Ran {
+    pub(crate) code: Option<i32>,
+    pub(crate) stdout: String,
+    pub(crate) stderr: String,
 }
 
 impl From<Output> for Ran {
@@ -144,14 +144,14 @@ impl From<Output> for Ran {
 
 impl Ran {
     #[track_caller]
-    pub fn succeeded(self) -> Ran {
+    pub(crate) fn succeeded(self) -> Ran {
         assert_eq!(self.code, Some(0), "stdout:\n{}\nstderr:\n{}", self.stdout, self.stderr);
         self
     }
 
     /// It failed, with one message that contains all of these.
     #[track_caller]
-    pub fn refused(self, expected: &[&str]) {
+    pub(crate) fn refused(self, expected: &[&str]) {
         assert_eq!(self.code, Some(1), "stdout:\n{}\nstderr:\n{}", self.stdout, self.stderr);
         let messages: Vec<&str> = self.stderr.lines().filter(|l| l.starts_with("error: ")).collect();
         assert_eq!(messages.len(), 1, "one message, not:\n{}", self.stderr);
@@ -162,21 +162,21 @@ impl Ran {
 }
 
 /// A command at work; killed when dropped.
-pub struct Running {
+pub(crate) struct Running {
     child: Option<Child>,
 }
 
 impl Running {
-    pub fn pid(&self) -> u32 {
+    pub(crate) fn pid(&self) -> u32 {
         self.child.as_ref().expect("it runs").id()
     }
 
-    pub fn wait(mut self) -> Ran {
+    pub(crate) fn wait(mut self) -> Ran {
         Ran::from(self.child.take().expect("it runs").wait_with_output().expect("it ends"))
     }
 
     /// SIGKILL, and it is gone.
-    pub fn kill(mut self) {
+    pub(crate) fn kill(mut self) {
         let mut child = self.child.take().expect("it runs");
         child.kill().unwrap();
         child.wait().unwrap();
@@ -192,12 +192,12 @@ impl Drop for Running {
     }
 }
 
-pub fn signal(pid: u32, name: &str) {
+pub(crate) fn signal(pid: u32, name: &str) {
     let status = Command::new("kill").args([&format!("-{name}"), &pid.to_string()]).status();
     assert!(status.expect("`kill` is there").success(), "process {pid} is not there");
 }
 
-pub fn is_alive(pid: u32) -> bool {
+pub(crate) fn is_alive(pid: u32) -> bool {
     let stat = fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
     // What is dead and not reaped (by whoever inherited it) has state Z.
     stat.rsplit(')').next().is_some_and(|rest| !rest.trim_start().starts_with('Z') && !rest.is_empty())
@@ -205,7 +205,7 @@ pub fn is_alive(pid: u32) -> bool {
 
 /// Looks every now and then until there is something, for a bounded time.
 #[expect(clippy::disallowed_methods, reason = "real processes live in real time")]
-pub fn wait_for<T>(what: &str, mut look: impl FnMut() -> Option<T>) -> T {
+pub(crate) fn wait_for<T>(what: &str, mut look: impl FnMut() -> Option<T>) -> T {
     let began = Instant::now();
     loop {
         if let Some(found) = look() {

@@ -1,0 +1,389 @@
+//! What a client does, told as text: events on the left, what it does about each on the right.
+
+use std::path::PathBuf;
+
+use arrow_array::UInt64Array;
+use arrow_schema::{DataType, Field, Schema};
+use pelton_core::call::Priority;
+use pelton_core::endpoint::Address;
+use pelton_core::service::Cardinality;
+use pelton_wire::{State as Phase, Status};
+use rand::SeedableRng;
+
+use super::*;
+
+struct Nobody;
+impl Receiver for Nobody {
+    fn deliver(&self, _: Vec<Outcome>) {}
+}
+
+fn methods() -> Vec<MethodSpec> {
+    let schema = Arc::new(Schema::new(vec![Field::new("key", DataType::UInt64, false)]));
+    let spec = |name: &str, cardinality| MethodSpec {
+        name: name.into(),
+        input: schema.clone(),
+        output: schema.clone(),
+        cardinality,
+        concurrency: None,
+    };
+    vec![spec("call", Cardinality::One), spec("stream", Cardinality::Many)]
+}
+
+fn rows(keys: impl IntoIterator<Item = u64>) -> RecordBatch {
+    RecordBatch::try_new(methods()[0].input.clone(), vec![Arc::new(UInt64Array::from_iter_values(keys))])
+        .unwrap()
+}
+
+fn id(sequence: u64) -> RequestId {
+    RequestId { operator: 1, group: 1, sequence }
+}
+
+/// `3..5` or `3`.
+fn ids(text: &str) -> Vec<RequestId> {
+    let (from, to) = text.split_once("..").unwrap_or((text, text));
+    let from: u64 = from.parse().unwrap();
+    let to = if text.contains("..") { to.parse().unwrap() } else { from + 1 };
+    (from..to).map(id).collect()
+}
+
+fn instance(number: u32) -> InstanceId {
+    InstanceId { service: "s".into(), number, incarnation: 1 }
+}
+
+fn welcome(number: u32) -> Box<Welcome> {
+    let status =
+        Status { state: Phase::Ready, pid: 1, held: 0, executed: 0, batches: 0, ledger_bytes: 0, evicted: 0 };
+    Box::new(Welcome {
+        version: 1,
+        instance: instance(number),
+        methods: methods(),
+        max_message: Bytes::mib(1),
+        status,
+    })
+}
+
+/// One line of a script: `MS EVENT ARGUMENTS`. Peers are numbered as they are added, connections as they are made.
+fn event(text: &str, receiver: &Arc<dyn Receiver>) -> (Time, Event) {
+    let words: Vec<&str> = text.split_whitespace().collect();
+    let number = |i: usize| words[i].parse::<u64>().unwrap();
+    let runs = |i: usize| RequestRun::pack(ids(words[i]));
+    // `PEER.CONNECTION`
+    let link = || {
+        let (peer, connection) = words[2].split_once('.').unwrap();
+        (peer.parse().unwrap(), connection.parse().unwrap())
+    };
+    let received = |message: Message| {
+        let (peer, connection) = link();
+        Event::Received { peer, connection, message }
+    };
+    let results = |last| {
+        let frame = Frame::Results {
+            method: 0,
+            entries: runs(3).into_iter().map(|run| Entry { run, rows: 1, last }).collect(),
+        };
+        Message { frame, rows: Some(rows(ids(words[3]).iter().map(|id| id.sequence))) }
+    };
+    let event = match words[1] {
+        "add" => {
+            let address = Address::Unix(PathBuf::from(words[2]));
+            Event::Endpoints(EndpointDelta::Add(Endpoint { instance: instance(number(2) as u32), address }))
+        }
+        "drain" => Event::Endpoints(EndpointDelta::Drain(instance(number(2) as u32))),
+        "remove" => Event::Endpoints(EndpointDelta::Remove(instance(number(2) as u32))),
+        "connected" => {
+            let (peer, connection) = link();
+            Event::Connected { peer, connection, welcome: welcome(peer as u32) }
+        }
+        "lost" => {
+            let (peer, connection) = link();
+            Event::Disconnected { peer, connection }
+        }
+        "unreachable" => {
+            let error = Error::new(Kind::Connect, Fate::NotSent, Retry::Elsewhere, "no");
+            Event::NotConnected { peer: number(2), error }
+        }
+        kind @ ("submit" | "explicit" | "stream") => {
+            let submission = Submission {
+                method: usize::from(kind == "stream"),
+                arguments: rows(ids(words[2]).iter().map(|id| id.sequence)),
+                ids: ids(words[2]),
+                timeout: words.get(3).map(|ms| Duration::from_millis(ms.parse().unwrap())),
+                priority: Priority::Normal,
+                acknowledge: if kind == "explicit" { Acknowledge::Explicit } else { Acknowledge::OnReceipt },
+            };
+            Event::Submitted { submission, receiver: receiver.clone() }
+        }
+        "permit" => received(Frame::Permit { rows: number(3), held: 0 }.into()),
+        "results" => received(results(true)),
+        "part" => received(results(false)),
+        "hand-back" => received(Frame::HandBack { runs: runs(3) }.into()),
+        "draining" => received(Frame::Draining.into()),
+        "pong" => received(Frame::Pong(number(3)).into()),
+        "poison" => received(Frame::Failure { runs: runs(3), error: Error::user("bad row") }.into()),
+        "hiccup" => received(Frame::Failure { runs: runs(3), error: Error::transient("not now") }.into()),
+        "cancel" => Event::Cancelled(ids(words[2])),
+        "ack" => Event::Acknowledged(ids(words[2])),
+        "hold" => Event::Held,
+        "tick" => Event::Tick,
+        other => panic!("no event `{other}`"),
+    };
+    (Time::from_origin(Duration::from_millis(number(0))), event)
+}
+
+fn show_runs(runs: &[RequestRun]) -> String {
+    runs.iter().flat_map(|r| r.ids()).map(|id| id.sequence.to_string()).collect::<Vec<_>>().join(",")
+}
+
+fn show(action: &Action) -> String {
+    match action {
+        Action::Connect { peer, .. } => format!("connect {peer}"),
+        Action::Disconnect(peer) => format!("disconnect {peer}"),
+        Action::Deliver(_, outcomes) => {
+            let each = outcomes.iter().map(|o| match &o.rows {
+                Ok(_) if !o.last => format!("{}~", o.id.sequence),
+                Ok(_) => o.id.sequence.to_string(),
+                Err(e) => format!("{}:{}:{:?}", o.id.sequence, e.kind().name(), e.fate()),
+            });
+            format!("deliver {}", each.collect::<Vec<_>>().join(","))
+        }
+        Action::Send(to, message) => match &message.frame {
+            Frame::Announce { rows, .. } => format!("announce {to} {rows}"),
+            Frame::Return { rows } => format!("return {to} {rows}"),
+            Frame::Request { runs, deadline: None, .. } => format!("request {to} {}", show_runs(runs)),
+            Frame::Request { runs, deadline: Some(d), .. } => {
+                format!("request {to} {} within {d:?}", show_runs(runs))
+            }
+            Frame::Attach { runs } => format!("attach {to} {}", show_runs(runs)),
+            Frame::Cancel { runs } => format!("cancel {to} {}", show_runs(runs)),
+            Frame::Acknowledge { runs } => format!("ack {to} {}", show_runs(runs)),
+            Frame::Ping(n) => format!("ping {to} {n}"),
+            other => format!("{other:?}"),
+        },
+    }
+}
+
+/// Plays `EVENT => ACTIONS` lines. Two attempts at a request.
+fn check(script: &str) -> State {
+    let retry = RetryLimits { attempts: 2, ..RetryLimits::default() };
+    let mut state =
+        State::new("s".into(), methods().into(), retry, None, Bytes::mib(1), StdRng::seed_from_u64(1));
+    let receiver: Arc<dyn Receiver> = Arc::new(Nobody);
+    let (mut told, mut expected) = (Vec::new(), Vec::new());
+    for line in script.lines().map(str::trim).filter(|l| !l.is_empty()) {
+        let (text, actions) = line.split_once("=>").unwrap_or((line, ""));
+        let (now, event) = event(text.trim(), &receiver);
+        let shown: Vec<String> = state.handle(event, now).iter().map(show).collect();
+        told.push(format!("{} => {}", text.trim(), shown.join("; ")).trim().to_owned());
+        expected.push(format!("{} => {}", text.trim(), actions.trim()).trim().to_owned());
+    }
+    assert_eq!(told.join("\n"), expected.join("\n"));
+    state
+}
+
+/// One instance is connected.
+const ONE: &str = "0 add 0 => connect 0\n 0 connected 0.1\n";
+
+fn check_one(script: &str) -> State {
+    check(&format!("{ONE}{script}"))
+}
+
+#[test]
+fn what_is_permitted_is_sent_and_what_is_too_much_given_back() {
+    let state = check_one(
+        "1 submit 0..3 => announce 0 3
+         2 permit 0.1 2 => request 0 0,1
+         3 permit 0.1 5 => request 0 2; return 0 2
+         4 results 0.1 0..3 => deliver 0,1,2; ack 0 0,1,2; ping 0 1
+         5 pong 0.1 1",
+    );
+    assert_eq!((state.unended(), state.sent(), state.retries()), (0, 0, 0));
+}
+
+#[test]
+fn a_lost_connection_is_made_again_and_requests_attached() {
+    check_one(
+        "1 submit 0..4 => announce 0 4
+         2 permit 0.1 2 => request 0 0,1
+         3 lost 0.1 => connect 0
+         4 results 0.1 0..2
+         5 connected 0.2 => attach 0 0,1; announce 0 2
+         6 hand-back 0.2 1 => announce 0 3
+         7 permit 0.2 3 => request 0 1,2,3
+         8 results 0.2 0..2 => deliver 0,1; ack 0 0,1; ping 0 1",
+    );
+}
+
+#[test]
+fn acknowledgements_that_may_be_lost_are_said_again() {
+    check_one(
+        "1 submit 0..2 => announce 0 2
+         2 permit 0.1 2 => request 0 0,1
+         3 results 0.1 0 => deliver 0; ack 0 0; ping 0 1
+         4 results 0.1 1 => deliver 1; ack 0 1
+         5 lost 0.1 => connect 0
+         6 connected 0.2 => ack 0 0,1; ping 0 2
+         7 pong 0.2 2
+         8 lost 0.2 => connect 0
+         9 connected 0.3",
+    );
+}
+
+#[test]
+fn an_id_that_is_in_flight_again_is_not_acknowledged_again() {
+    check_one(
+        "1 submit 0 => announce 0 1
+         2 permit 0.1 1 => request 0 0
+         3 results 0.1 0 => deliver 0; ack 0 0; ping 0 1
+         4 submit 0 => announce 0 2
+         5 permit 0.1 2 => request 0 0
+         6 lost 0.1 => connect 0
+         7 connected 0.2 => attach 0 0",
+    );
+}
+
+#[test]
+fn explicit_results_are_kept_until_acknowledged() {
+    check_one(
+        "1 explicit 0..2 => announce 0 2
+         2 permit 0.1 2 => request 0 0,1
+         3 results 0.1 0..2 => deliver 0,1
+         4 results 0.1 0..2
+         5 ack 0 => ack 0 0; ping 0 1
+         6 ack 0",
+    );
+}
+
+#[test]
+fn what_a_gone_instance_held_is_tried_elsewhere_as_often_as_allowed() {
+    check(
+        "0 add 0 => connect 0
+         0 connected 0.1
+         1 submit 0..2 => announce 0 2
+         2 permit 0.1 2 => request 0 0,1
+         3 remove 0 => disconnect 0
+         4 add 1 => connect 1
+         5 connected 1.2 => announce 1 2
+         6 permit 1.2 2 => request 1 0,1
+         7 results 1.2 0 => deliver 0; ack 1 0; ping 1 1
+         8 remove 1 => deliver 1:reset:Unknown; disconnect 1",
+    );
+}
+
+#[test]
+fn an_instance_out_of_reach_is_given_up_and_told_so_when_it_is_back() {
+    check(
+        "0 add 0 => connect 0
+         0 connected 0.1
+         1 explicit 0 => announce 0 1
+         2 permit 0.1 1 => request 0 0
+         3 lost 0.1 => connect 0
+         4 unreachable 0 => connect 0
+         5 unreachable 0 => connect 0
+         6 unreachable 0 => connect 0
+         7 add 1 => connect 1
+         8 connected 1.2
+         1003 unreachable 0 => connect 0; announce 1 1
+         1004 permit 1.2 1 => request 1 0
+         1005 results 1.2 0 => deliver 0
+         1006 connected 0.3 => cancel 0 0
+         1007 results 0.3 0 => ack 0 0; ping 0 1",
+    );
+}
+
+#[test]
+fn each_request_has_its_own_deadline() {
+    let state = check_one(
+        "1 submit 0 10 => announce 0 1
+         1 submit 1 50 => announce 0 2
+         1 submit 2 => announce 0 3
+         2 permit 0.1 3 => request 0 0,1 within 49ms; request 0 2
+         11 tick => cancel 0 0; deliver 0:deadline:Unknown
+         51 tick => cancel 0 1; deliver 1:deadline:Unknown
+         52 results 0.1 0..3 => deliver 2; ack 0 0,1,2; ping 0 1",
+    );
+    assert_eq!(state.wake_at(), None);
+}
+
+#[test]
+fn what_is_cancelled_ends_at_once_wherever_it_is() {
+    check_one(
+        "1 submit 0..3 => announce 0 3
+         2 permit 0.1 1 => request 0 0
+         3 cancel 0..2 => cancel 0 0; deliver 0:cancelled:Unknown,1:cancelled:NotSent; announce 0 2
+         4 results 0.1 0 => ack 0 0; ping 0 1
+         5 cancel 0",
+    );
+    check_one(
+        "1 submit 0 => announce 0 1
+         2 permit 0.1 1 => request 0 0
+         3 lost 0.1 => connect 0
+         4 cancel 0 => deliver 0:cancelled:Unknown
+         5 connected 0.2 => cancel 0 0",
+    );
+}
+
+#[test]
+fn errors_that_stay_end_a_request_and_others_are_tried_again() {
+    let state = check_one(
+        "1 submit 0..2 => announce 0 2
+         2 permit 0.1 2 => request 0 0,1
+         3 poison 0.1 0 => deliver 0:user:Executed
+         4 hiccup 0.1 1
+         300 tick => announce 0 3
+         301 permit 0.1 3 => request 0 1
+         302 hiccup 0.1 1 => deliver 1:user:Executed",
+    );
+    assert_eq!(state.retries(), 1);
+}
+
+#[test]
+fn a_stream_goes_on_where_it_was_cut() {
+    check_one(
+        "1 stream 0 => announce 0 1
+         2 permit 0.1 1 => request 0 0
+         3 part 0.1 0 => deliver 0~
+         4 lost 0.1 => connect 0
+         5 connected 0.2 => attach 0 0
+         6 part 0.2 0
+         7 part 0.2 0 => deliver 0~
+         8 results 0.2 0 => deliver 0; ack 0 0; ping 0 1",
+    );
+}
+
+#[test]
+fn a_stream_that_was_given_out_in_part_is_not_begun_again() {
+    for lost in
+        ["4 remove 0 => deliver 0:reset:Unknown; disconnect 0", "4 hiccup 0.1 0 => deliver 0:reset:Unknown"]
+    {
+        check_one(&format!(
+            "1 stream 0 => announce 0 1
+             2 permit 0.1 1 => request 0 0
+             3 part 0.1 0 => deliver 0~
+             {lost}"
+        ));
+    }
+}
+
+#[test]
+fn who_drains_or_is_held_gets_nothing_new() {
+    check_one(
+        "1 submit 0..3 => announce 0 3
+         2 permit 0.1 1 => request 0 0
+         3 draining 0.1
+         4 permit 0.1 2 => return 0 1
+         5 hand-back 0.1 0",
+    );
+    check_one(
+        "1 submit 0..3 => announce 0 3
+         2 hold => announce 0 0
+         3 permit 0.1 1 => return 0 1",
+    );
+}
+
+#[test]
+fn a_mistake_is_told_before_anything_is_sent() {
+    check_one(
+        "1 submit 0 => announce 0 1
+         2 submit 0 => deliver 0:internal:Unknown",
+    );
+}

@@ -1,0 +1,354 @@
+//! Lives of an instance told as text: events on the left, what it does about each on the right.
+
+use std::time::Duration;
+
+use arrow_array::UInt64Array;
+use arrow_array::cast::AsArray;
+use arrow_array::types::UInt64Type;
+use arrow_schema::{DataType, Field, Schema};
+
+use super::*;
+
+fn spec(name: &str, cardinality: Cardinality) -> MethodSpec {
+    let schema = Arc::new(Schema::new(vec![Field::new("key", DataType::UInt64, false)]));
+    MethodSpec { name: name.into(), input: schema.clone(), output: schema, cardinality, concurrency: None }
+}
+
+/// Batches of 2 rows, 4 rows permitted, a linger of 5 ms, a lease of 1 s; method 0 is `call`, method 1 streams.
+fn state() -> State {
+    let mut d = Declaration::new("s").max_rows(2);
+    d.permits.rows = Some(4);
+    d.batch.linger = Duration::from_millis(5);
+    d.lease = Duration::from_secs(1);
+    d.ledger.age = Duration::from_secs(60);
+    State::new(d, vec![spec("call", Cardinality::One), spec("stream", Cardinality::Many)].into())
+}
+
+fn id(sequence: u64) -> RequestId {
+    RequestId { operator: 1, group: 1, sequence }
+}
+
+fn rows(keys: impl IntoIterator<Item = u64>) -> RecordBatch {
+    let keys = Arc::new(UInt64Array::from_iter_values(keys));
+    RecordBatch::try_new(spec("call", Cardinality::One).input, vec![keys]).unwrap()
+}
+
+/// `3..5` or `3`.
+fn range(text: &str) -> (u64, u64) {
+    let (from, to) = text.split_once("..").unwrap_or((text, text));
+    let from: u64 = from.parse().unwrap();
+    (from, if text.contains("..") { to.parse().unwrap() } else { from + 1 })
+}
+
+fn runs(text: &str) -> Vec<RequestRun> {
+    let (from, to) = range(text);
+    RequestRun::pack((from..to).map(id))
+}
+
+/// One line of a script: `MS EVENT ARGUMENTS`.
+fn event(state: &State, text: &str) -> (Time, Event) {
+    let words: Vec<&str> = text.split_whitespace().collect();
+    let number = |i: usize| words[i].parse::<u64>().unwrap();
+    let received = |frame: Frame| Event::Received { connection: number(2), message: frame.into() };
+    let batch_rows = |batch: u64| state.running[&batch].ids.iter().map(|id| id.sequence).collect::<Vec<_>>();
+    let event = match words[1] {
+        "opened" => Event::Opened(Ok(())),
+        "join" => Event::Joined { connection: number(2), client: words[3].into(), epoch: number(4) },
+        "left" => Event::Left(number(2)),
+        "announce" => received(Frame::Announce { rows: number(3), row_bytes: 8 }),
+        "return" => received(Frame::Return { rows: number(3) }),
+        "attach" => received(Frame::Attach { runs: runs(words[3]) }),
+        "cancel" => received(Frame::Cancel { runs: runs(words[3]) }),
+        "ack" => received(Frame::Acknowledge { runs: runs(words[3]) }),
+        kind @ ("request" | "stream") => {
+            let (from, to) = range(words[3]);
+            let deadline = words.get(4).map(|ms| Duration::from_millis(ms.parse().unwrap()));
+            let (method, priority) = (u16::from(kind == "stream"), Priority::Normal);
+            let frame = Frame::Request { method, priority, deadline, runs: runs(words[3]) };
+            Event::Received { connection: number(2), message: Message { frame, rows: Some(rows(from..to)) } }
+        }
+        "emit" => Event::Emitted { batch: number(2), rows: rows([number(3)]) },
+        "end" => Event::Ended { batch: number(2), result: Ok(rows(batch_rows(number(2)))) },
+        "fail" => Event::Ended { batch: number(2), result: Err(Error::user("no")) },
+        "drain" => Event::Drain,
+        "tick" => Event::Tick,
+        other => panic!("no event `{other}`"),
+    };
+    (Time::from_origin(Duration::from_millis(number(0))), event)
+}
+
+fn show_runs(runs: &[RequestRun]) -> String {
+    let ids: Vec<String> = runs.iter().flat_map(|r| r.ids()).map(|id| id.sequence.to_string()).collect();
+    ids.join(",")
+}
+
+fn show(action: &Action) -> String {
+    match action {
+        Action::Close(connection) => format!("close {connection}"),
+        Action::Report => "report".into(),
+        Action::Leave => "leave".into(),
+        Action::Run(batch) => {
+            let keys = batch.rows.column(0).as_primitive::<UInt64Type>().values().iter();
+            format!("run {}: {}", batch.id, keys.map(u64::to_string).collect::<Vec<_>>().join(","))
+        }
+        Action::Send(to, message) => match &message.frame {
+            Frame::Permit { rows, .. } => format!("permit {to} {rows}"),
+            Frame::Results { entries, .. } => {
+                let runs: Vec<RequestRun> = entries.iter().map(|e| e.run).collect();
+                format!("{} {to} {}", if entries[0].last { "results" } else { "part" }, show_runs(&runs))
+            }
+            Frame::Failure { runs, error } => format!("{} {to} {}", error.kind().name(), show_runs(runs)),
+            Frame::HandBack { runs } => format!("hand-back {to} {}", show_runs(runs)),
+            Frame::Draining => format!("draining {to}"),
+            other => format!("{other:?}"),
+        },
+    }
+}
+
+/// Plays `EVENT => ACTIONS` lines.
+fn check(script: &str) -> State {
+    let mut state = state();
+    let (mut told, mut expected) = (Vec::new(), Vec::new());
+    for line in script.lines().map(str::trim).filter(|l| !l.is_empty()) {
+        let (text, actions) = line.split_once("=>").unwrap_or((line, ""));
+        let (now, event) = event(&state, text.trim());
+        let shown: Vec<String> = state.handle(event, now).iter().map(show).collect();
+        told.push(format!("{} => {}", text.trim(), shown.join("; ")).trim().to_owned());
+        expected.push(format!("{} => {}", text.trim(), actions.trim()).trim().to_owned());
+    }
+    assert_eq!(told.join("\n"), expected.join("\n"));
+    state
+}
+
+#[test]
+fn requests_run_in_batches_and_are_answered() {
+    let state = check(
+        "0 opened => report
+         1 join 1 a 1
+         1 announce 1 3 => permit 1 3
+         2 request 1 0..3 => run 0: 0,1
+         3 end 0 => results 1 0,1; run 1: 2
+         4 end 1 => results 1 2
+         5 ack 1 0..3",
+    );
+    assert_eq!((state.ledger.bytes(), state.held(), state.ledger.evicted()), (0, 0, 0));
+    assert_eq!(state.wake_at(), None);
+}
+
+#[test]
+fn nothing_is_granted_beyond_the_budget_or_before_it_is_open() {
+    check(
+        "0 join 1 a 1
+         0 announce 1 100
+         1 opened => report; permit 1 4
+         2 join 2 b 1
+         2 announce 2 100
+         3 request 1 0..2 => run 0: 0,1
+         4 return 1 2 => permit 1 5; permit 2 1
+         5 end 0 => results 1 0,1; permit 1 6; permit 2 2
+         6 request 2 50..53 => overload 2 50,51,52",
+    );
+}
+
+#[test]
+fn an_idle_instance_lingers_only_for_what_was_announced() {
+    let state = check(
+        "0 opened => report
+         0 join 1 a 1
+         0 announce 1 2 => permit 1 2
+         1 request 1 0",
+    );
+    assert_eq!(state.wake_at(), Some(Time::from_origin(Duration::from_millis(6))));
+    check(
+        "0 opened => report
+         0 join 1 a 1
+         0 announce 1 2 => permit 1 2
+         1 request 1 0
+         6 tick => run 0: 0",
+    );
+}
+
+#[test]
+fn a_caller_that_comes_back_is_attached() {
+    check(
+        "0 opened => report
+         0 join 1 a 1
+         0 announce 1 4 => permit 1 4
+         1 request 1 0..4 => run 0: 0,1
+         2 end 0 => results 1 0,1; run 1: 2,3
+         3 left 1
+         4 join 2 a 1
+         5 attach 2 0..6 => results 2 0; results 2 1; hand-back 2 4,5
+         6 end 1 => results 2 2,3",
+    );
+}
+
+#[test]
+fn what_an_older_connection_says_is_not_heard() {
+    check(
+        "0 opened => report
+         0 join 1 a 1
+         0 announce 1 4 => permit 1 4
+         1 join 2 a 1 => close 1
+         2 attach 2 0..2 => hand-back 2 0,1
+         3 request 1 0..2
+         4 left 1",
+    );
+}
+
+#[test]
+fn an_older_epoch_that_was_overtaken_is_closed() {
+    let state = check(
+        "0 join 1 a 2
+         1 join 2 a 1 => close 2
+         2 announce 2 9
+         3 opened => report",
+    );
+    assert!(state.admit("a", 1).is_err());
+    assert!(state.admit("a", 2).is_ok());
+}
+
+#[test]
+fn what_was_told_to_stop_runs_again_when_it_is_asked_for_again() {
+    check(
+        "0 opened => report
+         0 join 1 a 1
+         0 announce 1 2 => permit 1 2
+         1 request 1 0..2 => run 0: 0,1
+         2 cancel 1 0..2
+         3 announce 1 3 => permit 1 3
+         4 request 1 0
+         5 end 0 => run 1: 0
+         6 end 1 => results 1 0",
+    );
+}
+
+#[test]
+fn a_request_that_is_wanted_again_keeps_its_batch_going() {
+    let state = check(
+        "0 opened => report
+         0 join 1 a 1
+         0 announce 1 2 => permit 1 2
+         1 request 1 0..2 => run 0: 0,1
+         2 cancel 1 0
+         3 attach 1 0
+         4 cancel 1 1",
+    );
+    assert!(!state.running[&0].cancelled.load(Ordering::Relaxed));
+}
+
+#[test]
+fn what_is_cancelled_in_the_queue_never_runs() {
+    check(
+        "0 opened => report
+         0 join 1 a 1
+         0 announce 1 4 => permit 1 4
+         1 request 1 0..4 => run 0: 0,1
+         2 cancel 1 2
+         3 end 0 => results 1 0,1; run 1: 3",
+    );
+}
+
+#[test]
+fn a_deadline_ends_a_request_in_the_queue() {
+    check(
+        "0 opened => report
+         0 join 1 a 1
+         0 announce 1 4 => permit 1 4
+         1 request 1 0..4 5 => run 0: 0,1
+         9 end 0 => results 1 0,1; deadline 1 2,3",
+    );
+}
+
+#[test]
+fn draining_hands_back_and_finishes() {
+    check(
+        "0 opened => report
+         0 join 1 a 1
+         0 announce 1 9 => permit 1 4
+         1 request 1 0..3 => run 0: 0,1
+         2 drain => draining 1; hand-back 1 2; report
+         3 drain
+         4 end 0 => results 1 0,1
+         5 request 1 3 => hand-back 1 3; leave",
+    );
+}
+
+#[test]
+fn draining_waits_a_while_for_callers_that_lost_their_connection() {
+    let waits = "0 opened => report
+         0 join 1 a 1
+         0 announce 1 2 => permit 1 2
+         1 request 1 0..2 => run 0: 0,1
+         2 left 1
+         3 drain => report
+         4 end 0\n";
+    check(&format!(
+        "{waits} 5 join 2 a 1 => draining 2\n 6 attach 2 0..2 => results 2 0; results 2 1; leave"
+    ));
+    check(&format!("{waits} 1003 tick => leave"));
+}
+
+#[test]
+fn what_waits_for_a_caller_that_stays_away_is_dropped() {
+    let state = check(
+        "0 opened => report
+         0 join 1 a 1
+         0 announce 1 4 => permit 1 4
+         1 request 1 0..4 => run 0: 0,1
+         2 left 1
+         1002 tick
+         1003 end 0",
+    );
+    assert!(state.is_idle());
+}
+
+#[test]
+fn a_stream_is_repeated_from_its_beginning() {
+    check(
+        "0 opened => report
+         0 join 1 a 1
+         0 announce 1 1 => permit 1 1
+         1 stream 1 0 => run 0: 0
+         2 emit 0 0 => part 1 0
+         3 left 1
+         4 emit 0 0
+         5 join 2 a 1
+         6 attach 2 0 => part 2 0; part 2 0
+         7 end 0 => results 2 0",
+    );
+}
+
+#[test]
+fn a_failure_is_not_remembered() {
+    check(
+        "0 opened => report
+         0 join 1 a 1
+         0 announce 1 2 => permit 1 2
+         1 request 1 0..2 => run 0: 0,1
+         2 fail 0 => user 1 0,1
+         3 attach 1 0 => hand-back 1 0",
+    );
+}
+
+#[test]
+fn results_that_nobody_acknowledges_expire() {
+    let mut state = check(
+        "0 opened => report
+         0 join 1 a 1
+         0 announce 1 1 => permit 1 1
+         1 request 1 0 => run 0: 0
+         2 end 0 => results 1 0",
+    );
+    let at = state.wake_at().unwrap();
+    assert_eq!(at, Time::from_origin(Duration::from_millis(60_002)));
+    state.handle(Event::Tick, at);
+    assert_eq!((state.ledger.bytes(), state.ledger.evicted(), state.wake_at()), (0, 1, None));
+}
+
+#[test]
+fn a_row_counts_for_its_own_bytes() {
+    // As a received batch: all columns share one buffer.
+    let wide = rows(0..1000);
+    assert_eq!(batch_bytes(&wide.slice(10, 2)), 16);
+}

@@ -1,0 +1,38 @@
+//! `cargo xtask bench`: what calls cost, how full batches are, and what a pipeline makes of a model.
+
+use anyhow::{Context, Result};
+use clap::Args;
+
+use crate::places::Places;
+use crate::process::{self, cargo};
+use crate::setup;
+
+#[derive(Args)]
+#[command(after_help = include_str!("../../crates/pelton-trials/src/bench/how-to-read.txt"))]
+pub(crate) struct Arguments {
+    /// For the measurements, as in `--quick --only batching --json FILE`; `cargo xtask bench -- --help` lists them
+    #[arg(trailing_var_arg = true, allow_hyphen_values = true, value_name = "ARGUMENT")]
+    rest: Vec<String>,
+}
+
+pub(crate) fn run(places: &Places, arguments: &Arguments) -> Result<()> {
+    let asks = |flag: &str| arguments.rest.iter().any(|a| a == flag || a.starts_with(&format!("{flag}=")));
+    let mut bench = cargo(&places.root, ["run", "--release", "--package", "pelton-trials", "--", "bench"]);
+    bench.args(&arguments.rest);
+    if !asks("--help") && !asks("-h") {
+        if std::env::var_os("PELTON_MODEL").is_none() {
+            setup::run(places)?;
+            bench.env("PELTON_MODEL", places.model());
+        }
+        if !asks("--json") {
+            bench.arg("--json").arg(places.root.join(format!("target/bench/{}.json", date()?)));
+        }
+    }
+    process::run(&mut bench).context("the measurements failed")
+}
+
+/// As a file name that sorts.
+fn date() -> Result<String> {
+    let date = process::output(std::process::Command::new("date").args(["-u", "+%Y-%m-%d-%H%M%S"]))?;
+    Ok(String::from_utf8(date)?.trim().to_owned())
+}

@@ -1,0 +1,19 @@
+//! `cargo xtask chaos`: kills a job and its instances at random moments, and checks every row.
+
+use anyhow::{Context, Result};
+use clap::Args;
+
+use crate::places::Places;
+use crate::process::{self, cargo};
+
+#[derive(Args)]
+pub(crate) struct Arguments {
+    /// For the trial, as in `--kills 20 --seed 7 --stop`; `cargo xtask chaos -- --help` lists them
+    #[arg(trailing_var_arg = true, allow_hyphen_values = true, value_name = "ARGUMENT")]
+    rest: Vec<String>,
+}
+
+pub(crate) fn run(places: &Places, arguments: &Arguments) -> Result<()> {
+    let trial = ["run", "--release", "--package", "pelton-trials", "--", "chaos"];
+    process::run(cargo(&places.root, trial).args(&arguments.rest)).context("the trial failed")
+}
