@@ -12,6 +12,7 @@ mod places;
 mod process;
 mod python;
 mod setup;
+mod sim;
 mod test;
 
 use std::process::ExitCode;
@@ -43,6 +44,8 @@ enum Command {
     Ci,
     /// Set up, build, index a book, search it, classify images
     Demo(demo::Arguments),
+    /// Run the real client, control and instances with simulated time, network and processes
+    Sim(sim::Arguments),
     /// Kill a job and its instances at random moments, and check every row of its output
     Chaos(chaos::Arguments),
     /// Measure what calls cost, how full batches are, and a real model in a pipeline
@@ -67,6 +70,7 @@ fn run(command: &Command) -> anyhow::Result<()> {
         Command::Test(arguments) => test::run(&places, arguments),
         Command::Ci => ci::run(&places),
         Command::Demo(arguments) => demo::run(&places, arguments),
+        Command::Sim(arguments) => sim::run(&places, arguments),
         Command::Chaos(arguments) => chaos::run(&places, arguments),
         Command::Bench(arguments) => bench::run(&places, arguments),
     }

@@ -39,10 +39,10 @@ fn questions_about_this_project_find_its_documents() {
         ("How do callers tell an instance how many rows they would send?", "001-announce-and-pull.md"),
         ("Why is there no separate worker binary?", "002-one-program.md"),
         ("Why is the state machine kept behind a mutex and not a channel?", "003-state-behind-a-lock.md"),
-        ("How is simulated time made deterministic?", "004-simulation-by-paused-time.md"),
+        ("How is simulated time made deterministic?", "004-simulation.md"),
         ("What makes a request's identity the same after a restart?", "005-request-ids.md"),
         ("How do I train the handwritten digits network?", "CONTRIBUTING.md"),
-        ("What does the system not do yet?", "README.md"),
+        ("Which interpreter and toolchain must be installed to try it?", "README.md"),
     ];
     let questions: Vec<(String, String)> = questions.map(|(q, d)| (q.to_owned(), d.to_owned())).to_vec();
     let recall = recall(&world, "{}/index", &questions);

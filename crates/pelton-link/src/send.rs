@@ -25,17 +25,11 @@ pub struct Sender {
     ordered: UnboundedSender<Message>,
 }
 
-/// Whether this frame must not overtake what was sent before it. What is taken back is among that: a cancellation that
-/// overtook its request would find nothing to cancel.
-fn keeps_place(frame: &Frame) -> bool {
-    frame.keeps_order() || matches!(frame, Frame::Cancel { .. })
-}
-
 impl Sender {
     /// Queues a message. One to a connection that has ended is dropped: its end is an event of its own.
     pub fn send(&self, message: impl Into<Message>) {
         let message = message.into();
-        let queue = if keeps_place(&message.frame) { &self.ordered } else { &self.urgent };
+        let queue = if message.frame.keeps_order() { &self.ordered } else { &self.urgent };
         let _ = queue.send(message);
     }
 

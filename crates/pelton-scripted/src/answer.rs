@@ -47,7 +47,7 @@ pub(crate) fn answer(batch: &RecordBatch, output: &SchemaRef) -> Result<RecordBa
     let hashes = hashes(batch);
     let columns = output.fields().iter().map(|field| {
         let same = batch.column_by_name(field.name()).filter(|c| c.data_type() == field.data_type());
-        Ok(same.cloned().map_or_else(|| make(field, &hashes), Ok)?)
+        same.cloned().map_or_else(|| make(field, &hashes), Ok)
     });
     let columns = columns.collect::<Result<Vec<ArrayRef>>>()?;
     Ok(RecordBatch::try_new(output.clone(), columns)?)

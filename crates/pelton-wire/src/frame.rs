@@ -150,9 +150,14 @@ impl Frame {
         matches!(self, Frame::Request { .. } | Frame::Results { .. })
     }
 
-    /// Whether its place among the data frames matters: it must not overtake what it is about.
+    /// Whether its place among the data frames matters: it must not overtake what it is about. A cancellation that overtook its
+    /// request would find nothing to cancel.
     pub fn keeps_order(&self) -> bool {
-        self.has_body() || matches!(self, Frame::Failure { .. } | Frame::HandBack { .. } | Frame::Attach { .. })
+        let about_requests = matches!(
+            self,
+            Frame::Failure { .. } | Frame::HandBack { .. } | Frame::Attach { .. } | Frame::Cancel { .. }
+        );
+        self.has_body() || about_requests
     }
 
     /// The meta part.
