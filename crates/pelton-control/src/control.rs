@@ -209,6 +209,8 @@ impl Shared {
 
     fn job_report(&self) -> JobReport {
         let progress = self.progress.lock().unwrap_or_else(std::sync::PoisonError::into_inner).clone();
+        // Asked before the lock below is taken: what others do in there is not ours to know.
+        let progress = progress.map_or(serde_json::Value::Null, |p| p());
         let services = self.lock();
         let services = services.iter().map(|state| ServiceReport {
             name: state.declaration.name.clone(),
@@ -221,7 +223,7 @@ impl Shared {
             pid: self.card.pid,
             started: self.card.started,
             services: services.collect(),
-            progress: progress.map_or(serde_json::Value::Null, |p| p()),
+            progress,
         }
     }
 

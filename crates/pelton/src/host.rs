@@ -141,13 +141,18 @@ async fn drive(
                 stopping = true;
                 stopper.stop();
             }
-            () = env.sleep(OBSERVE_EVERY) => observe(&Snapshot {
-                elapsed: env.now().since(began),
-                progress: progress.borrow().clone(),
-                services: services.report(),
-                clients: services.stats(),
-                stopping,
-            }),
+            () = env.sleep(OBSERVE_EVERY) => {
+                // Copied out first: the report below borrows it too, and a borrow within a borrow waits for ever once a writer
+                // waits between them.
+                let progress = progress.borrow().clone();
+                observe(&Snapshot {
+                    elapsed: env.now().since(began),
+                    progress,
+                    services: services.report(),
+                    clients: services.stats(),
+                    stopping,
+                });
+            }
         }
     }
 }
