@@ -51,23 +51,14 @@ const ABOUT_RUST: [&str; 3] = [
     "When is a value dropped?",
     "What does the question mark operator do?",
 ];
-const ABOUT_ANYTHING: [&str; 3] = [
-    "What is this for?",
-    "How do I install it?",
-    "What are its limits?",
-];
+const ABOUT_ANYTHING: [&str; 3] = ["What is this for?", "How do I install it?", "What are its limits?"];
 
 pub(crate) fn run(places: &Places, arguments: &Arguments) -> Result<()> {
     setup::run(places)?;
     step("building pelton", || {
-        process::run(&mut cargo(
-            &places.root,
-            ["build", "--release", "-p", "pelton-cli"],
-        ))
+        process::run(&mut cargo(&places.root, ["build", "--release", "-p", "pelton-cli"]))
     })?;
-    let pelton = target(places)?
-        .join("release")
-        .join(format!("pelton{}", std::env::consts::EXE_SUFFIX));
+    let pelton = target(places)?.join("release").join(format!("pelton{}", std::env::consts::EXE_SUFFIX));
     let (inputs, examples) = inputs(places, arguments)?;
     let index = match &arguments.output {
         Some(folder) => folder.clone(),
@@ -80,48 +71,25 @@ pub(crate) fn run(places: &Places, arguments: &Arguments) -> Result<()> {
     for input in &inputs {
         command.arg("--input").arg(input);
     }
-    command
-        .arg("--output")
-        .arg(&index)
-        .arg("--model")
-        .arg(places.model())
-        .args(&arguments.rest);
+    command.arg("--output").arg(&index).arg("--model").arg(places.model()).args(&arguments.rest);
     step("indexing", || process::run(&mut command))?;
 
     println!("\n== Search: the passages that answer best ==");
     let given: Vec<&str> = arguments.question.iter().map(String::as_str).collect();
-    for question in if given.is_empty() {
-        examples.as_slice()
-    } else {
-        &given
-    } {
+    for question in if given.is_empty() { examples.as_slice() } else { &given } {
         println!();
         process::run(
-            Command::new(&pelton)
-                .arg("search")
-                .arg(&index)
-                .arg(question)
-                .arg("--model")
-                .arg(places.model()),
+            Command::new(&pelton).arg("search").arg(&index).arg(question).arg("--model").arg(places.model()),
         )?;
     }
 
     println!("\n== Classify: images of digits through a small network ==");
     let classified = emptied(places, "digits")?;
     let mut classify = Command::new(&pelton);
-    classify
-        .arg("classify")
-        .arg("--input")
-        .arg(places.digits())
-        .arg("--output")
-        .arg(&classified);
+    classify.arg("classify").arg("--input").arg(places.digits()).arg("--output").arg(&classified);
     process::run(&mut classify)?;
 
-    println!(
-        "\nThe index is in {}, the digits are in {}. Ask more:",
-        index.display(),
-        classified.display()
-    );
+    println!("\nThe index is in {}, the digits are in {}. Ask more:", index.display(), classified.display());
     println!(
         "  {} search {} QUESTION --model {}",
         pelton.display(),
@@ -143,22 +111,11 @@ fn inputs(places: &Places, arguments: &Arguments) -> Result<(Vec<PathBuf>, [&'st
     if !arguments.input.is_empty() {
         return Ok((arguments.input.clone(), ABOUT_ANYTHING));
     }
-    let sysroot = process::output(
-        Command::new("rustc")
-            .args(["--print", "sysroot"])
-            .current_dir(&places.root),
-    )?;
+    let sysroot =
+        process::output(Command::new("rustc").args(["--print", "sysroot"]).current_dir(&places.root))?;
     let html = Path::new(String::from_utf8_lossy(&sysroot).trim()).join("share/doc/rust/html");
-    let wanted = if arguments.all_books {
-        &BOOKS[..]
-    } else {
-        &BOOKS[..1]
-    };
-    let books: Vec<PathBuf> = wanted
-        .iter()
-        .map(|b| html.join(b))
-        .filter(|b| b.is_dir())
-        .collect();
+    let wanted = if arguments.all_books { &BOOKS[..] } else { &BOOKS[..1] };
+    let books: Vec<PathBuf> = wanted.iter().map(|b| html.join(b)).filter(|b| b.is_dir()).collect();
     if !books.is_empty() {
         return Ok((books, ABOUT_RUST));
     }
@@ -175,12 +132,7 @@ fn markdown_of_crates(places: &Places) -> Result<PathBuf> {
     let temporary = places.temporary()?;
     let gathered = temporary.path().join("crates");
     let mut copied = 0;
-    for package in metadata["packages"]
-        .as_array()
-        .into_iter()
-        .flatten()
-        .filter(|p| !p["source"].is_null())
-    {
+    for package in metadata["packages"].as_array().into_iter().flatten().filter(|p| !p["source"].is_null()) {
         let texts = ["name", "version", "manifest_path"].map(|k| package[k].as_str());
         let [Some(name), Some(version), Some(manifest)] = texts else {
             continue;

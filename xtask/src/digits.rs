@@ -30,14 +30,10 @@ pub(crate) fn install(places: &Places) -> Result<()> {
         let temporary = places.temporary()?;
         let finished = temporary.path().join("images");
         python.run(["-B"], [&scripts.join(SCRIPTS[0]), &finished])?;
-        let made = fs::read_dir(&finished)
-            .with_context(|| format!("reading {}", finished.display()))?
-            .count();
+        let made =
+            fs::read_dir(&finished).with_context(|| format!("reading {}", finished.display()))?.count();
         if made < 2 || !finished.join("labels.json").is_file() {
-            bail!(
-                "{} made {made} files and should make images and labels.json",
-                SCRIPTS[0]
-            );
+            bail!("{} made {made} files and should make images and labels.json", SCRIPTS[0]);
         }
         fs::write(finished.join(MADE_OF), &made_of)?;
         publish(&finished, &images)

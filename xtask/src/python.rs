@@ -27,38 +27,28 @@ pub(crate) struct Python {
 impl Python {
     /// `python3`, or what the environment variable `PYTHON` names.
     pub(crate) fn find() -> Result<Python> {
-        let program = std::env::var_os("PYTHON")
-            .filter(|p| !p.is_empty())
-            .unwrap_or_else(|| "python3".into());
+        let program =
+            std::env::var_os("PYTHON").filter(|p| !p.is_empty()).unwrap_or_else(|| "python3".into());
         let shown = program.to_string_lossy().into_owned();
-        let next = format!(
-            "install Python {}.{} or later, or name one in PYTHON",
-            OLDEST.0, OLDEST.1
-        );
-        let asked = Command::new(&program)
-            .args(["-c", "import platform; print(platform.python_version())"])
-            .output();
+        let next = format!("install Python {}.{} or later, or name one in PYTHON", OLDEST.0, OLDEST.1);
+        let asked =
+            Command::new(&program).args(["-c", "import platform; print(platform.python_version())"]).output();
         let version = match asked {
             Ok(output) if output.status.success() => {
                 String::from_utf8_lossy(&output.stdout).trim().to_owned()
             }
-            Ok(output) => bail!(
-                "`{shown}` does not run: {}; {next}",
-                String::from_utf8_lossy(&output.stderr).trim()
-            ),
+            Ok(output) => {
+                bail!("`{shown}` does not run: {}; {next}", String::from_utf8_lossy(&output.stderr).trim())
+            }
             Err(e) => bail!("`{shown}`: {e}; {next}"),
         };
         if !new_enough(&version) {
             bail!("`{shown}` is Python {version}; {next}");
         }
-        for (module, package) in [
-            ("pip", "python3-pip"),
-            ("venv", "python3-venv"),
-            ("ensurepip", "python3-venv"),
-        ] {
-            let found = Command::new(&program)
-                .args(["-c", &format!("import {module}")])
-                .output();
+        for (module, package) in
+            [("pip", "python3-pip"), ("venv", "python3-venv"), ("ensurepip", "python3-venv")]
+        {
+            let found = Command::new(&program).args(["-c", &format!("import {module}")]).output();
             if !found.is_ok_and(|o| o.status.success()) {
                 bail!(
                     "`{shown}` has no module {module}; install it (on Debian and Ubuntu: `apt install {package}`)"
@@ -85,28 +75,16 @@ impl Python {
             .chain_update([0])
             .chain_update(&wanted)
             .finalize());
-        let folder = places
-            .cache()
-            .join("python")
-            .join(format!("{name}-{}", &key[..12]));
-        let inside = Python {
-            program: interpreter(&folder).into(),
-            version: self.version.clone(),
-        };
+        let folder = places.cache().join("python").join(format!("{name}-{}", &key[..12]));
+        let inside = Python { program: interpreter(&folder).into(), version: self.version.clone() };
         if folder.join(COMPLETE).exists() {
             return Ok(inside);
         }
         // It can't be built elsewhere and moved: it holds its own path.
         remove(&folder)?;
         self.run(["-m", "venv"], [&folder])?;
-        let pip = [
-            "-m",
-            "pip",
-            "install",
-            "--disable-pip-version-check",
-            "--only-binary=:all:",
-            "--requirement",
-        ];
+        let pip =
+            ["-m", "pip", "install", "--disable-pip-version-check", "--only-binary=:all:", "--requirement"];
         inside.run(pip, [requirements]).with_context(|| {
             format!(
                 "pip could not install {}; check the network and pip's settings (`{self} -m pip config list`), then run \
@@ -126,11 +104,7 @@ impl fmt::Display for Python {
 }
 
 fn interpreter(environment: &Path) -> PathBuf {
-    environment.join(if cfg!(windows) {
-        "Scripts/python.exe"
-    } else {
-        "bin/python"
-    })
+    environment.join(if cfg!(windows) { "Scripts/python.exe" } else { "bin/python" })
 }
 
 fn new_enough(version: &str) -> bool {
@@ -144,11 +118,7 @@ mod tests {
 
     #[test]
     fn versions_are_compared_by_number() {
-        assert!(
-            ["3.11.7", "3.12.0rc1", "3.100", "4.0"]
-                .into_iter()
-                .all(new_enough)
-        );
+        assert!(["3.11.7", "3.12.0rc1", "3.100", "4.0"].into_iter().all(new_enough));
         assert!(!["3.9.9", "2.7.18", "3", ""].into_iter().any(new_enough));
     }
 }

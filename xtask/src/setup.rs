@@ -26,10 +26,7 @@ fn lock(places: &Places) -> Result<File> {
     match file.try_lock() {
         Ok(()) => {}
         Err(TryLockError::WouldBlock) => {
-            println!(
-                "another set-up is at work in {}; waiting for it ...",
-                places.cache().display()
-            );
+            println!("another set-up is at work in {}; waiting for it ...", places.cache().display());
             file.lock().with_context(locking)?;
         }
         Err(TryLockError::Error(e)) => return Err(e).with_context(locking),

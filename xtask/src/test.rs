@@ -20,16 +20,12 @@ pub(crate) fn run(places: &Places, arguments: &Arguments) -> Result<()> {
     if !names_packages(&arguments.rest) {
         test.arg("--workspace");
     }
-    test.args(&arguments.rest)
-        .env("PELTON_MODEL", places.model())
-        .env("PELTON_DIGITS", places.digits());
+    test.args(&arguments.rest).env("PELTON_MODEL", places.model()).env("PELTON_DIGITS", places.digits());
     process::run(&mut test).context("tests failed")
 }
 
 /// Whether `cargo test` is told which packages to test.
 fn names_packages(arguments: &[String]) -> bool {
     let of_cargo = arguments.iter().take_while(|a| *a != "--");
-    of_cargo
-        .into_iter()
-        .any(|a| a.starts_with("-p") || a.starts_with("--package"))
+    of_cargo.into_iter().any(|a| a.starts_with("-p") || a.starts_with("--package"))
 }

@@ -80,7 +80,8 @@ fn dependencies_point_one_way() {
             continue;
         }
         let allowed = may_know.get(package.as_str());
-        let allowed = allowed.unwrap_or_else(|| panic!("{package} is new: say in this test whom it may know"));
+        let allowed =
+            allowed.unwrap_or_else(|| panic!("{package} is new: say in this test whom it may know"));
         for dependency in known.iter().filter(|d| ours.contains(d.as_str())) {
             assert!(allowed.contains(&dependency.as_str()), "{package} must not depend on {dependency}");
         }

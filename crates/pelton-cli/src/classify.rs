@@ -34,7 +34,10 @@ fn graph(arguments: &Arguments) -> Result<Job> {
     let text = path.to_str().with_context(|| format!("{} is not a UTF-8 path", path.display()))?;
     let built_in = Declaration::new("classifier").max_rows(64).option("model", text);
     let mut declaration = options.declaration(built_in.clone())?;
-    if options.has_own_declaration() && declaration.kind.is_none() && !declaration.options.contains_key("model") {
+    if options.has_own_declaration()
+        && declaration.kind.is_none()
+        && !declaration.options.contains_key("model")
+    {
         declaration.options.extend(built_in.options);
     }
     let classifier = job.service::<Classifier>(declaration)?;
@@ -60,7 +63,8 @@ fn graph(arguments: &Arguments) -> Result<Job> {
     ];
     let columns: Vec<String> = written.iter().map(|f| f.name().clone()).collect();
     let results = labels.map("select", written, move |rows| {
-        let wanted = columns.iter().map(|name| rows.schema().index_of(name)).collect::<Result<Vec<_>, _>>()?;
+        let wanted =
+            columns.iter().map(|name| rows.schema().index_of(name)).collect::<Result<Vec<_>, _>>()?;
         Ok(rows.project(&wanted)?)
     });
     results.write("digits", JsonLines::new(&sink::Settings::new(&options.output))?);

@@ -60,7 +60,10 @@ fn graph(arguments: &Arguments) -> Result<Job> {
     let mut job = options.job("index");
     let mut declaration = options.declaration(embedder(&model)?)?;
     // A declaration of one's own may leave the model to the command line; a scripted one has none.
-    if options.has_own_declaration() && declaration.kind.is_none() && !declaration.options.contains_key("model") {
+    if options.has_own_declaration()
+        && declaration.kind.is_none()
+        && !declaration.options.contains_key("model")
+    {
         declaration.options.extend(embedder(&model)?.options);
     }
     let embedder = job.service::<Embedder>(declaration)?;
@@ -86,7 +89,11 @@ fn graph(arguments: &Arguments) -> Result<Job> {
     embedded.write("chunks", Parquet::new(&sink::Settings::new(&options.output))?);
     if options.on_error == OnError::Output {
         let errors = JsonLines::new(&sink::Settings::new(&options.output).with_prefix("errors"))?;
-        documents.errors().write_with("errors", &[texts.errors(), chunks.errors(), embedded.errors()], errors);
+        documents.errors().write_with(
+            "errors",
+            &[texts.errors(), chunks.errors(), embedded.errors()],
+            errors,
+        );
     }
     Ok(job)
 }

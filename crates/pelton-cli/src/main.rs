@@ -12,7 +12,11 @@ use std::process::ExitCode;
 use clap::{Parser, Subcommand};
 
 #[derive(Parser)]
-#[command(name = "pelton", version, about = "Dataflows whose model-inference steps are services inside the job")]
+#[command(
+    name = "pelton",
+    version,
+    about = "Dataflows whose model-inference steps are services inside the job"
+)]
 #[command(after_help = "The log level is set by PELTON_LOG (error, warn, info, debug).")]
 struct Menu {
     #[command(subcommand)]

@@ -175,7 +175,10 @@ impl Options {
             eprintln!("{errors} rows could not be processed: see {}/errors-*.jsonl", self.output.display());
         }
         if summary.changed > 0 {
-            eprintln!("{} files have changed since they were read and were not read again; --fresh reads everything anew", summary.changed);
+            eprintln!(
+                "{} files have changed since they were read and were not read again; --fresh reads everything anew",
+                summary.changed
+            );
         }
         if summary.lost > 0 {
             eprintln!("{} files were gone before they were read to their end", summary.lost);
@@ -191,7 +194,9 @@ fn parts(output: &Path) -> std::io::Result<Vec<PathBuf>> {
     let entries = match std::fs::read_dir(output) {
         Ok(entries) => entries,
         // Whether it can be made, or is a file, the sinks say in better words.
-        Err(e) if matches!(e.kind(), std::io::ErrorKind::NotFound | std::io::ErrorKind::NotADirectory) => return Ok(Vec::new()),
+        Err(e) if matches!(e.kind(), std::io::ErrorKind::NotFound | std::io::ErrorKind::NotADirectory) => {
+            return Ok(Vec::new());
+        }
         Err(e) => return Err(e),
     };
     let mut parts = Vec::new();

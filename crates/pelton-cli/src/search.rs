@@ -77,22 +77,39 @@ fn embed(arguments: &Arguments) -> Result<(Vec<f32>, String)> {
 }
 
 /// Keeps the best `top` of what there is and these rows.
-fn collect(rows: &RecordBatch, question: &[f32], version: &str, top: usize, hits: &mut Vec<Hit>) -> Result<()> {
-    let column = |name: &str| rows.column_by_name(name).with_context(|| format!("the index has no column `{name}`; was it made by `pelton index`?"));
+fn collect(
+    rows: &RecordBatch,
+    question: &[f32],
+    version: &str,
+    top: usize,
+    hits: &mut Vec<Hit>,
+) -> Result<()> {
+    let column = |name: &str| {
+        rows.column_by_name(name)
+            .with_context(|| format!("the index has no column `{name}`; was it made by `pelton index`?"))
+    };
     let (uris, texts, models) = (column("uri")?, column("text")?, column("model")?);
     let uris = uris.as_string_opt::<i32>().context("column `uri` is not text")?;
     let texts = texts.as_string_opt::<i32>().context("column `text` is not text")?;
     let models = models.as_string_opt::<i32>().context("column `model` is not text")?;
-    let chunks = column("chunk")?.as_primitive_opt::<UInt32Type>().context("column `chunk` is not a number")?;
-    let embeddings = column("embedding")?.as_fixed_size_list_opt().context("column `embedding` is not a vector")?;
+    let chunks =
+        column("chunk")?.as_primitive_opt::<UInt32Type>().context("column `chunk` is not a number")?;
+    let embeddings =
+        column("embedding")?.as_fixed_size_list_opt().context("column `embedding` is not a vector")?;
     let dimension = usize::try_from(embeddings.value_length())?;
     if dimension != question.len() {
         bail!("the index holds embeddings of {dimension} dimensions, the model gives {}", question.len());
     }
-    let values = embeddings.values().as_primitive_opt::<Float32Type>().context("column `embedding` is not of float32")?;
+    let values = embeddings
+        .values()
+        .as_primitive_opt::<Float32Type>()
+        .context("column `embedding` is not of float32")?;
     for row in 0..rows.num_rows() {
         if models.value(row) != version {
-            bail!("the index was made by model {}, and this is {version}; name the same with --model, or index anew", models.value(row));
+            bail!(
+                "the index was made by model {}, and this is {version}; name the same with --model, or index anew",
+                models.value(row)
+            );
         }
         let start = embeddings.value_offset(row) as usize;
         let vector = &values.values()[start..start + dimension];
@@ -113,7 +130,8 @@ fn collect(rows: &RecordBatch, question: &[f32], version: &str, top: usize, hits
 
 fn show(hit: &Hit, json: bool) {
     if json {
-        let line = serde_json::json!({ "score": hit.score, "uri": hit.uri, "chunk": hit.chunk, "text": hit.text });
+        let line =
+            serde_json::json!({ "score": hit.score, "uri": hit.uri, "chunk": hit.chunk, "text": hit.text });
         println!("{line}");
         return;
     }

@@ -51,7 +51,12 @@ fn show(report: &JobReport) {
     for node in report.progress["nodes"].as_array().into_iter().flatten() {
         let number = |key: &str| node[key].as_u64().unwrap_or(0);
         let name = node["name"].as_str().unwrap_or("?");
-        print!("  operator {name:<20} in {:<9} out {:<9} errors {:<6}", number("rows_in"), number("rows_out"), number("errors"));
+        print!(
+            "  operator {name:<20} in {:<9} out {:<9} errors {:<6}",
+            number("rows_in"),
+            number("rows_out"),
+            number("errors")
+        );
         if number("splits_total") > 0 {
             print!(" splits {}/{}", number("splits_done"), number("splits_total"));
         }

@@ -31,7 +31,8 @@ fn bad_documents_become_error_rows() {
     std::os::unix::fs::symlink("nowhere", world.path("docs/dangling.md")).unwrap();
     let ran = index(&world, &["--max-file-size", "100KiB"]).succeeded();
     assert!(ran.stderr.contains("5 rows could not be processed"), "{}", ran.stderr);
-    let errors: Vec<String> = world.errors("index").iter().map(|e| format!("{} {}", e["row"], e["message"])).collect();
+    let errors: Vec<String> =
+        world.errors("index").iter().map(|e| format!("{} {}", e["row"], e["message"])).collect();
     for (document, said) in [
         ("binary.txt", "text"),
         ("latin1.txt", "UTF-8"),
@@ -87,7 +88,8 @@ fn a_missing_or_wrong_model_is_named_with_the_next_step() {
     let world = world();
     let none = ["index", "--input", "{}/docs", "--output", "{}/index", "--model", "{}/nowhere"];
     world.run(&none).refused(&["nowhere", "cargo xtask setup"]);
-    world.write("embedder.toml", format!("name = \"embedder\"\n[options]\ndigest = \"{}\"\n", "0".repeat(64)));
+    world
+        .write("embedder.toml", format!("name = \"embedder\"\n[options]\ndigest = \"{}\"\n", "0".repeat(64)));
     index(&world, &[]).refused(&["digest", "model.safetensors"]);
 }
 
@@ -134,10 +136,13 @@ fn a_damaged_checkpoint_is_refused_and_the_one_before_is_offered() {
     support::signal(job.pid(), "INT");
     assert_eq!(job.wait().code, Some(75));
     let checkpoints = world.path("index/_pelton/checkpoints");
-    let mut folders: Vec<_> = fs::read_dir(&checkpoints).unwrap().map(|e| e.unwrap().path()).filter(|p| p.is_dir()).collect();
+    let mut folders: Vec<_> =
+        fs::read_dir(&checkpoints).unwrap().map(|e| e.unwrap().path()).filter(|p| p.is_dir()).collect();
     folders.sort();
     let newest = folders.last().unwrap();
-    let victim = fs::read_dir(newest).unwrap().map(|e| e.unwrap().path()).find(|p| p.metadata().unwrap().len() > 0 && !p.ends_with("manifest.json") && !p.ends_with("committed"));
+    let victim = fs::read_dir(newest).unwrap().map(|e| e.unwrap().path()).find(|p| {
+        p.metadata().unwrap().len() > 0 && !p.ends_with("manifest.json") && !p.ends_with("committed")
+    });
     let victim = victim.expect("a checkpoint has files");
     let mut bytes = fs::read(&victim).unwrap();
     let middle = bytes.len() / 2;
@@ -168,7 +173,8 @@ fn corrupt_images_become_error_rows() {
     world.run(&classify).succeeded();
     let errors = world.errors("digits");
     assert_eq!(errors.len(), 2, "{errors:?}");
-    world.run(&["classify", "--input", "{}/images", "--output", "{}/other", "--model", "{}/none.onnx"])
+    world
+        .run(&["classify", "--input", "{}/images", "--output", "{}/other", "--model", "{}/none.onnx"])
         .refused(&["none.onnx"]);
 }
 
@@ -176,7 +182,8 @@ fn corrupt_images_become_error_rows() {
 fn explain_shows_the_graph_and_runs_nothing() {
     let world = world();
     let ran = index(&world, &["--explain"]).succeeded();
-    for part in ["documents", "extract", "chunk", "embedder.embed", "exactly", "instances: 2", "up to 4 rows"] {
+    for part in ["documents", "extract", "chunk", "embedder.embed", "exactly", "instances: 2", "up to 4 rows"]
+    {
         assert!(ran.stdout.contains(part), "`{part}` is missing in:\n{}", ran.stdout);
     }
     assert!(!world.path("index").exists());

@@ -54,7 +54,9 @@ fn a_job_that_is_killed_goes_on_where_it_was() {
         let job = world.start(&INDEX);
         let pids = world.instances_after(executed);
         job.kill();
-        wait_for("the instances to end by themselves", || pids.iter().all(|pid| !is_alive(*pid)).then_some(()));
+        wait_for("the instances to end by themselves", || {
+            pids.iter().all(|pid| !is_alive(*pid)).then_some(())
+        });
     }
     let ran = world.run(&INDEX).succeeded();
     assert!(ran.stderr.contains("went on from checkpoint"), "{}", ran.stderr);
@@ -95,7 +97,11 @@ fn ctrl_c_stops_with_a_checkpoint_and_twice_ends_at_once() {
     let ran = job.wait();
     assert_eq!(ran.code, Some(130), "{}", ran.stderr);
     assert!(pids.iter().all(|pid| !is_alive(*pid)), "an instance was left behind");
-    assert_eq!(std::fs::read_dir(world.path("run/pelton")).unwrap().count(), 0, "a run folder was left behind");
+    assert_eq!(
+        std::fs::read_dir(world.path("run/pelton")).unwrap().count(),
+        0,
+        "a run folder was left behind"
+    );
 
     world.scripted("");
     world.run(&INDEX).succeeded();

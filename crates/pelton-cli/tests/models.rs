@@ -12,7 +12,8 @@ fn recall(world: &World, index: &str, questions: &[(String, String)]) -> f64 {
     let mut found = 0;
     for (question, document) in questions {
         let ran = world.run(&["search", index, question, "--json"]).succeeded();
-        let hits: Vec<serde_json::Value> = ran.stdout.lines().map(|l| serde_json::from_str(l).unwrap()).collect();
+        let hits: Vec<serde_json::Value> =
+            ran.stdout.lines().map(|l| serde_json::from_str(l).unwrap()).collect();
         assert_eq!(hits.len(), 5);
         let hit = hits.iter().any(|h| h["uri"].as_str().unwrap().ends_with(document.as_str()));
         if !hit {
@@ -81,14 +82,18 @@ fn book_questions() -> Vec<(String, String)> {
     let text = include_str!("../../../models/questions/the-book.json");
     let json: serde_json::Value = serde_json::from_str(text).unwrap();
     let list = json["pairs"].as_array().expect("a list of questions");
-    let text = |v: &serde_json::Value, key: &str| v[key].as_str().expect("a question and a document").to_owned();
+    let text =
+        |v: &serde_json::Value, key: &str| v[key].as_str().expect("a question and a document").to_owned();
     list.iter().map(|q| (text(q, "question"), text(q, "document"))).collect()
 }
 
 /// The expected chapters and every fourth of the others: enough to choose wrongly from, little enough to embed in a test.
 fn chapters(book: &Path, questions: &[(String, String)]) -> Vec<String> {
     let mut all: Vec<PathBuf> = std::fs::read_dir(book).unwrap().map(|e| e.unwrap().path()).collect();
-    all.retain(|p| p.file_name().unwrap().to_str().unwrap().starts_with("ch") && p.extension().is_some_and(|e| e == "html"));
+    all.retain(|p| {
+        p.file_name().unwrap().to_str().unwrap().starts_with("ch")
+            && p.extension().is_some_and(|e| e == "html")
+    });
     all.sort();
     let wanted = |p: &Path| questions.iter().any(|(_, d)| p.to_str().unwrap().ends_with(d.as_str()));
     let chosen = all.iter().enumerate().filter(|(i, p)| wanted(p) || i % 4 == 0);
@@ -102,7 +107,8 @@ fn digits_are_recognised() {
         PathBuf::from,
     );
     let labels = std::fs::read_to_string(images.join("labels.json"));
-    let labels = labels.unwrap_or_else(|e| panic!("no images in {} ({e}); run `cargo xtask setup`", images.display()));
+    let labels =
+        labels.unwrap_or_else(|e| panic!("no images in {} ({e}); run `cargo xtask setup`", images.display()));
     let labels: BTreeMap<String, i64> = serde_json::from_str(&labels).expect("labels by file name");
     let world = World::new();
     let model = concat!(env!("CARGO_MANIFEST_DIR"), "/../../models/digits/digits.onnx");
@@ -110,7 +116,8 @@ fn digits_are_recognised() {
     world.run(&["classify", "--input", input, "--output", "{}/digits", "--model", model]).succeeded();
     let results = json_lines(&world.path("digits"), "part-");
     assert_eq!(results.len(), labels.len());
-    let right = results.iter().filter(|r| labels[r["uri"].as_str().unwrap()] == r["label"].as_i64().unwrap()).count();
+    let right =
+        results.iter().filter(|r| labels[r["uri"].as_str().unwrap()] == r["label"].as_i64().unwrap()).count();
     let accuracy = right as f64 / labels.len() as f64;
     println!("accuracy on {} held-out images: {accuracy:.4}", labels.len());
     assert!(accuracy >= 0.95, "accuracy is {accuracy}");

@@ -170,10 +170,14 @@ impl<'de> Deserialize<'de> for Instances {
                 f.write_str("a number, or { min = ..., max = ..., initial = ... }")
             }
             fn visit_u64<E: serde::de::Error>(self, n: u64) -> Result<Instances, E> {
-                u32::try_from(n).map(Instances::fixed).map_err(|_| E::custom(format!("{n} instances are too many")))
+                u32::try_from(n)
+                    .map(Instances::fixed)
+                    .map_err(|_| E::custom(format!("{n} instances are too many")))
             }
             fn visit_i64<E: serde::de::Error>(self, n: i64) -> Result<Instances, E> {
-                u32::try_from(n).map(Instances::fixed).map_err(|_| E::custom(format!("{n} instances cannot be")))
+                u32::try_from(n)
+                    .map(Instances::fixed)
+                    .map_err(|_| E::custom(format!("{n} instances cannot be")))
             }
             fn visit_map<A: serde::de::MapAccess<'de>>(self, map: A) -> Result<Instances, A::Error> {
                 #[derive(Deserialize)]
@@ -266,8 +270,8 @@ impl Declaration {
 
     /// Reads a declaration from TOML. `origin` names it in messages.
     pub fn from_toml(text: &str, origin: &str) -> Result<Self> {
-        let declaration: Declaration =
-            toml::from_str(text).map_err(|e| Error::invalid(format!("{origin}: {}", e.to_string().trim_end())))?;
+        let declaration: Declaration = toml::from_str(text)
+            .map_err(|e| Error::invalid(format!("{origin}: {}", e.to_string().trim_end())))?;
         declaration.checked().map_err(|e| e.context(origin))
     }
 
@@ -330,7 +334,9 @@ impl Declaration {
             return bad(format!("`resources` cpu = {cpu}, gpu = {gpu} cannot be"));
         }
         if gpu > 0.0 {
-            return bad(format!("`resources.gpu` is {gpu}: this host hands out no accelerators yet; leave it out"));
+            return bad(format!(
+                "`resources.gpu` is {gpu}: this host hands out no accelerators yet; leave it out"
+            ));
         }
         if self.timeout == Some(Duration::ZERO) {
             return bad("`timeout` must not be 0; leave it out for none".into());

@@ -33,7 +33,8 @@ impl RequestRun {
     }
 
     pub fn ids(self) -> impl Iterator<Item = RequestId> {
-        (0..u64::from(self.count)).map(move |i| RequestId { sequence: self.first.sequence.wrapping_add(i), ..self.first })
+        (0..u64::from(self.count))
+            .map(move |i| RequestId { sequence: self.first.sequence.wrapping_add(i), ..self.first })
     }
 
     /// Packs ids into as few runs as their order allows.

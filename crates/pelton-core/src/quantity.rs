@@ -52,7 +52,8 @@ impl FromStr for Bytes {
     type Err = String;
     fn from_str(s: &str) -> Result<Self, String> {
         let text = s.trim();
-        let bad = || format!("`{s}` is not a size; write bytes, or a number with KiB, MiB, GiB, KB, MB or GB");
+        let bad =
+            || format!("`{s}` is not a size; write bytes, or a number with KiB, MiB, GiB, KB, MB or GB");
         let (number, factor) = UNITS
             .iter()
             .find_map(|(unit, factor)| text.strip_suffix(unit).map(|n| (n.trim(), *factor)))
@@ -61,7 +62,11 @@ impl FromStr for Bytes {
             return whole.checked_mul(factor).map(Bytes).ok_or_else(bad);
         }
         let value = number.parse::<f64>().map_err(|_| bad())? * factor as f64;
-        if value.is_finite() && value >= 0.0 && value < u64::MAX as f64 { Ok(Bytes(value as u64)) } else { Err(bad()) }
+        if value.is_finite() && value >= 0.0 && value < u64::MAX as f64 {
+            Ok(Bytes(value as u64))
+        } else {
+            Err(bad())
+        }
     }
 }
 
@@ -92,7 +97,9 @@ mod tests {
 
     #[test]
     fn sizes_are_read_and_shown() {
-        for (text, bytes) in [("512", 512), ("64KiB", 65_536), ("8 MiB", 8 << 20), ("1.5GiB", 3 << 29), ("2KB", 2_000)] {
+        for (text, bytes) in
+            [("512", 512), ("64KiB", 65_536), ("8 MiB", 8 << 20), ("1.5GiB", 3 << 29), ("2KB", 2_000)]
+        {
             assert_eq!(text.parse::<Bytes>(), Ok(Bytes(bytes)), "{text}");
         }
         for text in ["", "-1", "1e300GiB", "12 parsecs", "NaN", "99999999999999999999"] {

@@ -98,7 +98,8 @@ pub struct MethodSpec {
 }
 
 type Serial<S> = Arc<dyn Fn(&mut S, RecordBatch, &Invocation) -> Result<RecordBatch> + Send + Sync>;
-type Concurrent<S> = Arc<dyn Fn(&mut S, RecordBatch, Invocation) -> BoxFuture<Result<RecordBatch>> + Send + Sync>;
+type Concurrent<S> =
+    Arc<dyn Fn(&mut S, RecordBatch, Invocation) -> BoxFuture<Result<RecordBatch>> + Send + Sync>;
 type Streaming<S> = Arc<dyn Fn(&mut S, RecordBatch, &Invocation, Emit<'_>) -> Result<()> + Send + Sync>;
 
 enum Body<S> {
@@ -287,12 +288,17 @@ impl<S: Send + 'static> Opened for Erased<S> {
 pub fn check_columns(what: &str, batch: &RecordBatch, expected: &Schema) -> Result<()> {
     let given = batch.schema();
     let fits = given.fields().len() == expected.fields().len()
-        && (given.fields().iter().zip(expected.fields()))
-            .all(|(g, e)| g.name() == e.name() && g.data_type() == e.data_type() && (e.is_nullable() || !g.is_nullable()));
+        && (given.fields().iter().zip(expected.fields())).all(|(g, e)| {
+            g.name() == e.name() && g.data_type() == e.data_type() && (e.is_nullable() || !g.is_nullable())
+        });
     if fits {
         return Ok(());
     }
-    Err(Error::invalid(format!("{what}: columns are ({}), expected ({})", show_columns(&given), show_columns(expected))))
+    Err(Error::invalid(format!(
+        "{what}: columns are ({}), expected ({})",
+        show_columns(&given),
+        show_columns(expected)
+    )))
 }
 
 /// A schema in one line: `text: Utf8, embedding: FixedSizeList(...)`.

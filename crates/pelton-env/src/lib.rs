@@ -12,9 +12,9 @@ use std::process::ExitStatus;
 use std::sync::Arc;
 use std::time::Duration;
 
+use pelton_core::BoxFuture;
 pub use pelton_core::endpoint::Address;
 pub use pelton_core::time::{Clock, Time};
-use pelton_core::BoxFuture;
 use rand::SeedableRng;
 use rand::rngs::StdRng;
 use tokio::io::{AsyncRead, AsyncWrite};

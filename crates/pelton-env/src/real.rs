@@ -13,8 +13,8 @@ use tokio::net::{TcpListener, TcpStream, UnixListener, UnixStream};
 use tokio::runtime::{Builder, Handle, Runtime};
 
 use crate::{
-    Address, Clock, Connection, Entropy, Env, Exit, INSTANCE_VARIABLE, Listener, Network, Place, Process, ProcessSpec,
-    Processes, Task, Tasks, Time,
+    Address, Clock, Connection, Entropy, Env, Exit, INSTANCE_VARIABLE, Listener, Network, Place, Process,
+    ProcessSpec, Processes, Task, Tasks, Time,
 };
 
 /// Owns the threads of a real [`Env`]. Dropping it waits for no task.

@@ -9,11 +9,7 @@ use pelton_core::{Error, Result};
 /// `doing` is what was tried, as in `reading`, `writing`.
 pub(crate) fn failed(doing: &str, path: &Path, e: &io::Error) -> Error {
     let shown = path.display();
-    let folder = path
-        .parent()
-        .filter(|p| !p.as_os_str().is_empty())
-        .unwrap_or(Path::new("."))
-        .display();
+    let folder = path.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new(".")).display();
     let next = match e.kind() {
         ErrorKind::StorageFull => format!(
             "; the disk is full: see `df -h {folder}`, make room, and start the job again: it goes on from its last checkpoint"
@@ -33,7 +29,5 @@ pub(crate) fn failed(doing: &str, path: &Path, e: &io::Error) -> Error {
 
 /// Makes the names in a folder durable: after a file was made, renamed or removed there.
 pub(crate) fn sync_folder(folder: &Path) -> Result<()> {
-    File::open(folder)
-        .and_then(|f| f.sync_all())
-        .map_err(|e| failed("making durable", folder, &e))
+    File::open(folder).and_then(|f| f.sync_all()).map_err(|e| failed("making durable", folder, &e))
 }

@@ -107,21 +107,10 @@ mod tests {
     #[test]
     fn a_wrong_filter_is_refused() {
         for bad in ["", ".", "tar.gz", "*.md"] {
-            let selection = Selection {
-                extensions: vec![bad.into()],
-                ..Selection::default()
-            };
+            let selection = Selection { extensions: vec![bad.into()], ..Selection::default() };
             assert!(Filter::new(&selection).is_err(), "{bad}");
         }
-        let selection = Selection {
-            globs: vec!["a[".into()],
-            ..Selection::default()
-        };
-        assert!(
-            Filter::new(&selection)
-                .unwrap_err()
-                .message()
-                .starts_with("glob `a[`")
-        );
+        let selection = Selection { globs: vec!["a[".into()], ..Selection::default() };
+        assert!(Filter::new(&selection).unwrap_err().message().starts_with("glob `a[`"));
     }
 }

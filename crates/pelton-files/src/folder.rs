@@ -29,10 +29,7 @@ pub struct Settings {
 
 impl Settings {
     pub fn new(files: Selection) -> Self {
-        Settings {
-            files,
-            max_bytes: default_max_bytes(),
-        }
+        Settings { files, max_bytes: default_max_bytes() }
     }
 }
 
@@ -54,10 +51,7 @@ impl Folder {
     pub fn new(settings: &Settings) -> Result<Folder> {
         let most = Bytes::mib(2047);
         if settings.max_bytes > most {
-            let message = format!(
-                "max_bytes is {}, and one row can hold {most} at most",
-                settings.max_bytes
-            );
+            let message = format!("max_bytes is {}, and one row can hold {most} at most", settings.max_bytes);
             return Err(Error::invalid(message));
         }
         Ok(Folder {
@@ -112,19 +106,11 @@ impl Reader for OneFile {
         }
         let (rows, bad) = match read(&self.base, &self.uri, self.max_bytes) {
             Ok(content) => (self.row(content)?, vec![]),
-            Err(error) => (
-                RecordBatch::new_empty(self.schema.clone()),
-                vec![RowError {
-                    row: self.uri.clone(),
-                    error,
-                }],
-            ),
+            Err(error) => {
+                (RecordBatch::new_empty(self.schema.clone()), vec![RowError { row: self.uri.clone(), error }])
+            }
         };
-        Ok(Some(Read {
-            rows,
-            bad,
-            position: 1,
-        }))
+        Ok(Some(Read { rows, bad, position: 1 }))
     }
 }
 
@@ -133,10 +119,7 @@ impl OneFile {
         let uri = StringArray::from_iter_values([&self.uri]);
         let lengths = OffsetBuffer::from_lengths([content.len()]);
         let content = BinaryArray::try_new(lengths, Buffer::from_vec(content), None)?;
-        Ok(RecordBatch::try_new(
-            self.schema.clone(),
-            vec![Arc::new(uri), Arc::new(content)],
-        )?)
+        Ok(RecordBatch::try_new(self.schema.clone(), vec![Arc::new(uri), Arc::new(content)])?)
     }
 }
 
@@ -146,10 +129,7 @@ fn read(base: &Path, uri: &str, max: Bytes) -> Result<Vec<u8>> {
     let kind = fs::metadata(&path).map_err(wrong)?;
     if kind.is_dir() {
         fs::read_dir(&path).map_err(|e| failed("listing", &path, &e))?;
-        let message = format!(
-            "listing {}: it failed when the job started; start it again",
-            path.display()
-        );
+        let message = format!("listing {}: it failed when the job started; start it again", path.display());
         return Err(Error::storage(message));
     }
     if !kind.is_file() {
@@ -169,12 +149,6 @@ fn read(base: &Path, uri: &str, max: Bytes) -> Result<Vec<u8>> {
     let file = File::open(&path).map_err(wrong)?;
     let mut content = Vec::with_capacity(kind.len() as usize + 1);
     // It may grow while it is read.
-    file.take(max.get() + 1)
-        .read_to_end(&mut content)
-        .map_err(wrong)?;
-    if content.len() as u64 > max.get() {
-        Err(too_large(content.len() as u64))
-    } else {
-        Ok(content)
-    }
+    file.take(max.get() + 1).read_to_end(&mut content).map_err(wrong)?;
+    if content.len() as u64 > max.get() { Err(too_large(content.len() as u64)) } else { Ok(content) }
 }

@@ -32,16 +32,10 @@ impl Format for JsonFormat {
 
     /// By writing a row of nulls.
     fn check(&self, schema: &Schema) -> Result<()> {
-        let fields: Vec<_> = schema
-            .fields()
-            .iter()
-            .map(|f| f.as_ref().clone().with_nullable(true))
-            .collect();
+        let fields: Vec<_> = schema.fields().iter().map(|f| f.as_ref().clone().with_nullable(true)).collect();
         let nulls = fields.iter().map(|f| new_null_array(f.data_type(), 1)).collect();
         let row = RecordBatch::try_new(Arc::new(Schema::new(fields)), nulls)?;
-        writer(Vec::new())
-            .write(&row)
-            .map_err(|e| Error::invalid(e.to_string()))
+        writer(Vec::new()).write(&row).map_err(|e| Error::invalid(e.to_string()))
     }
 
     fn encoder(&self, file: StagedFile, _: SchemaRef) -> Result<Box<dyn Encoder>> {

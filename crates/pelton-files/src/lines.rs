@@ -34,10 +34,7 @@ pub struct Settings {
 
 impl Settings {
     pub fn new(files: Selection) -> Self {
-        Settings {
-            files,
-            max_line: default_max_line(),
-        }
+        Settings { files, max_line: default_max_line() }
     }
 }
 
@@ -152,10 +149,7 @@ impl Reader for OneText {
                     numbers.append_value(self.line);
                     texts.append_value(text);
                 }
-                Line::Bad(error) => bad.push(RowError {
-                    row: format!("{}:{}", self.uri, self.line),
-                    error,
-                }),
+                Line::Bad(error) => bad.push(RowError { row: format!("{}:{}", self.uri, self.line), error }),
             }
         }
         if self.position == begin {
@@ -165,11 +159,7 @@ impl Reader for OneText {
             self.schema.clone(),
             vec![Arc::new(numbers.finish()), Arc::new(texts.finish())],
         )?;
-        Ok(Some(Read {
-            rows,
-            bad,
-            position: self.position,
-        }))
+        Ok(Some(Read { rows, bad, position: self.position }))
     }
 }
 
@@ -179,10 +169,7 @@ impl OneText {
         // As long as a line may be, and two more for its end.
         let most = self.max_line.get() + 2;
         let mut line = Vec::new();
-        let mut read = (&mut self.text)
-            .take(most)
-            .read_until(b'\n', &mut line)
-            .map_err(wrong)? as u64;
+        let mut read = (&mut self.text).take(most).read_until(b'\n', &mut line).map_err(wrong)? as u64;
         if read == 0 {
             return Ok(Line::End);
         }

@@ -60,10 +60,7 @@ fn find(folder: &Path, shown: &str) -> io::Result<OsString> {
             return Ok(name);
         }
     }
-    Err(io::Error::new(
-        io::ErrorKind::NotFound,
-        format!("no file named {shown}"),
-    ))
+    Err(io::Error::new(io::ErrorKind::NotFound, format!("no file named {shown}")))
 }
 
 #[cfg(all(test, unix))]
@@ -74,14 +71,8 @@ mod tests {
     #[test]
     fn a_uri_leads_back_to_its_file() {
         let base = tempfile::tempdir().unwrap();
-        let names: [&[u8]; 6] = [
-            b"plain.md",
-            b"a b%20.md",
-            "\u{fffd}.md".as_bytes(),
-            b"\xff.md",
-            b"\xfe.md",
-            b"back\\slash",
-        ];
+        let names: [&[u8]; 6] =
+            [b"plain.md", b"a b%20.md", "\u{fffd}.md".as_bytes(), b"\xff.md", b"\xfe.md", b"back\\slash"];
         let mut seen = std::collections::BTreeSet::new();
         for name in names {
             let file = base.path().join("sub").join(OsStr::from_bytes(name));

@@ -45,20 +45,15 @@ impl Format for ParquetFormat {
 
     fn check(&self, schema: &Schema) -> Result<()> {
         // The converter panics on these.
-        if let Some(union) = schema
-            .flattened_fields()
-            .into_iter()
-            .find(|f| matches!(f.data_type(), DataType::Union(..)))
+        if let Some(union) =
+            schema.flattened_fields().into_iter().find(|f| matches!(f.data_type(), DataType::Union(..)))
         {
             return Err(Error::invalid(format!(
                 "column `{}` is a union, which Parquet cannot hold",
                 union.name()
             )));
         }
-        ArrowSchemaConverter::new()
-            .convert(schema)
-            .map(drop)
-            .map_err(|e| Error::invalid(e.to_string()))
+        ArrowSchemaConverter::new().convert(schema).map(drop).map_err(|e| Error::invalid(e.to_string()))
     }
 
     fn encoder(&self, file: StagedFile, schema: SchemaRef) -> Result<Box<dyn Encoder>> {

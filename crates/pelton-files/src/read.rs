@@ -31,10 +31,8 @@ pub fn read_parquet(folder: impl AsRef<Path>, prefix: &str) -> Result<Parts> {
     let names = parts(folder, prefix, "parquet").map_err(wrong)?;
     let files: Vec<PathBuf> = names.into_iter().map(|(name, _)| folder.join(name)).collect();
     let Some(first) = files.first() else {
-        let message = format!(
-            "no index here: no {prefix}-*.parquet in {}; run `pelton index`",
-            folder.display()
-        );
+        let message =
+            format!("no index here: no {prefix}-*.parquet in {}; run `pelton index`", folder.display());
         return Err(Error::invalid(message));
     };
     let builder = open(first)?;
@@ -42,9 +40,7 @@ pub fn read_parquet(folder: impl AsRef<Path>, prefix: &str) -> Result<Parts> {
     let metadata = metadata.into_iter().flatten().filter(|k| k.key != "ARROW:schema");
     Ok(Parts {
         schema: builder.schema().clone(),
-        metadata: metadata
-            .filter_map(|k| Some((k.key.clone(), k.value.clone()?)))
-            .collect(),
+        metadata: metadata.filter_map(|k| Some((k.key.clone(), k.value.clone()?))).collect(),
         files,
         next: 0,
         current: None,
@@ -122,10 +118,7 @@ fn open(path: &Path) -> Result<ParquetRecordBatchReaderBuilder<File>> {
 }
 
 fn same_columns(a: &Fields, b: &Fields) -> bool {
-    a.len() == b.len()
-        && a.iter()
-            .zip(b)
-            .all(|(a, b)| a.name() == b.name() && a.data_type() == b.data_type())
+    a.len() == b.len() && a.iter().zip(b).all(|(a, b)| a.name() == b.name() && a.data_type() == b.data_type())
 }
 
 fn damaged(path: &Path, e: &dyn std::fmt::Display) -> Error {

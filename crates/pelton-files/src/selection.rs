@@ -28,9 +28,6 @@ pub struct Selection {
 impl Selection {
     /// Everything in these folders and files.
     pub fn all(inputs: impl IntoIterator<Item = impl Into<PathBuf>>) -> Self {
-        Selection {
-            inputs: inputs.into_iter().map(Into::into).collect(),
-            ..Selection::default()
-        }
+        Selection { inputs: inputs.into_iter().map(Into::into).collect(), ..Selection::default() }
     }
 }

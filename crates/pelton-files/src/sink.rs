@@ -23,17 +23,11 @@ pub struct Settings {
 
 impl Settings {
     pub fn new(folder: impl Into<PathBuf>) -> Self {
-        Settings {
-            folder: folder.into(),
-            prefix: default_prefix(),
-        }
+        Settings { folder: folder.into(), prefix: default_prefix() }
     }
 
     pub fn with_prefix(self, prefix: impl Into<String>) -> Self {
-        Settings {
-            prefix: prefix.into(),
-            ..self
-        }
+        Settings { prefix: prefix.into(), ..self }
     }
 }
 
@@ -69,10 +63,7 @@ pub(crate) struct FileSink<F> {
 impl<F: Format> FileSink<F> {
     pub(crate) fn new(settings: &Settings, format: F) -> Result<Self> {
         let target = Target::new(&settings.folder, &settings.prefix, F::EXTENSION)?;
-        Ok(FileSink {
-            target,
-            format: Arc::new(format),
-        })
+        Ok(FileSink { target, format: Arc::new(format) })
     }
 }
 
@@ -87,10 +78,7 @@ impl<F: Format> Sink for FileSink<F> {
 
     fn check(&self, input: &Schema) -> Result<()> {
         if input.fields().is_empty() {
-            return Err(Error::invalid(format!(
-                "{}: there are no columns to write",
-                self.describe()
-            )));
+            return Err(Error::invalid(format!("{}: there are no columns to write", self.describe())));
         }
         self.format.check(input).map_err(|e| e.context(self.describe()))
     }
@@ -157,13 +145,7 @@ impl<F: Format> Writer for FileWriter<F> {
         };
         let rows = std::mem::take(&mut self.rows);
         let file = encoder.finish()?;
-        Ok(vec![self.target.seal(
-            file,
-            self.subtask,
-            self.generation,
-            checkpoint,
-            rows,
-        )?])
+        Ok(vec![self.target.seal(file, self.subtask, self.generation, checkpoint, rows)?])
     }
 }
 

@@ -46,11 +46,7 @@ impl Target {
         }
         let folder = std::path::absolute(folder)
             .map_err(|e| Error::invalid(format!("output `{}`: {e}", folder.display())))?;
-        Ok(Target {
-            folder,
-            prefix: prefix.to_owned(),
-            extension,
-        })
+        Ok(Target { folder, prefix: prefix.to_owned(), extension })
     }
 
     pub(crate) fn describe(&self) -> String {
@@ -60,10 +56,7 @@ impl Target {
     /// Makes the folders, finds out whether they can be written, and removes what nobody will commit any more.
     pub(crate) fn start(&self, generation: u64, recorded: &[Staged]) -> Result<()> {
         if self.folder.exists() && !self.folder.is_dir() {
-            return Err(Error::invalid(format!(
-                "output {} is a file; give a folder",
-                self.folder.display()
-            )));
+            return Err(Error::invalid(format!("output {} is a file; give a folder", self.folder.display())));
         }
         let staging = self.staging();
         fs::create_dir_all(&staging).map_err(|e| failed("making the output folder", &staging, &e))?;
@@ -92,10 +85,8 @@ impl Target {
     }
 
     fn discard(&self, generation: u64, recorded: &[Staged]) -> Result<()> {
-        let kept: BTreeSet<String> = recorded
-            .iter()
-            .map(|s| record(s).map(|r| r.staged))
-            .collect::<Result<_>>()?;
+        let kept: BTreeSet<String> =
+            recorded.iter().map(|s| record(s).map(|r| r.staged)).collect::<Result<_>>()?;
         let staging = self.staging();
         for (name, [of, ..]) in self.list(&staging, &self.staged_extension())? {
             if of < generation && !kept.contains(&name) {
@@ -134,20 +125,9 @@ impl Target {
     ) -> Result<Staged> {
         file.seal()?;
         sync_folder(&self.staging())?;
-        let part = part_name(
-            &self.prefix,
-            [generation, u64::from(subtask), checkpoint],
-            self.extension,
-        );
-        let record = Record {
-            staged: file.name.clone(),
-            part,
-            bytes: file.bytes,
-            rows,
-        };
-        Ok(Staged(
-            serde_json::to_value(record).map_err(|e| Error::internal(e.to_string()))?,
-        ))
+        let part = part_name(&self.prefix, [generation, u64::from(subtask), checkpoint], self.extension);
+        let record = Record { staged: file.name.clone(), part, bytes: file.bytes, rows };
+        Ok(Staged(serde_json::to_value(record).map_err(|e| Error::internal(e.to_string()))?))
     }
 
     pub(crate) fn commit(&self, staged: &[Staged]) -> Result<()> {
@@ -155,18 +135,11 @@ impl Target {
             self.publish(&record(one)?)?;
         }
         // Also where all were there already: whoever renamed them may have died before this.
-        if staged.is_empty() {
-            Ok(())
-        } else {
-            sync_folder(&self.folder)
-        }
+        if staged.is_empty() { Ok(()) } else { sync_folder(&self.folder) }
     }
 
     fn publish(&self, record: &Record) -> Result<()> {
-        let (staged, part) = (
-            self.staging().join(&record.staged),
-            self.folder.join(&record.part),
-        );
+        let (staged, part) = (self.staging().join(&record.staged), self.folder.join(&record.part));
         let (waiting, there) = (length(&staged)?, length(&part)?);
         match (waiting, there) {
             (None, None) => Err(Error::storage(format!(
@@ -222,11 +195,8 @@ fn length(path: &Path) -> Result<Option<u64>> {
 }
 
 fn record(staged: &Staged) -> Result<Record> {
-    let record: Record = serde_json::from_value(staged.0.clone()).map_err(|e| {
-        Error::storage(format!(
-            "a checkpoint names output that is not of a file sink: {e}"
-        ))
-    })?;
+    let record: Record = serde_json::from_value(staged.0.clone())
+        .map_err(|e| Error::storage(format!("a checkpoint names output that is not of a file sink: {e}")))?;
     for name in [&record.staged, &record.part] {
         if name.is_empty() || name.contains(['/', '\\']) || name.starts_with('.') {
             return Err(Error::storage(format!(
@@ -255,17 +225,8 @@ pub(crate) fn parts(folder: &Path, prefix: &str, extension: &str) -> io::Result<
 }
 
 fn numbers(name: &str, prefix: &str, extension: &str) -> Option<[u64; 3]> {
-    let inner = name
-        .strip_prefix(prefix)?
-        .strip_prefix('-')?
-        .strip_suffix(extension)?
-        .strip_suffix('.')?;
-    let digits = |text: &str| {
-        text.bytes()
-            .all(|b| b.is_ascii_digit())
-            .then(|| text.parse().ok())
-            .flatten()
-    };
+    let inner = name.strip_prefix(prefix)?.strip_prefix('-')?.strip_suffix(extension)?.strip_suffix('.')?;
+    let digits = |text: &str| text.bytes().all(|b| b.is_ascii_digit()).then(|| text.parse().ok()).flatten();
     let numbers: Vec<u64> = inner.split('-').map(digits).collect::<Option<_>>()?;
     numbers.try_into().ok()
 }
@@ -284,25 +245,13 @@ pub(crate) struct StagedFile {
 impl StagedFile {
     fn new(file: File, path: PathBuf, name: String) -> StagedFile {
         let file = BufWriter::with_capacity(256 << 10, file);
-        StagedFile {
-            file,
-            path,
-            name,
-            bytes: 0,
-            failed: None,
-            sealed: false,
-        }
+        StagedFile { file, path, name, bytes: 0, failed: None, sealed: false }
     }
 
     /// Why writing failed, which an encoder in between may have made less clear.
     pub(crate) fn explain(&mut self, encoder: impl ToString) -> Error {
-        let unexplained = || {
-            Error::internal(format!(
-                "encoding {}: {}",
-                self.path.display(),
-                encoder.to_string()
-            ))
-        };
+        let unexplained =
+            || Error::internal(format!("encoding {}: {}", self.path.display(), encoder.to_string()));
         self.failed.clone().unwrap_or_else(unexplained)
     }
 
@@ -398,12 +347,7 @@ mod tests {
         assert!(staged.write_all(&vec![1; 1 << 20]).is_err());
         let error = staged.explain("some encoder's words");
         assert_eq!(error.kind(), pelton_core::Kind::Storage);
-        for part in [
-            "writing /dev/full",
-            "No space left on device",
-            "df -h /dev",
-            "last checkpoint",
-        ] {
+        for part in ["writing /dev/full", "No space left on device", "df -h /dev", "last checkpoint"] {
             assert!(error.message().contains(part), "{error}");
         }
     }

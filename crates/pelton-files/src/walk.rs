@@ -39,12 +39,7 @@ impl Files {
     }
 
     pub(crate) fn describe(&self) -> String {
-        let inputs: Vec<String> = self
-            .inputs
-            .iter()
-            .take(3)
-            .map(|i| i.display().to_string())
-            .collect();
+        let inputs: Vec<String> = self.inputs.iter().take(3).map(|i| i.display().to_string()).collect();
         let more = match self.inputs.len() {
             0..=3 => String::new(),
             n => format!(" and {} more", n - 3),
@@ -71,11 +66,7 @@ impl Files {
         let mut walk = Walk {
             base: self.base(),
             filter: &self.filter,
-            skip: self
-                .skip
-                .iter()
-                .filter_map(|s| fs::canonicalize(s).ok())
-                .collect(),
+            skip: self.skip.iter().filter_map(|s| fs::canonicalize(s).ok()).collect(),
             seen: BTreeSet::new(),
             folders: Vec::new(),
             links: BTreeSet::new(),
@@ -89,11 +80,7 @@ impl Files {
         splits.sort_by(|a, b| a.uri.cmp(&b.uri));
         splits.dedup_by(|a, b| a.uri == b.uri);
         if splits.is_empty() {
-            return Err(Error::invalid(format!(
-                "no file{} in {}",
-                self.filter,
-                self.describe_inputs()
-            )));
+            return Err(Error::invalid(format!("no file{} in {}", self.filter, self.describe_inputs())));
         }
         distinct(&splits)?;
         Ok(splits)
@@ -110,10 +97,7 @@ fn distinct(splits: &[Split]) -> Result<()> {
     let mut ids: Vec<(u64, &str)> = splits.iter().map(|s| (s.id, s.uri.as_str())).collect();
     ids.sort_unstable();
     match ids.windows(2).find(|w| w[0].0 == w[1].0) {
-        Some(w) => Err(Error::limit(format!(
-            "`{}` and `{}` have the same hash; rename one",
-            w[0].1, w[1].1
-        ))),
+        Some(w) => Err(Error::limit(format!("`{}` and `{}` have the same hash; rename one", w[0].1, w[1].1))),
         None => Ok(()),
     }
 }
@@ -153,10 +137,7 @@ impl Walk<'_> {
         } else if metadata.is_file() {
             self.file(input, Some(&metadata));
         } else {
-            return Err(Error::invalid(format!(
-                "input {}: neither a folder nor a file",
-                input.display()
-            )));
+            return Err(Error::invalid(format!("input {}: neither a folder nor a file", input.display())));
         }
         Ok(())
     }
@@ -235,21 +216,13 @@ impl Walk<'_> {
         let Some(metadata) = metadata else {
             return self.push(path, 0, String::new());
         };
-        let modified = metadata
-            .modified()
-            .ok()
-            .and_then(|m| m.duration_since(UNIX_EPOCH).ok());
+        let modified = metadata.modified().ok().and_then(|m| m.duration_since(UNIX_EPOCH).ok());
         let version = format!("{}-{}", metadata.len(), modified.map_or(0, |m| m.as_nanos()));
         self.push(path, metadata.len(), version);
     }
 
     fn push(&mut self, path: &Path, bytes: u64, version: String) {
         let uri = name::uri(&self.base, path);
-        self.splits.push(Split {
-            id: stable_hash(&uri),
-            uri,
-            bytes,
-            version,
-        });
+        self.splits.push(Split { id: stable_hash(&uri), uri, bytes, version });
     }
 }

@@ -7,7 +7,8 @@ use std::time::Duration;
 ///
 /// `failures` is at least 1; `random` is uniform in 0..1.
 pub fn delay(failures: u32, base: Duration, max: Duration, random: f64) -> Duration {
-    let doubled = base.saturating_mul(1u32.checked_shl(failures.saturating_sub(1).min(20)).unwrap_or(u32::MAX));
+    let doubled =
+        base.saturating_mul(1u32.checked_shl(failures.saturating_sub(1).min(20)).unwrap_or(u32::MAX));
     doubled.min(max).mul_f64(0.5 + random.clamp(0.0, 1.0) / 2.0)
 }
 
@@ -18,9 +19,14 @@ mod tests {
     #[test]
     fn it_doubles_up_to_the_maximum() {
         let ms = Duration::from_millis;
-        for (failures, random, expected) in
-            [(1, 1.0, 100), (1, 0.0, 50), (2, 1.0, 200), (3, 0.5, 300), (10, 1.0, 5_000), (u32::MAX, 0.0, 2_500)]
-        {
+        for (failures, random, expected) in [
+            (1, 1.0, 100),
+            (1, 0.0, 50),
+            (2, 1.0, 200),
+            (3, 0.5, 300),
+            (10, 1.0, 5_000),
+            (u32::MAX, 0.0, 2_500),
+        ] {
             assert_eq!(delay(failures, ms(100), ms(5_000), random), ms(expected), "{failures} {random}");
         }
     }

@@ -5,8 +5,8 @@ use std::sync::Arc;
 use arrow_array::cast::AsArray;
 use arrow_array::types::{Float32Type, Int32Type, Int64Type, UInt8Type, UInt32Type, UInt64Type};
 use arrow_array::{
-    Array, ArrayRef, BinaryArray, FixedSizeListArray, Float32Array, Int32Array, Int64Array, RecordBatch, StringArray,
-    UInt8Array, UInt32Array, UInt64Array,
+    Array, ArrayRef, BinaryArray, FixedSizeListArray, Float32Array, Int32Array, Int64Array, RecordBatch,
+    StringArray, UInt8Array, UInt32Array, UInt64Array,
 };
 use arrow_schema::{DataType, Field, SchemaRef};
 use pelton_core::service::{Cardinality, MethodSpec};
@@ -18,10 +18,17 @@ pub(crate) fn check(method: &MethodSpec) -> Result<()> {
         return Err(Error::invalid(format!("method `{}` streams; it cannot be scripted yet", method.name)));
     }
     for field in method.output.fields() {
-        let echoed = method.input.fields().iter().any(|f| f.name() == field.name() && f.data_type() == field.data_type());
+        let echoed = method
+            .input
+            .fields()
+            .iter()
+            .any(|f| f.name() == field.name() && f.data_type() == field.data_type());
         if !echoed && !can_make(field.data_type()) {
             let (name, data_type) = (field.name(), field.data_type());
-            return Err(Error::invalid(format!("method `{}`: column `{name}` of type {data_type} cannot be scripted", method.name)));
+            return Err(Error::invalid(format!(
+                "method `{}`: column `{name}` of type {data_type} cannot be scripted",
+                method.name
+            )));
         }
     }
     Ok(())
@@ -96,14 +103,15 @@ fn mix(mut h: u64) -> u64 {
 /// A hash of each row's contents, as far as its columns are of the usual types.
 fn hashes(batch: &RecordBatch) -> Vec<u64> {
     (0..batch.num_rows())
-        .map(|row| mix(batch.columns().iter().fold(0xcbf2_9ce4_8422_2325, |h, column| add_cell(h, column, row))))
+        .map(|row| {
+            mix(batch.columns().iter().fold(0xcbf2_9ce4_8422_2325, |h, column| add_cell(h, column, row)))
+        })
         .collect()
 }
 
 fn add_cell(h: u64, column: &ArrayRef, row: usize) -> u64 {
-    let bytes = |bytes: &[u8]| {
-        bytes.iter().fold(h, |h, b| (h ^ u64::from(*b)).wrapping_mul(0x0000_0100_0000_01b3))
-    };
+    let bytes =
+        |bytes: &[u8]| bytes.iter().fold(h, |h, b| (h ^ u64::from(*b)).wrapping_mul(0x0000_0100_0000_01b3));
     let number = |n: u64| mix(h ^ n);
     if column.is_null(row) {
         return mix(h);
@@ -131,9 +139,9 @@ mod tests {
     use std::time::Duration;
 
     use arrow_schema::Schema;
+    use pelton_core::BoxFuture;
     use pelton_core::service::{Context, Invocation, Started};
     use pelton_core::time::{Clock, Time};
-    use pelton_core::BoxFuture;
 
     use super::*;
 
@@ -182,7 +190,8 @@ mod tests {
     }
 
     fn run(options: serde_json::Value, batch: RecordBatch) -> Result<RecordBatch> {
-        let mut service = futures::executor::block_on(crate::in_place_of(&[method()])?.open(context(options)))?;
+        let mut service =
+            futures::executor::block_on(crate::in_place_of(&[method()])?.open(context(options)))?;
         match service.run(0, batch, &Invocation::default(), &mut |_| Ok(())) {
             Started::Done(result) => result,
             Started::Pending(future) => futures::executor::block_on(future),
@@ -205,7 +214,8 @@ mod tests {
         assert!(refused(serde_json::json!({"jitter": 2.0})).message().contains("`jitter` is 2"));
         assert!(refused(serde_json::json!({"latencie": "1s"})).message().contains("latencie"));
         assert_eq!(refused(serde_json::json!({"open_error": "no model"})).message(), "no model");
-        let crash = std::panic::catch_unwind(|| run(serde_json::json!({"memory_rows": 39}), texts(&["a"; 40])));
+        let crash =
+            std::panic::catch_unwind(|| run(serde_json::json!({"memory_rows": 39}), texts(&["a"; 40])));
         assert!(crash.is_err());
     }
 }

@@ -67,9 +67,12 @@ impl Default for Script {
 
 impl Script {
     fn checked(self) -> Result<Script> {
-        let shares = [("jitter", self.jitter), ("failure_rate", self.failure_rate), ("poison_rate", self.poison_rate)];
+        let shares =
+            [("jitter", self.jitter), ("failure_rate", self.failure_rate), ("poison_rate", self.poison_rate)];
         match shares.into_iter().find(|(_, share)| !(0.0..=1.0).contains(share)) {
-            Some((name, share)) => Err(Error::invalid(format!("scripted service: `{name}` is {share}; it must be 0 to 1"))),
+            Some((name, share)) => {
+                Err(Error::invalid(format!("scripted service: `{name}` is {share}; it must be 0 to 1")))
+            }
             None => Ok(self),
         }
     }
@@ -143,7 +146,8 @@ impl Scripted {
         }
         let fails = failure_rate > 0.0 && self.rng.random::<f64>() < failure_rate;
         let factor = if jitter > 0.0 { 1.0 + jitter * (self.rng.random::<f64>() * 2.0 - 1.0) } else { 1.0 };
-        let time = (latency + per_row.saturating_mul(u32::try_from(rows).unwrap_or(u32::MAX))).mul_f64(factor);
+        let time =
+            (latency + per_row.saturating_mul(u32::try_from(rows).unwrap_or(u32::MAX))).mul_f64(factor);
         let clock = self.context.clock.clone();
         Box::pin(async move {
             if !time.is_zero() {

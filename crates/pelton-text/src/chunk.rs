@@ -62,7 +62,11 @@ impl Chunker {
             |what: String| Err(Error::invalid(format!("tokenizer {}: {what}", tokenizer.display())));
         let bytes = match std::fs::read(tokenizer) {
             Ok(bytes) => bytes,
-            Err(e) => return refused(format!("{e}; it comes with the embedding model: run `cargo xtask setup`, or name the model's folder with `--model DIR`")),
+            Err(e) => {
+                return refused(format!(
+                    "{e}; it comes with the embedding model: run `cargo xtask setup`, or name the model's folder with `--model DIR`"
+                ));
+            }
         };
         match Tokenizer::from_bytes(bytes) {
             Ok(tokenizer) => Chunker::with(tokenizer, size),

@@ -4,7 +4,19 @@ use std::process::Command;
 
 fn survives(seed: &str, more: &[&str]) {
     let trial = Command::new(env!("CARGO_BIN_EXE_pelton-trials"))
-        .args(["chaos", "--kills", "6", "--rows", "8000", "--row-micros", "2000", "--limit", "60", "--seed", seed])
+        .args([
+            "chaos",
+            "--kills",
+            "6",
+            "--rows",
+            "8000",
+            "--row-micros",
+            "2000",
+            "--limit",
+            "60",
+            "--seed",
+            seed,
+        ])
         .args(more)
         .output()
         .unwrap();

@@ -30,7 +30,8 @@ impl Encoder {
     /// The body of a batch, in two pieces that follow one another: its metadata, and its data (the only copy).
     pub fn encode(&mut self, rows: &RecordBatch) -> Result<[Bytes; 2]> {
         let mut no_dictionaries = DictionaryTracker::new(false);
-        let (_, encoded) = self.generator.encode(rows, &mut no_dictionaries, &self.options, &mut self.context)?;
+        let (_, encoded) =
+            self.generator.encode(rows, &mut no_dictionaries, &self.options, &mut self.context)?;
         let metadata = encoded.ipc_message;
         let padded = (8 + metadata.len()).next_multiple_of(ALIGNMENT);
         let mut head = Vec::with_capacity(padded);
@@ -85,7 +86,11 @@ fn check_lengths(batch: &arrow_ipc::RecordBatch<'_>, data: usize) -> Result<(), 
     }
     let most = data.saturating_mul(8) as i64;
     for node in batch.nodes().into_iter().flatten() {
-        if node.length() < 0 || node.length() > most || node.null_count() < 0 || node.null_count() > node.length() {
+        if node.length() < 0
+            || node.length() > most
+            || node.null_count() < 0
+            || node.null_count() > node.length()
+        {
             return Err("a column has an impossible length");
         }
         if node.length() != 0 && batch.length() == 0 {
@@ -112,7 +117,9 @@ pub fn gather<'a>(pieces: impl IntoIterator<Item = &'a Piece>) -> Result<RecordB
     let mut joined: Vec<Piece> = Vec::new();
     for piece in pieces {
         match joined.last_mut() {
-            Some(last) if Arc::ptr_eq(&last.batch, &piece.batch) && last.offset + last.rows == piece.offset => {
+            Some(last)
+                if Arc::ptr_eq(&last.batch, &piece.batch) && last.offset + last.rows == piece.offset =>
+            {
                 last.rows += piece.rows;
             }
             _ => joined.push(piece.clone()),

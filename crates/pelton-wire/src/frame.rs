@@ -41,31 +41,60 @@ pub enum Frame {
 
     /// Caller: how many rows it would send, counted from the start of the connection: demand is this less what was permitted.
     /// Absolute, so that it can be corrected downwards and repeated without harm. And the mean size of a row.
-    Announce { rows: u64, row_bytes: u64 },
+    Announce {
+        rows: u64,
+        row_bytes: u64,
+    },
     /// Instance: how many rows may have been sent, counted from the start of the connection; and how many it holds now.
-    Permit { rows: u64, held: u64 },
+    Permit {
+        rows: u64,
+        held: u64,
+    },
     /// Caller: how many permitted rows it will not use, counted from the start of the connection.
-    Return { rows: u64 },
+    Return {
+        rows: u64,
+    },
 
     /// Caller: requests, one row of the body each.
-    Request { method: u16, priority: Priority, deadline: Option<Duration>, runs: Vec<RequestRun> },
+    Request {
+        method: u16,
+        priority: Priority,
+        deadline: Option<Duration>,
+        runs: Vec<RequestRun>,
+    },
     /// Instance: results, rows in the body.
-    Results { method: u16, entries: Vec<Entry> },
+    Results {
+        method: u16,
+        entries: Vec<Entry>,
+    },
     /// Instance: these ended in this error.
-    Failure { runs: Vec<RequestRun>, error: Error },
+    Failure {
+        runs: Vec<RequestRun>,
+        error: Error,
+    },
     /// Instance: it does not hold these, and nothing of them ran: hand-back at a drain, or unknown at an [`Attach`](Frame::Attach).
-    HandBack { runs: Vec<RequestRun> },
+    HandBack {
+        runs: Vec<RequestRun>,
+    },
     /// Caller: these were sent on an earlier connection; go on with them here.
-    Attach { runs: Vec<RequestRun> },
+    Attach {
+        runs: Vec<RequestRun>,
+    },
     /// Caller: nobody waits for these any more.
-    Cancel { runs: Vec<RequestRun> },
+    Cancel {
+        runs: Vec<RequestRun>,
+    },
     /// Caller: forget these results.
-    Acknowledge { runs: Vec<RequestRun> },
+    Acknowledge {
+        runs: Vec<RequestRun>,
+    },
 
     /// Instance: it takes nothing new.
     Draining,
     /// Instance: how much it holds, for balancing.
-    Load { held: u64 },
+    Load {
+        held: u64,
+    },
     /// Either: answer with the same number.
     Ping(u64),
     Pong(u64),
@@ -96,13 +125,19 @@ impl Header {
         let mut r = Reader::new(bytes);
         let (kind, flags, reserved, meta, body) = (r.u8()?, r.u8()?, r.u16()?, r.u32()?, r.u32()?);
         if flags != 0 || reserved != 0 {
-            return Err(Error::protocol("a frame header has reserved bits set; the peer speaks something else"));
+            return Err(Error::protocol(
+                "a frame header has reserved bits set; the peer speaks something else",
+            ));
         }
         if meta > max_meta {
-            return Err(Error::protocol(format!("a frame's meta part of {meta} bytes is over the limit of {max_meta}")));
+            return Err(Error::protocol(format!(
+                "a frame's meta part of {meta} bytes is over the limit of {max_meta}"
+            )));
         }
         if u64::from(body) > max_body {
-            return Err(Error::protocol(format!("a frame's body of {body} bytes is over the limit of {max_body} (max_message)")));
+            return Err(Error::protocol(format!(
+                "a frame's body of {body} bytes is over the limit of {max_body} (max_message)"
+            )));
         }
         Ok(Header { kind, meta, body })
     }
@@ -236,7 +271,9 @@ impl Frame {
                     entries.push(Entry { run: run(&mut r)?, rows: r.u32()?, last: r.u8()? != 0 });
                 }
                 if entries.iter().map(|e| u64::from(e.run.count)).sum::<u64>() > MAX_REQUESTS {
-                    return Err(Error::protocol(format!("a frame is about more than {MAX_REQUESTS} requests")));
+                    return Err(Error::protocol(format!(
+                        "a frame is about more than {MAX_REQUESTS} requests"
+                    )));
                 }
                 Frame::Results { method, entries }
             }
@@ -264,7 +301,8 @@ fn json(value: &impl serde::Serialize) -> Vec<u8> {
 }
 
 fn from_json<T: serde::de::DeserializeOwned>(meta: &[u8]) -> Result<T> {
-    serde_json::from_slice(meta).map_err(|e| Error::protocol(format!("a greeting or status cannot be read: {e}")))
+    serde_json::from_slice(meta)
+        .map_err(|e| Error::protocol(format!("a greeting or status cannot be read: {e}")))
 }
 
 /// Rounded up, so that a deadline that is set never becomes 0, which means none.

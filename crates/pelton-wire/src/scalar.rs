@@ -37,7 +37,8 @@ impl<'a> Reader<'a> {
 
     pub(crate) fn text(&mut self) -> Result<String> {
         let n = self.u32()? as usize;
-        String::from_utf8(self.bytes(n)?.to_vec()).map_err(|_| Error::protocol("a text in a frame is not UTF-8"))
+        String::from_utf8(self.bytes(n)?.to_vec())
+            .map_err(|_| Error::protocol("a text in a frame is not UTF-8"))
     }
 
     /// How many items follow, each of at least `size` bytes: more than fit are refused before anything is allocated.
@@ -50,7 +51,11 @@ impl<'a> Reader<'a> {
     }
 
     pub(crate) fn end(self) -> Result<()> {
-        if self.rest.is_empty() { Ok(()) } else { Err(Error::protocol(format!("a frame has {} bytes too many", self.rest.len()))) }
+        if self.rest.is_empty() {
+            Ok(())
+        } else {
+            Err(Error::protocol(format!("a frame has {} bytes too many", self.rest.len())))
+        }
     }
 
     pub(crate) fn rest(self) -> &'a [u8] {

@@ -2,11 +2,11 @@
 
 use std::time::Duration;
 
+use pelton_core::Bytes;
 use pelton_core::call::Priority;
 use pelton_core::error::{Error, Fate, Kind, Retry};
 use pelton_core::id::{InstanceId, RequestId, RequestRun};
 use pelton_core::service::{Cardinality, MethodSpec};
-use pelton_core::Bytes;
 use pelton_wire::{Entry, Frame, Greeting, HEADER, Header, Role, State, Status, Welcome};
 
 fn run(group: u64, sequence: u64, count: u32) -> RequestRun {

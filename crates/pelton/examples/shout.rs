@@ -30,7 +30,8 @@ fn main() -> Result<()> {
     let mut job = Job::new("shouting");
     let shout = job.service::<Shout>(Declaration::new("shout").instances(2).option("suffix", "!!"))?;
     let args: Vec<String> = std::env::args().collect();
-    let (input, output) = (args.get(1).map_or("README.md", String::as_str), args.get(2).map_or("shouted", String::as_str));
+    let (input, output) =
+        (args.get(1).map_or("README.md", String::as_str), args.get(2).map_or("shouted", String::as_str));
     job.read("lines", read_lines(input)?)
         .filter("not blank", |rows| {
             let texts = rows.column(1).as_string::<i32>().iter();

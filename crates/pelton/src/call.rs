@@ -51,7 +51,10 @@ impl Services {
             Some(client) => Ok(client.clone()),
             None => {
                 let names: Vec<&str> = self.clients.keys().map(String::as_str).collect();
-                Err(Error::invalid(format!("no service `{service}` in this job; it has: {}", names.join(", "))))
+                Err(Error::invalid(format!(
+                    "no service `{service}` in this job; it has: {}",
+                    names.join(", ")
+                )))
             }
         }
     }
@@ -80,7 +83,10 @@ impl Services {
     pub async fn call(&self, service: &str, method: &str, arguments: RecordBatch) -> Result<RecordBatch> {
         let caller = self.caller(service)?;
         let specs = caller.methods();
-        let index = specs.iter().position(|m| m.name == method).ok_or_else(|| no_such_method(service, method, specs))?;
+        let index = specs
+            .iter()
+            .position(|m| m.name == method)
+            .ok_or_else(|| no_such_method(service, method, specs))?;
         let output = specs[index].output.clone();
         let rows = arguments.num_rows() as u64;
         if rows == 0 {
@@ -91,7 +97,8 @@ impl Services {
             .map(|sequence| RequestId { operator: BY_HAND, group: self.group, sequence })
             .collect();
         let (done, answer) = oneshot::channel();
-        let gathering = Gathering { first, parts: vec![Vec::new(); ids.len()], missing: ids.len(), done: Some(done) };
+        let gathering =
+            Gathering { first, parts: vec![Vec::new(); ids.len()], missing: ids.len(), done: Some(done) };
         let submission = Submission {
             method: index,
             ids: ids.clone(),

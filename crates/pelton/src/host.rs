@@ -42,7 +42,12 @@ fn host(settings: &Settings) -> Result<Host> {
 }
 
 /// Starts the services of a job and a client for each.
-fn start(env: &Env, name: &str, settings: &Settings, services: &[(Declaration, Definition)]) -> Result<Services> {
+fn start(
+    env: &Env,
+    name: &str,
+    settings: &Settings,
+    services: &[(Declaration, Definition)],
+) -> Result<Services> {
     let control = Control::start(
         env,
         pelton_control::Settings {
@@ -104,10 +109,11 @@ pub(crate) fn run(
     host.block_on(async {
         let interrupts = Interrupts::listen()?;
         let services = start(&env, name, settings, &services)?;
-        let result = match pelton_dataflow::job::Job::start(topology, services.callers(), env.clone(), options) {
-            Ok(running) => drive(&env, &services, running, interrupts, &mut observe).await,
-            Err(e) => Err(e),
-        };
+        let result =
+            match pelton_dataflow::job::Job::start(topology, services.callers(), env.clone(), options) {
+                Ok(running) => drive(&env, &services, running, interrupts, &mut observe).await,
+                Err(e) => Err(e),
+            };
         services.stop().await;
         result
     })
@@ -174,7 +180,10 @@ struct Interrupts {
 
 impl Interrupts {
     fn listen() -> Result<Self> {
-        Ok(Interrupts { interrupt: signal(SignalKind::interrupt())?, terminate: signal(SignalKind::terminate())? })
+        Ok(Interrupts {
+            interrupt: signal(SignalKind::interrupt())?,
+            terminate: signal(SignalKind::terminate())?,
+        })
     }
 
     async fn next(&mut self) {
@@ -201,18 +210,30 @@ pub(crate) fn explain_service(declaration: &Declaration, definition: &Definition
     let mut text = String::new();
     let kind = declaration.kind.as_deref().unwrap_or(definition.type_name);
     let _ = writeln!(text, "  {name}: {kind}");
-    let count = if instances.min == instances.max { instances.max.to_string() } else { format!("{}..={}", instances.min, instances.max) };
+    let count = if instances.min == instances.max {
+        instances.max.to_string()
+    } else {
+        format!("{}..={}", instances.min, instances.max)
+    };
     let memory = resources.memory.map_or_else(String::new, |m| format!(", {m} memory"));
-    let _ = writeln!(text, "    instances: {count}, each a process with {} cpu{memory}; scope: this job", resources.cpu);
+    let _ = writeln!(
+        text,
+        "    instances: {count}, each a process with {} cpu{memory}; scope: this job",
+        resources.cpu
+    );
     let _ = writeln!(
         text,
         "    batches: up to {} rows or {}, linger {:?}; {} rows permitted ahead",
-        batch.rows, batch.bytes, batch.linger, declaration.permitted_rows()
+        batch.rows,
+        batch.bytes,
+        batch.linger,
+        declaration.permitted_rows()
     );
     let timeout = timeout.map_or_else(|| "none".to_owned(), |t| format!("{t:?}"));
     let _ = writeln!(text, "    timeout: {timeout}; attempts: {}; lease: {lease:?}", retry.attempts);
     for method in definition.methods.iter() {
-        let order = method.concurrency.map_or("serial".to_owned(), |n| format!("up to {n} batches at a time"));
+        let order =
+            method.concurrency.map_or("serial".to_owned(), |n| format!("up to {n} batches at a time"));
         let (input, output) = (show_columns(&method.input), show_columns(&method.output));
         let _ = writeln!(text, "    {}({input}) -> ({output}), {order}", method.name);
     }

@@ -19,7 +19,11 @@ pub(crate) fn serve_if_asked(declaration: &Declaration, definition: &Definition)
     }
     let filter = tracing_subscriber::EnvFilter::try_from_env("PELTON_LOG");
     let filter = filter.unwrap_or_else(|_| tracing_subscriber::EnvFilter::new("info"));
-    let _ = tracing_subscriber::fmt().with_writer(std::io::stderr).with_ansi(false).with_env_filter(filter).try_init();
+    let _ = tracing_subscriber::fmt()
+        .with_writer(std::io::stderr)
+        .with_ansi(false)
+        .with_env_filter(filter)
+        .try_init();
     match serve(definition) {
         Ok(why) => {
             tracing::info!("the instance leaves: {why}");
@@ -36,9 +40,16 @@ fn serve(definition: &Definition) -> Result<String> {
     let mut json = String::new();
     std::io::stdin().take(LONGEST).read_to_string(&mut json)?;
     let bootstrap: Bootstrap = serde_json::from_str(&json).map_err(|e| {
-        Error::invalid(format!("no bootstrap on standard input ({e}); {INSTANCE_VARIABLE} is set by Pelton, not by hand"))
+        Error::invalid(format!(
+            "no bootstrap on standard input ({e}); {INSTANCE_VARIABLE} is set by Pelton, not by hand"
+        ))
     })?;
-    tracing::info!("instance {} of job {} begins as process {}", bootstrap.instance, bootstrap.job, std::process::id());
+    tracing::info!(
+        "instance {} of job {} begins as process {}",
+        bootstrap.instance,
+        bootstrap.job,
+        std::process::id()
+    );
     let host = Host::new(1, 1)?;
     let env = host.env().clone();
     host.block_on(pelton_instance::serve(env, bootstrap, definition.clone()))

@@ -104,11 +104,18 @@ impl Job {
     }
 
     /// The same for a service whose methods are known only at run time.
-    pub fn service_with(&mut self, declaration: Declaration, definition: Definition) -> Result<ServiceHandle> {
+    pub fn service_with(
+        &mut self,
+        declaration: Declaration,
+        definition: Definition,
+    ) -> Result<ServiceHandle> {
         let declaration = declaration.checked()?;
         let definition = resolve(&declaration, definition)?;
         if self.services.iter().any(|(d, _)| d.name == declaration.name) {
-            return Err(Error::invalid(format!("two services are called `{}`; give one another name", declaration.name)));
+            return Err(Error::invalid(format!(
+                "two services are called `{}`; give one another name",
+                declaration.name
+            )));
         }
         check_definition(&declaration, &definition)?;
         serve_if_asked(&declaration, &definition);
@@ -133,7 +140,10 @@ impl Job {
 
     fn validated(&self) -> Result<Topology> {
         let methods = |name: &str| {
-            self.services.iter().find(|(d, _)| d.name == name).map(|(_, definition)| definition.methods.to_vec())
+            self.services
+                .iter()
+                .find(|(d, _)| d.name == name)
+                .map(|(_, definition)| definition.methods.to_vec())
         };
         self.plan.borrow().validate(&methods)
     }
@@ -190,7 +200,9 @@ fn check_definition(declaration: &Declaration, definition: &Definition) -> Resul
     for (i, method) in definition.methods.iter().enumerate() {
         let what = format!("method `{name}.{}`", method.name);
         if method.input.fields().is_empty() {
-            return Err(Error::invalid(format!("{what} takes no columns; a request is a row of at least one")));
+            return Err(Error::invalid(format!(
+                "{what} takes no columns; a request is a row of at least one"
+            )));
         }
         if definition.methods[..i].iter().any(|m| m.name == method.name) {
             return Err(Error::invalid(format!("{what} is declared twice")));

@@ -25,8 +25,8 @@ pub use local::Local;
 pub use pelton_client::Stats;
 pub use pelton_control as control;
 pub use pelton_core::{
-    Bytes, Declaration, Error, Fate, Kind, RequestId, Result, Retry, call::ErrorPolicy, call::Priority, declaration,
-    service,
+    Bytes, Declaration, Error, Fate, Kind, RequestId, Result, Retry, call::ErrorPolicy, call::Priority,
+    declaration, service,
 };
 pub use pelton_dataflow as dataflow;
 pub use pelton_env as env;
@@ -38,7 +38,9 @@ pub use stream::{Method, Stream};
 /// What most programs use.
 pub mod prelude {
     pub use crate::service::{Context, Invocation, Methods, Service};
-    pub use crate::{Declaration, Error, ErrorPolicy, Job, Result, json_lines, parquet, read_files, read_lines};
+    pub use crate::{
+        Declaration, Error, ErrorPolicy, Job, Result, json_lines, parquet, read_files, read_lines,
+    };
     pub use arrow_array::{self, RecordBatch};
     pub use arrow_schema::{DataType, Field};
 }

@@ -2,7 +2,9 @@
 //! benchmarks.
 
 use arrow_array::RecordBatch;
-use pelton_core::service::{Cardinality, Context, Definition, Invocation, Opened, Service, Started, check_columns};
+use pelton_core::service::{
+    Cardinality, Context, Definition, Invocation, Opened, Service, Started, check_columns,
+};
 use pelton_core::{Declaration, Result};
 use pelton_env::Env;
 
@@ -39,7 +41,11 @@ impl Local {
     pub fn call(&mut self, method: &str, arguments: RecordBatch) -> Result<RecordBatch> {
         let index = self.definition.method(&self.declaration.name, method)?;
         let spec = &self.definition.methods[index];
-        check_columns(&format!("arguments of `{}.{method}`", self.declaration.name), &arguments, &spec.input)?;
+        check_columns(
+            &format!("arguments of `{}.{method}`", self.declaration.name),
+            &arguments,
+            &spec.input,
+        )?;
         let mut parts: Vec<RecordBatch> = Vec::new();
         let mut emit = |rows: RecordBatch| {
             parts.push(rows);

@@ -16,7 +16,8 @@ fn example(name: &str) -> PathBuf {
 fn the_first_example_shouts() {
     let world = tempfile::tempdir().unwrap();
     fs::write(world.path().join("in.txt"), "one line\n\nand another\n").unwrap();
-    let run = || Command::new(example("shout")).args(["in.txt", "out"]).current_dir(world.path()).output().unwrap();
+    let run =
+        || Command::new(example("shout")).args(["in.txt", "out"]).current_dir(world.path()).output().unwrap();
     let output = run();
     assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
     let parts = || {
@@ -39,5 +40,8 @@ fn the_readme_shows_the_example_as_it_is() {
     let readme = fs::read_to_string(format!("{root}/README.md")).unwrap();
     let example = fs::read_to_string(format!("{root}/crates/pelton/examples/shout.rs")).unwrap();
     let service = example.find("struct Shout").unwrap()..example.find("fn main").unwrap();
-    assert!(readme.contains(example[service].trim()), "the service in the README is not the one of the example");
+    assert!(
+        readme.contains(example[service].trim()),
+        "the service in the README is not the one of the example"
+    );
 }

@@ -49,7 +49,9 @@ impl Service for Kinds {
                 match values(&rows)[0] {
                     0 => Err(Error::user("the row is zero")),
                     1 => panic!("the row is one"),
-                    2 if service.serial < 100 && service.serial.is_multiple_of(2) => Err(Error::transient("not now")),
+                    2 if service.serial < 100 && service.serial.is_multiple_of(2) => {
+                        Err(Error::transient("not now"))
+                    }
                     3 => Ok(numbers("n", [])),
                     4 => std::process::abort(),
                     _ => Ok(rows),
@@ -117,7 +119,10 @@ async fn check(services: &Services) -> Result<()> {
     done("errors, panics and wrong results come back as what they are; transient ones are tried again");
 
     let error = call("fail", numbers("n", [4])).await.unwrap_err();
-    assert!(error.message().contains("3 attempts") && error.message().contains("retry.attempts"), "{error:?}");
+    assert!(
+        error.message().contains("3 attempts") && error.message().contains("retry.attempts"),
+        "{error:?}"
+    );
     assert_eq!(values(&call("fail", numbers("n", [7])).await?), [7], "a new instance is there");
     done("a row that kills every instance it meets ends as an error, and the service goes on");
 

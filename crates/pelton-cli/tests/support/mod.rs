@@ -81,7 +81,12 @@ impl World {
     pub(crate) fn documents(&self, files: usize, paragraphs: usize) {
         for file in 0..files {
             let text: Vec<String> = (0..paragraphs)
-                .map(|p| format!("Document {file}, paragraph {p}. {}", "Some words that fill the page. ".repeat(12)))
+                .map(|p| {
+                    format!(
+                        "Document {file}, paragraph {p}. {}",
+                        "Some words that fill the page. ".repeat(12)
+                    )
+                })
                 .collect();
             self.write(&format!("docs/{file:03}.txt"), text.join("\n\n"));
         }
@@ -116,7 +121,11 @@ impl World {
 pub(crate) fn model() -> PathBuf {
     let default = concat!(env!("CARGO_MANIFEST_DIR"), "/../../.cache/models/all-minilm-l6-v2");
     let model = std::env::var_os("PELTON_MODEL").map_or_else(|| PathBuf::from(default), PathBuf::from);
-    assert!(model.join("tokenizer.json").is_file(), "no model in {}; run `cargo xtask setup`", model.display());
+    assert!(
+        model.join("tokenizer.json").is_file(),
+        "no model in {}; run `cargo xtask setup`",
+        model.display()
+    );
     model
 }
 
@@ -125,7 +134,9 @@ pub(crate) fn json_lines(folder: &Path, prefix: &str) -> Vec<serde_json::Value> 
     files.sort();
     let ours = |p: &&PathBuf| p.file_name().unwrap().to_str().unwrap().starts_with(prefix);
     let texts = files.iter().filter(ours).map(|p| fs::read_to_string(p).unwrap());
-    texts.flat_map(|t| t.lines().map(|l| serde_json::from_str(l).expect("whole lines")).collect::<Vec<_>>()).collect()
+    texts
+        .flat_map(|t| t.lines().map(|l| serde_json::from_str(l).expect("whole lines")).collect::<Vec<_>>())
+        .collect()
 }
 
 /// A command that has ended.

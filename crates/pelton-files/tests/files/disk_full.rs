@@ -24,9 +24,7 @@ fn a_full_disk_fails_the_job_with_a_hint_and_leaves_no_part() {
     let dir = tempfile::tempdir().unwrap();
     let inside = |command: &str| {
         let mut unshare = Command::new("unshare");
-        unshare
-            .args(["--mount", "--map-root-user", "sh", "-ec", command, "sh"])
-            .arg(dir.path());
+        unshare.args(["--mount", "--map-root-user", "sh", "-ec", command, "sh"]).arg(dir.path());
         unshare
     };
     let mount = r#"mount -t tmpfs -o size=1m tmpfs "$1"; "#;
@@ -38,11 +36,7 @@ fn a_full_disk_fails_the_job_with_a_hint_and_leaves_no_part() {
     again.arg(std::env::current_exe().unwrap());
     again.arg("disk_full::a_full_disk_fails_the_job_with_a_hint_and_leaves_no_part");
     let output = again.output().unwrap();
-    assert!(
-        output.status.success(),
-        "{}",
-        String::from_utf8_lossy(&output.stdout)
-    );
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stdout));
 }
 
 fn on_a_small_disk(disk: &Path) {
@@ -55,25 +49,12 @@ fn on_a_small_disk(disk: &Path) {
         sink.start(1, &[]).unwrap();
         let full = error(write_4_mib(&*sink, 1));
         assert_eq!(full.kind(), Kind::Storage);
-        says(
-            full,
-            &[
-                "writing",
-                "_staging",
-                "No space left on device",
-                "df -h",
-                "last checkpoint",
-            ],
-        );
-        let names: Vec<_> = std::fs::read_dir(disk.join(name))
-            .unwrap()
-            .map(|e| e.unwrap().file_name())
-            .collect();
+        says(full, &["writing", "_staging", "No space left on device", "df -h", "last checkpoint"]);
+        let names: Vec<_> =
+            std::fs::read_dir(disk.join(name)).unwrap().map(|e| e.unwrap().file_name()).collect();
         assert_eq!(names, ["_staging"], "no part");
         assert_eq!(
-            std::fs::read_dir(disk.join(name).join("_staging"))
-                .unwrap()
-                .count(),
+            std::fs::read_dir(disk.join(name).join("_staging")).unwrap().count(),
             0,
             "the space is free again"
         );

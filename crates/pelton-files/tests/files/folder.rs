@@ -20,12 +20,7 @@ fn source(files: Selection) -> Folder {
 }
 
 fn uris(files: Selection) -> Vec<String> {
-    source(files)
-        .splits()
-        .unwrap()
-        .into_iter()
-        .map(|s| s.uri)
-        .collect()
+    source(files).splits().unwrap().into_iter().map(|s| s.uri).collect()
 }
 
 /// Good rows and bad rows of all splits.
@@ -40,10 +35,7 @@ fn contents(source: &Folder) -> (Vec<(String, Vec<u8>)>, Vec<RowError>) {
             for i in 0..read.rows.num_rows() {
                 let uri = read.rows.column(0).as_bytes::<Utf8Type>().value(i).to_owned();
                 assert_eq!(uri, split.uri);
-                good.push((
-                    uri,
-                    read.rows.column(1).as_bytes::<BinaryType>().value(i).to_vec(),
-                ));
+                good.push((uri, read.rows.column(1).as_bytes::<BinaryType>().value(i).to_vec()));
             }
             bad.extend(read.bad);
         }
@@ -55,42 +47,24 @@ fn contents(source: &Folder) -> (Vec<(String, Vec<u8>)>, Vec<RowError>) {
 #[test]
 fn a_folder_gives_a_row_a_file_in_order() {
     let dir = tempdir().unwrap();
-    for name in [
-        "b.md",
-        "a/z.md",
-        "a/b/c.md",
-        "a.txt",
-        ".hidden.md",
-        ".git/config.md",
-    ] {
+    for name in ["b.md", "a/z.md", "a/b/c.md", "a.txt", ".hidden.md", ".git/config.md"] {
         write(dir.path(), name, name);
     }
     write(dir.path(), "empty.md", "");
     let source = source(all(dir.path()));
     let (good, bad) = contents(&source);
-    let expected: Vec<_> = ["a.txt", "a/b/c.md", "a/z.md", "b.md"]
-        .map(|n| (n.to_owned(), n.as_bytes().to_vec()))
-        .into();
+    let expected: Vec<_> =
+        ["a.txt", "a/b/c.md", "a/z.md", "b.md"].map(|n| (n.to_owned(), n.as_bytes().to_vec())).into();
     assert!(bad.is_empty());
-    assert_eq!(
-        good.iter()
-            .filter(|(_, content)| !content.is_empty())
-            .cloned()
-            .collect::<Vec<_>>(),
-        expected
-    );
+    assert_eq!(good.iter().filter(|(_, content)| !content.is_empty()).cloned().collect::<Vec<_>>(), expected);
     assert!(good.contains(&("empty.md".to_owned(), vec![])));
 
     let first = source.splits().unwrap();
     assert_eq!(first, source.splits().unwrap(), "the same in every run");
     write(dir.path(), "b.md", "something else");
     let second = source.splits().unwrap();
-    let changed: Vec<_> = first
-        .iter()
-        .zip(&second)
-        .filter(|(a, b)| a != b)
-        .map(|(a, _)| a.uri.as_str())
-        .collect();
+    let changed: Vec<_> =
+        first.iter().zip(&second).filter(|(a, b)| a != b).map(|(a, _)| a.uri.as_str()).collect();
     assert_eq!(changed, ["b.md"]);
 }
 
@@ -102,18 +76,11 @@ fn filters_and_skipped_folders_leave_files_out() {
     }
     let files = Selection {
         extensions: vec!["md".into()],
-        skip: vec![
-            dir.path().join("sub/../out"),
-            dir.path().join("sub/f.md"),
-            dir.path().join("absent"),
-        ],
+        skip: vec![dir.path().join("sub/../out"), dir.path().join("sub/f.md"), dir.path().join("absent")],
         ..all(dir.path())
     };
     assert_eq!(uris(files), ["a.md", "b.MD", "sub/e.md"]);
-    let files = Selection {
-        globs: vec!["sub/*".into(), "c.*".into()],
-        ..all(dir.path())
-    };
+    let files = Selection { globs: vec!["sub/*".into(), "c.*".into()], ..all(dir.path()) };
     assert_eq!(uris(files), ["c.txt", "sub/e.md", "sub/f.md"]);
 }
 
@@ -124,18 +91,11 @@ fn a_file_may_be_named_and_several_inputs_are_kept_apart() {
         write(dir.path(), name, name);
     }
     let file = dir.path().join("b/x.md");
-    let only = Selection {
-        extensions: vec!["txt".into()],
-        ..all(&file)
-    };
+    let only = Selection { extensions: vec!["txt".into()], ..all(&file) };
     assert_eq!(uris(only), ["x.md"], "a named file is read whatever the filter");
 
-    let both = source(Selection::all([
-        dir.path().join("a"),
-        dir.path().join("b"),
-        file,
-        dir.path().join("b/deep"),
-    ]));
+    let both =
+        source(Selection::all([dir.path().join("a"), dir.path().join("b"), file, dir.path().join("b/deep")]));
     let (good, _) = contents(&both);
     assert_eq!(
         good.iter().map(|(uri, _)| uri.as_str()).collect::<Vec<_>>(),
@@ -148,34 +108,19 @@ fn a_file_may_be_named_and_several_inputs_are_kept_apart() {
 fn a_large_file_is_a_bad_row_and_is_not_read() {
     let dir = tempdir().unwrap();
     // A hole: reading it would take 40 GB of memory.
-    fs::File::create(dir.path().join("huge.bin"))
-        .unwrap()
-        .set_len(40 << 30)
-        .unwrap();
+    fs::File::create(dir.path().join("huge.bin")).unwrap().set_len(40 << 30).unwrap();
     write(dir.path(), "just.bin", vec![7; 1000]);
     write(dir.path(), "over.bin", vec![7; 1001]);
-    let settings = folder::Settings {
-        files: all(dir.path()),
-        max_bytes: Bytes(1000),
-    };
+    let settings = folder::Settings { files: all(dir.path()), max_bytes: Bytes(1000) };
     let (good, bad) = contents(&Folder::new(&settings).unwrap());
     assert_eq!(good, [("just.bin".to_owned(), vec![7; 1000])]);
-    assert_eq!(
-        bad.iter().map(|b| b.row.as_str()).collect::<Vec<_>>(),
-        ["huge.bin", "over.bin"]
-    );
+    assert_eq!(bad.iter().map(|b| b.row.as_str()).collect::<Vec<_>>(), ["huge.bin", "over.bin"]);
     for (bad, size) in bad.into_iter().zip(["40 GiB", "1001 B"]) {
         assert_eq!(bad.error.kind(), Kind::Limit);
-        says(
-            bad.error,
-            &[size, "over the limit of 1000 B a file", "--max-file-size"],
-        );
+        says(bad.error, &[size, "over the limit of 1000 B a file", "--max-file-size"]);
     }
     says(
-        error(Folder::new(&folder::Settings {
-            files: all(dir.path()),
-            max_bytes: Bytes::mib(4096),
-        })),
+        error(Folder::new(&folder::Settings { files: all(dir.path()), max_bytes: Bytes::mib(4096) })),
         &["max_bytes is 4 GiB", "at most"],
     );
 }
@@ -195,23 +140,11 @@ fn what_vanished_is_a_bad_row() {
 #[test]
 fn missing_and_empty_inputs_are_refused() {
     let dir = tempdir().unwrap();
-    says(
-        error(source(all(&dir.path().join("absent"))).splits()),
-        &["absent", "no such folder or file"],
-    );
+    says(error(source(all(&dir.path().join("absent"))).splits()), &["absent", "no such folder or file"]);
     write(dir.path(), "a.txt", "");
-    let files = Selection {
-        extensions: vec!["md".into()],
-        ..all(dir.path())
-    };
-    says(
-        error(source(files).splits()),
-        &["no file with extension md in", dir.path().to_str().unwrap()],
-    );
-    says(
-        error(Folder::new(&folder::Settings::new(Selection::default()))),
-        &["no input"],
-    );
+    let files = Selection { extensions: vec!["md".into()], ..all(dir.path()) };
+    says(error(source(files).splits()), &["no file with extension md in", dir.path().to_str().unwrap()]);
+    says(error(Folder::new(&folder::Settings::new(Selection::default()))), &["no input"]);
 }
 
 #[cfg(unix)]
@@ -226,11 +159,7 @@ mod unix {
         let root = dir.path().join("root");
         write(&root, "real/a.md", "a");
         write(dir.path(), "elsewhere/b.md", "b");
-        write(
-            dir.path(),
-            "beside.md",
-            "never reached by a link to a folder above",
-        );
+        write(dir.path(), "beside.md", "never reached by a link to a folder above");
         symlink(".", root.join("self")).unwrap();
         symlink("../..", root.join("real/up")).unwrap();
         symlink("loop2", root.join("loop1")).unwrap();
@@ -239,14 +168,8 @@ mod unix {
         symlink("../elsewhere", root.join("outside")).unwrap();
         symlink("real/a.md", root.join("link.md")).unwrap();
         symlink("absent", root.join("dangling.md")).unwrap();
-        let files = Selection {
-            extensions: vec!["md".into()],
-            ..all(&root)
-        };
-        assert_eq!(
-            uris(files.clone()),
-            ["dangling.md", "link.md", "outside/b.md", "real/a.md"]
-        );
+        let files = Selection { extensions: vec!["md".into()], ..all(&root) };
+        assert_eq!(uris(files.clone()), ["dangling.md", "link.md", "outside/b.md", "real/a.md"]);
         let (good, bad) = contents(&source(files));
         assert_eq!(good.len(), 3);
         assert_eq!(bad.len(), 1);
@@ -261,10 +184,7 @@ mod unix {
             fs::create_dir_all(path.parent().unwrap()).unwrap();
             fs::write(path, name).unwrap();
         }
-        let (good, bad) = contents(&source(Selection {
-            extensions: vec!["md".into()],
-            ..all(dir.path())
-        }));
+        let (good, bad) = contents(&source(Selection { extensions: vec!["md".into()], ..all(dir.path()) }));
         assert!(bad.is_empty());
         assert_eq!(good.len(), 3);
         assert!(good.iter().all(|(uri, _)| uri.ends_with(".md")));
@@ -298,17 +218,8 @@ mod unix {
         let dir = tempdir().unwrap();
         write(dir.path(), "a.md", "a");
         let pipe = dir.path().join("pipe.md");
-        assert!(
-            std::process::Command::new("mkfifo")
-                .arg(&pipe)
-                .status()
-                .unwrap()
-                .success()
-        );
+        assert!(std::process::Command::new("mkfifo").arg(&pipe).status().unwrap().success());
         assert_eq!(uris(all(dir.path())), ["a.md"]);
-        says(
-            error(source(all(&pipe)).splits()),
-            &["neither a folder nor a file"],
-        );
+        says(error(source(all(&pipe)).splits()), &["neither a folder nor a file"]);
     }
 }

@@ -36,15 +36,8 @@ fn schema() -> SchemaRef {
 }
 
 fn rows(ids: std::ops::Range<i64>) -> RecordBatch {
-    let text: StringArray = ids
-        .clone()
-        .map(|i| (i % 2 == 0).then(|| format!("row {i}")))
-        .collect();
-    RecordBatch::try_new(
-        schema(),
-        vec![Arc::new(Int64Array::from_iter_values(ids)), Arc::new(text)],
-    )
-    .unwrap()
+    let text: StringArray = ids.clone().map(|i| (i % 2 == 0).then(|| format!("row {i}"))).collect();
+    RecordBatch::try_new(schema(), vec![Arc::new(Int64Array::from_iter_values(ids)), Arc::new(text)]).unwrap()
 }
 
 /// Fails unless the message has all of these.

@@ -25,43 +25,25 @@ fn index() -> TempDir {
 #[test]
 fn all_parts_are_read_in_order() {
     let dir = index();
-    write(
-        dir.path(),
-        "part-errors-00001-0000-000001.parquet",
-        "of another sink",
-    );
-    write(
-        dir.path(),
-        "_staging/part-00009-0000-000001.parquet.tmp",
-        "not committed",
-    );
+    write(dir.path(), "part-errors-00001-0000-000001.parquet", "of another sink");
+    write(dir.path(), "_staging/part-00009-0000-000001.parquet.tmp", "not committed");
     let parts = read_parquet(dir.path(), "part").unwrap();
     assert_eq!(parts.files().len(), 3);
-    let ids = parts.flat_map(|rows| {
-        rows.unwrap()
-            .column(0)
-            .as_primitive::<Int64Type>()
-            .values()
-            .to_vec()
-    });
+    let ids = parts.flat_map(|rows| rows.unwrap().column(0).as_primitive::<Int64Type>().values().to_vec());
     assert_eq!(ids.collect::<Vec<_>>(), (0..30).collect::<Vec<_>>());
 }
 
 #[test]
 fn a_damaged_part_is_named_and_the_others_are_read() {
-    for (file, content) in [
-        ("part-00001-0001-000007.parquet", "not parquet"),
-        ("part-00002-0000-000007.parquet", ""),
-    ] {
+    for (file, content) in
+        [("part-00001-0001-000007.parquet", "not parquet"), ("part-00002-0000-000007.parquet", "")]
+    {
         let dir = index();
         fs::write(dir.path().join(file), content).unwrap();
         let (good, bad): (Vec<_>, Vec<_>) =
             read_parquet(dir.path(), "part").unwrap().partition(|r| r.is_ok());
         assert_eq!((good.len(), bad.len()), (2, 1));
-        says(
-            error(bad.into_iter().next().unwrap()),
-            &[file, "damaged", "again"],
-        );
+        says(error(bad.into_iter().next().unwrap()), &[file, "damaged", "again"]);
     }
     let dir = index();
     let file = dir.path().join("part-00001-0000-000007.parquet");
@@ -84,10 +66,7 @@ fn where_there_is_no_index_it_says_so() {
         &["there is no folder", "absent", "`pelton index`"],
     );
     let file = write(dir.path(), "a.txt", "");
-    says(
-        error(read_parquet(file, "part")),
-        &["a.txt is a file; give the folder"],
-    );
+    says(error(read_parquet(file, "part")), &["a.txt is a file; give the folder"]);
 }
 
 #[test]
@@ -99,8 +78,5 @@ fn parts_with_other_columns_are_refused() {
     writer.write(other).unwrap();
     sink.commit(&writer.prepare(1).unwrap()).unwrap();
     let last = read_parquet(dir.path(), "part").unwrap().last().unwrap();
-    says(
-        error(last),
-        &["part-00005-0000-000001.parquet has other columns", "part-00001"],
-    );
+    says(error(last), &["part-00005-0000-000001.parquet has other columns", "part-00001"]);
 }

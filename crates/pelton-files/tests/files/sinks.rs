@@ -34,20 +34,15 @@ fn both(check: impl Fn(&dyn Fn(&str) -> Box<dyn Sink>, &Path)) {
 
 /// Names in a folder, without `_staging`.
 fn names(folder: &Path) -> Vec<String> {
-    let mut names: Vec<_> = fs::read_dir(folder)
-        .unwrap()
-        .map(|e| e.unwrap().file_name().into_string().unwrap())
-        .collect();
+    let mut names: Vec<_> =
+        fs::read_dir(folder).unwrap().map(|e| e.unwrap().file_name().into_string().unwrap()).collect();
     names.retain(|n| n != "_staging");
     names.sort();
     names
 }
 
 fn stems(folder: &Path) -> Vec<String> {
-    names(folder)
-        .into_iter()
-        .map(|n| n.split('.').next().unwrap().to_owned())
-        .collect()
+    names(folder).into_iter().map(|n| n.split('.').next().unwrap().to_owned()).collect()
 }
 
 fn staged(out: &Path) -> Vec<String> {
@@ -68,10 +63,7 @@ fn rows_appear_at_commit_and_once() {
         sink.start(1, &[]).unwrap();
         let mut writer = sink.writer(3, 1, schema()).unwrap();
         writer.write(rows(0..0)).unwrap();
-        assert!(
-            writer.prepare(1).unwrap().is_empty(),
-            "nothing written, nothing staged"
-        );
+        assert!(writer.prepare(1).unwrap().is_empty(), "nothing written, nothing staged");
         writer.write(rows(0..10)).unwrap();
         writer.write(rows(10..20)).unwrap();
         assert!(names(out).is_empty());
@@ -103,28 +95,16 @@ fn a_killed_run_leaves_what_a_checkpoint_recorded_and_nothing_else() {
             recorded
         };
         // Killed in the middle of a file: its writer has no time to clean up.
-        write(
-            out,
-            "_staging/part-00001-0000-000099.parquet.tmp",
-            "PAR1 and no more",
-        );
+        write(out, "_staging/part-00001-0000-000099.parquet.tmp", "PAR1 and no more");
         write(out, "_staging/part-00001-0000-000099.jsonl.tmp", "{\"a");
-        write(
-            out,
-            "_staging/other-00001-0000-000099.parquet.tmp",
-            "another sink's",
-        );
+        write(out, "_staging/other-00001-0000-000099.parquet.tmp", "another sink's");
         assert_eq!(staged(out).len(), 6);
 
         let sink = make("part");
         sink.start(2, &recorded).unwrap();
         sink.start(2, &recorded).unwrap();
         let left = staged(out);
-        assert_eq!(
-            left.len(),
-            3,
-            "recorded, another format's and another prefix's: {left:?}"
-        );
+        assert_eq!(left.len(), 3, "recorded, another format's and another prefix's: {left:?}");
         sink.commit(&recorded).unwrap();
         sink.commit(&stage(&*sink, 2, 0, 3)).unwrap();
         assert_eq!(stems(out), ["part-00001-0000-000001", "part-00002-0000-000003"]);
@@ -161,17 +141,11 @@ fn the_same_names_are_never_used_twice() {
         sink.commit(&one).unwrap();
         says(
             error(sink.commit(&other)),
-            &[
-                "exists and is not the one of this run",
-                "two runs write into one folder",
-            ],
+            &["exists and is not the one of this run", "two runs write into one folder"],
         );
         sink.commit(&one).unwrap();
 
-        says(
-            error(make("part").start(1, &[])),
-            &["already holds part-00001-0000-000001", "another run"],
-        );
+        says(error(make("part").start(1, &[])), &["already holds part-00001-0000-000001", "another run"]);
         make("errors").start(1, &[]).unwrap();
         make("part").start(2, &[]).unwrap();
     });
@@ -187,10 +161,7 @@ fn two_sinks_share_a_folder() {
         errors.start(2, &[]).unwrap();
         results.commit(&kept).unwrap();
         errors.commit(&stage(&*errors, 2, 0, 1)).unwrap();
-        assert_eq!(
-            stems(out),
-            ["part-00001-0000-000001", "part-errors-00002-0000-000001"]
-        );
+        assert_eq!(stems(out), ["part-00001-0000-000001", "part-errors-00002-0000-000001"]);
         results.start(2, &[]).unwrap();
     });
 }
@@ -204,33 +175,17 @@ fn lost_and_changed_output_is_noticed() {
         let file = |folder: &Path| folder.join(names(folder).remove(0));
         let whole = fs::read(file(&out.join("_staging"))).unwrap();
         fs::write(file(&out.join("_staging")), &whole[1..]).unwrap();
-        says(
-            error(sink.commit(&first)),
-            &["_staging", "bytes and was written with"],
-        );
+        says(error(sink.commit(&first)), &["_staging", "bytes and was written with"]);
         assert!(names(out).is_empty());
         fs::write(file(&out.join("_staging")), &whole).unwrap();
         sink.commit(&first).unwrap();
         fs::write(file(out), &whole[1..]).unwrap();
-        says(
-            error(sink.commit(&first)),
-            &["part-00001-0000-000001", "bytes and was written with"],
-        );
+        says(error(sink.commit(&first)), &["part-00001-0000-000001", "bytes and was written with"]);
         fs::remove_file(file(out)).unwrap();
         let gone = error(sink.commit(&first));
         assert_eq!(gone.kind(), Kind::Storage);
-        says(
-            gone,
-            &[
-                "part-00001-0000-000001",
-                "is gone",
-                "start again without checkpoints",
-            ],
-        );
-        says(
-            error(sink.commit(&[Staged(json!({ "table": 1 }))])),
-            &["not of a file sink"],
-        );
+        says(gone, &["part-00001-0000-000001", "is gone", "start again without checkpoints"]);
+        says(error(sink.commit(&[Staged(json!({ "table": 1 }))])), &["not of a file sink"]);
     });
 }
 
@@ -249,10 +204,7 @@ fn targets_that_cannot_be_written_are_refused() {
         assert_eq!(refused.kind(), Kind::Storage);
         says(refused, &[folder, "output folder"]);
     }
-    says(
-        error(Parquet::new(&Settings::new("x").with_prefix("a/b"))),
-        &["prefix `a/b`"],
-    );
+    says(error(Parquet::new(&Settings::new("x").with_prefix("a/b"))), &["prefix `a/b`"]);
 }
 
 #[test]
@@ -267,10 +219,7 @@ fn columns_are_checked() {
         let mut writer = sink.writer(0, 1, wrong).unwrap();
         assert_eq!(error(writer.write(rows(0..1))).kind(), Kind::Internal);
     });
-    let union = DataType::Union(
-        arrow_schema::UnionFields::empty(),
-        arrow_schema::UnionMode::Sparse,
-    );
+    let union = DataType::Union(arrow_schema::UnionFields::empty(), arrow_schema::UnionMode::Sparse);
     let schema = Schema::new(vec![Field::new("u", union, true)]);
     let sink = Parquet::new(&Settings::new("x")).unwrap();
     says(error(sink.check(&schema)), &["column `u` is a union"]);
@@ -284,19 +233,8 @@ fn embedded() -> RecordBatch {
     }
     let (vectors, rows) = (vectors.finish(), rows(0..10));
     let field = Field::new("embedding", vectors.data_type().clone(), true);
-    let fields = rows
-        .schema()
-        .fields()
-        .iter()
-        .cloned()
-        .chain([Arc::new(field)])
-        .collect::<Vec<_>>();
-    let columns = rows
-        .columns()
-        .iter()
-        .cloned()
-        .chain([Arc::new(vectors) as _])
-        .collect();
+    let fields = rows.schema().fields().iter().cloned().chain([Arc::new(field)]).collect::<Vec<_>>();
+    let columns = rows.columns().iter().cloned().chain([Arc::new(vectors) as _]).collect();
     RecordBatch::try_new(Arc::new(Schema::new(fields)), columns).unwrap()
 }
 
@@ -310,10 +248,7 @@ fn write_embedded(sink: &dyn Sink) {
 #[test]
 fn embeddings_survive_parquet_with_their_metadata() {
     let dir = tempdir().unwrap();
-    let metadata = [
-        ("model".to_owned(), "a".to_owned()),
-        ("dimensions".to_owned(), "3".to_owned()),
-    ];
+    let metadata = [("model".to_owned(), "a".to_owned()), ("dimensions".to_owned(), "3".to_owned())];
     write_embedded(&Parquet::with_metadata(&Settings::new(dir.path()), metadata.clone()).unwrap());
     let parts = read_parquet(dir.path(), "part").unwrap();
     assert_eq!(parts.metadata(), &BTreeMap::from(metadata));
@@ -330,13 +265,7 @@ fn embeddings_survive_json() {
     let text = fs::read_to_string(dir.path().join("part-00001-0000-000001.jsonl")).unwrap();
     let lines: Vec<Value> = text.lines().map(|l| serde_json::from_str(l).unwrap()).collect();
     assert_eq!(lines.len(), 10);
-    assert_eq!(
-        lines[2],
-        json!({ "id": 2, "text": "row 2", "embedding": [2.0, 0.5, -1.0] })
-    );
+    assert_eq!(lines[2], json!({ "id": 2, "text": "row 2", "embedding": [2.0, 0.5, -1.0] }));
     assert_eq!(lines[3]["text"], Value::Null);
-    assert!(
-        lines[3].as_object().unwrap().contains_key("text"),
-        "a null is written"
-    );
+    assert!(lines[3].as_object().unwrap().contains_key("text"), "a null is written");
 }

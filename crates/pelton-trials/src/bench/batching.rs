@@ -53,7 +53,9 @@ pub(super) fn measure(state: &Path, effort: Effort) -> Result<Vec<Figure>> {
             let batch = LATENCY + ROWS * PER_ROW;
             let ideal = f64::from(ROWS * instances) / batch.as_secs_f64();
             let name = format!("{in_flight} calls in flight, {instances} instance(s)");
-            figures.push(Figure::new(PART, name, "rows/s", rounds).against("full batches without a gap", &[ideal]));
+            figures.push(
+                Figure::new(PART, name, "rows/s", rounds).against("full batches without a gap", &[ideal]),
+            );
         }
         Ok(figures)
     })?;

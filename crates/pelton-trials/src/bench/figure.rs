@@ -28,7 +28,12 @@ pub(crate) struct Against {
 }
 
 impl Figure {
-    pub(crate) fn new(part: &'static str, name: impl Into<String>, unit: &'static str, rounds: Vec<f64>) -> Figure {
+    pub(crate) fn new(
+        part: &'static str,
+        name: impl Into<String>,
+        unit: &'static str,
+        rounds: Vec<f64>,
+    ) -> Figure {
         Figure { part, name: name.into(), unit, median: median(&rounds), rounds, against: None }
     }
 
@@ -40,8 +45,7 @@ impl Figure {
     }
 }
 
-pub(crate) const HEADER: &str =
-    "part      figure                                        median unit          spread               share  against";
+pub(crate) const HEADER: &str = "part      figure                                        median unit          spread               share  against";
 
 impl fmt::Display for Figure {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -97,7 +101,8 @@ impl Course {
     /// The part from `begin` on, without what came after the first `total`.
     pub(crate) fn cut(&self, begin: Time, total: f64) -> Course {
         let begin = begin.since_origin().as_secs_f64();
-        let points: Vec<_> = self.points.iter().copied().filter(|(at, n)| *at >= begin && *n <= total).collect();
+        let points: Vec<_> =
+            self.points.iter().copied().filter(|(at, n)| *at >= begin && *n <= total).collect();
         Course { total: points.last().map_or(0.0, |p| p.1), points }
     }
 
@@ -110,9 +115,10 @@ impl Course {
     pub(crate) fn rate(&self) -> f64 {
         let n = self.points.len() as f64;
         let (t, y) = self.points.iter().fold((0.0, 0.0), |(t, y), p| (t + p.0 / n, y + p.1 / n));
-        let (up, down) = self.points.iter().fold((0.0, 0.0), |(up, down), p| {
-            (up + (p.0 - t) * (p.1 - y), down + (p.0 - t) * (p.0 - t))
-        });
+        let (up, down) = self
+            .points
+            .iter()
+            .fold((0.0, 0.0), |(up, down), p| (up + (p.0 - t) * (p.1 - y), down + (p.0 - t) * (p.0 - t)));
         up / down
     }
 }
@@ -180,7 +186,10 @@ mod tests {
 
     #[test]
     fn quantiles_lie_between() {
-        assert_eq!((quantile(&[3.0, 1.0, 2.0], 0.5), quantile(&[1.0, 2.0], 0.5), quantile(&[1.0, 2.0], 1.0)), (2.0, 1.5, 2.0));
+        assert_eq!(
+            (quantile(&[3.0, 1.0, 2.0], 0.5), quantile(&[1.0, 2.0], 0.5), quantile(&[1.0, 2.0], 1.0)),
+            (2.0, 1.5, 2.0)
+        );
         assert!(median(&[]).is_nan());
     }
 }

@@ -97,7 +97,8 @@ pub(crate) fn run(arguments: &Arguments) -> Result<()> {
     }
     println!("load at the end: {}", figure::load());
     if let Some(path) = &arguments.json {
-        figure::write(path, &machine, arguments.quick, &figures).with_context(|| format!("writing {}", path.display()))?;
+        figure::write(path, &machine, arguments.quick, &figures)
+            .with_context(|| format!("writing {}", path.display()))?;
         println!("written to {}", path.display());
     }
     Ok(())

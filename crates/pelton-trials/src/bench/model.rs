@@ -36,8 +36,8 @@ pub(super) fn job(state: &Path, model: &Path) -> Result<(Job, ServiceHandle)> {
 
 /// Words that are one token each.
 const VOCABULARY: [&str; 24] = [
-    "the", "river", "house", "is", "red", "with", "city", "water", "and", "music", "of", "time", "small", "school", "by",
-    "war", "game", "in", "family", "road", "old", "paper", "to", "light",
+    "the", "river", "house", "is", "red", "with", "city", "water", "and", "music", "of", "time", "small",
+    "school", "by", "war", "game", "in", "family", "road", "old", "paper", "to", "light",
 ];
 
 /// A text of 128 tokens, another one for each number.
@@ -66,16 +66,24 @@ pub(super) fn measure(env: &Env, state: &Path, model: &Path, effort: Effort) -> 
         let alone = alone(env, model, effort.model)?;
         direct.push(alone);
         side_by_side.push(together(env, model, effort.model, instances)?);
-        let rows = (alone * instances as f64 * effort.model.as_secs_f64()) as u64;
+        let rows = held(model) + (alone * instances as f64 * effort.model.as_secs_f64()) as u64;
         piped.push(pipeline(env, &state.join(format!("model-{round}")), model, rows)?);
     }
     let name = format!("one thread in process x {instances}");
     let most: Vec<f64> = direct.iter().map(|d| d * instances as f64).collect();
     Ok(vec![
         Figure::new(PART, "one thread in process", "chunks/s", direct),
-        Figure::new(PART, format!("{instances} threads in process, side by side"), "chunks/s", side_by_side.clone()).against(&name, &most),
-        Figure::new(PART, format!("job of {INSTANCES} instances"), "chunks/s", piped.clone()).against(&name, &most),
-        Figure::new(PART, format!("job of {INSTANCES} instances"), "chunks/s", piped).against("side by side", &side_by_side),
+        Figure::new(
+            PART,
+            format!("{instances} threads in process, side by side"),
+            "chunks/s",
+            side_by_side.clone(),
+        )
+        .against(&name, &most),
+        Figure::new(PART, format!("job of {INSTANCES} instances"), "chunks/s", piped.clone())
+            .against(&name, &most),
+        Figure::new(PART, format!("job of {INSTANCES} instances"), "chunks/s", piped)
+            .against("side by side", &side_by_side),
     ])
 }
 
@@ -103,6 +111,11 @@ fn together(env: &Env, model: &Path, time: Duration, threads: usize) -> Result<f
     })
 }
 
+/// What all instances have with them at most. While that much is left, none of them waits for work.
+fn held(model: &Path) -> u64 {
+    u64::from(INSTANCES * declaration(model).permitted_rows())
+}
+
 /// Chunks a second through a job, from when all instances are ready until there is too little left for all of them.
 fn pipeline(env: &Env, folder: &Path, model: &Path, rows: u64) -> Result<f64> {
     let (mut job, embedder) = job(folder, model)?;
@@ -128,8 +141,8 @@ fn pipeline(env: &Env, folder: &Path, model: &Path, rows: u64) -> Result<f64> {
         }
     })?;
     let ready = *ready.get().context("the job ended before all of its instances were ready")?;
-    let held = u64::from(INSTANCES * declaration(model).permitted_rows());
-    let course = course.lock().unwrap_or_else(PoisonError::into_inner).cut(ready, rows.saturating_sub(held) as f64);
+    let course =
+        course.lock().unwrap_or_else(PoisonError::into_inner).cut(ready, (rows - held(model)) as f64);
     ensure!(course.len() > 4, "the job ended too early to say how fast it was");
     Ok(course.rate())
 }

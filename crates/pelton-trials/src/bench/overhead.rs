@@ -140,8 +140,10 @@ async fn of_size(
         figure("one way, median", "us", through.one_way),
         figure("call, 1 in flight, median", "us", through.p50).against("in process", &here.p50),
         figure("call, 1 in flight, 99 %", "us", through.p99).against("in process", &here.p99),
-        figure("calls, 64 in flight", "calls/s", through.calls).against("in process, one by one", &here.calls),
-        figure(&format!("bulk, {rows} rows a submission"), "rows/s", through.rows).against("in process, as many a batch", &here.rows),
+        figure("calls, 64 in flight", "calls/s", through.calls)
+            .against("in process, one by one", &here.calls),
+        figure(&format!("bulk, {rows} rows a submission"), "rows/s", through.rows)
+            .against("in process, as many a batch", &here.rows),
     ])
 }
 
@@ -195,7 +197,11 @@ async fn in_bulk(services: &Services, many: &RecordBatch, time: Duration) -> Res
     loop {
         let goes_on = env.now() < until;
         while goes_on && submitted - done <= (BULK.1 - 1) * rows {
-            let ids = (submitted..submitted + rows).map(|i| RequestId { operator: u32::MAX - 1, group, sequence: i as u64 });
+            let ids = (submitted..submitted + rows).map(|i| RequestId {
+                operator: u32::MAX - 1,
+                group,
+                sequence: i as u64,
+            });
             let submission = Submission {
                 method: 0,
                 ids: ids.collect(),

@@ -25,7 +25,10 @@ struct Counted {
 }
 
 fn columns() -> (Vec<Field>, Vec<Field>) {
-    (vec![id_field(), Field::new("text", DataType::Utf8, false)], vec![Field::new("score", DataType::UInt64, false)])
+    (
+        vec![id_field(), Field::new("text", DataType::Utf8, false)],
+        vec![Field::new("score", DataType::UInt64, false)],
+    )
 }
 
 /// The scripted service alone: `score(id, text) -> (score)`, a score being made of the row.
@@ -52,7 +55,8 @@ pub(crate) fn scorer() -> Definition {
 
 async fn open(inner: Definition, mut ctx: Context) -> Result<Counted> {
     let folder = ctx.options.remove(FOLDER);
-    let folder = folder.as_ref().and_then(|f| f.as_str()).ok_or_else(|| Error::invalid("no folder for executions"))?;
+    let folder =
+        folder.as_ref().and_then(|f| f.as_str()).ok_or_else(|| Error::invalid("no folder for executions"))?;
     let job = rustix::process::getppid().map_or(0, |pid| pid.as_raw_pid());
     let path = Path::new(folder).join(format!("{job}-{}.ids", std::process::id()));
     let notes = OpenOptions::new().create(true).append(true).open(path)?;

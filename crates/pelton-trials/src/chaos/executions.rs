@@ -18,7 +18,11 @@ pub(crate) struct Beyond {
 
 impl Beyond {
     /// `executed` is what each job's instances did; `ends` are the jobs in their order, with how each ended.
-    pub(crate) fn count(executed: &BTreeMap<u32, Vec<u64>>, ends: &[(u32, Option<Blow>)], rows: u64) -> Beyond {
+    pub(crate) fn count(
+        executed: &BTreeMap<u32, Vec<u64>>,
+        ends: &[(u32, Option<Blow>)],
+        rows: u64,
+    ) -> Beyond {
         let mut beyond = Beyond::default();
         // For each row, how the last job that executed it ended.
         let mut before: Vec<Option<Option<Blow>>> = vec![None; rows as usize];
@@ -46,7 +50,11 @@ impl Beyond {
 
 impl fmt::Display for Beyond {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "after killed instances {}, after killed jobs {}, after stops {}", self.instances, self.jobs, self.stops)
+        write!(
+            f,
+            "after killed instances {}, after killed jobs {}, after stops {}",
+            self.instances, self.jobs, self.stops
+        )
     }
 }
 

@@ -57,7 +57,8 @@ pub(crate) struct Ended {
 }
 
 pub(crate) fn run(arguments: &Arguments) -> Result<ExitCode> {
-    let settings = Settings { checkpoint_interval: Duration::from_millis(300), ..Settings::new(&arguments.state) };
+    let settings =
+        Settings { checkpoint_interval: Duration::from_millis(300), ..Settings::new(&arguments.state) };
     let mut job = Job::with(NAME, settings);
     let mut declaration = Declaration::new("scorer")
         .instances(arguments.instances)

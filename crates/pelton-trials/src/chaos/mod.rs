@@ -60,8 +60,16 @@ pub(crate) enum Blow {
 const LONGEST_PAUSE: Duration = Duration::from_millis(1400);
 
 pub(crate) fn run(arguments: &Arguments) -> Result<()> {
-    let kinds = if arguments.stop { &[Blow::Instance, Blow::Job, Blow::Stop][..] } else { &[Blow::Instance, Blow::Job] };
-    ensure!(arguments.kills >= kinds.len(), "--kills must be at least {}, for each kind to occur", kinds.len());
+    let kinds = if arguments.stop {
+        &[Blow::Instance, Blow::Job, Blow::Stop][..]
+    } else {
+        &[Blow::Instance, Blow::Job]
+    };
+    ensure!(
+        arguments.kills >= kinds.len(),
+        "--kills must be at least {}, for each kind to occur",
+        kinds.len()
+    );
     ensure!(arguments.instances >= 1, "--instances must be at least 1");
     let host = Host::new(1, 1).context("starting threads")?;
     let seed = arguments.seed.unwrap_or_else(|| host.env().entropy.seed() % 1_000_000);
@@ -70,7 +78,11 @@ pub(crate) fn run(arguments: &Arguments) -> Result<()> {
     blows.shuffle(&mut rng);
     let rows = arguments.rows.unwrap_or_else(|| enough(arguments));
     let order = if arguments.unordered { "unordered" } else { "ordered" };
-    println!("chaos: --seed {seed}, {rows} rows, {} instances, {order}, {} kills", arguments.instances, blows.len());
+    println!(
+        "chaos: --seed {seed}, {rows} rows, {} instances, {order}, {} kills",
+        arguments.instances,
+        blows.len()
+    );
     let limit = Duration::from_secs(arguments.limit);
     let env = host.env().clone();
     let ended = host.block_on(async {
@@ -94,17 +106,18 @@ async fn trial_of(trial: &mut Trial, blows: &[Blow], rng: &mut StdRng) -> Result
             Blow::Job => trial.kill_job().await,
             Blow::Stop => trial.stop_job().await,
         };
-        trial.say(&format!("{:>3}/{} {}", i + 1, blows.len(), what?));
+        let what = what?;
         trial.look()?;
+        trial.say(&format!("{:>3}/{} {what}", i + 1, blows.len()));
     }
     trial.start()?;
     trial.finish().await?;
     trial.judge(blows)
 }
 
-/// Rows that take all instances longer than the kills.
+/// Rows that take all instances longer than the kills: half of the longest pause is the mean one.
 fn enough(arguments: &Arguments) -> u64 {
     let batch = Duration::from_millis(5) + 32 * Duration::from_micros(arguments.row_micros);
     let a_second = 32.0 / batch.as_secs_f64() * f64::from(arguments.instances);
-    (a_second * LONGEST_PAUSE.as_secs_f64() * arguments.kills as f64) as u64
+    (a_second * LONGEST_PAUSE.as_secs_f64() * 0.65 * arguments.kills as f64) as u64
 }

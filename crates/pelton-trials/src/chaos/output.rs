@@ -54,9 +54,13 @@ impl Output {
     /// Reads what is new. What has a final name is whole, and stays as it was.
     pub(crate) fn look(&mut self) -> Result<()> {
         for (path, bytes) in &self.files {
-            let found = fs::metadata(path).with_context(|| format!("{} was there before", path.display()))?.len();
+            let found =
+                fs::metadata(path).with_context(|| format!("{} was there before", path.display()))?.len();
             if found != *bytes {
-                bail!("{} had {bytes} bytes and now has {found}: it changed after it got its final name", path.display());
+                bail!(
+                    "{} had {bytes} bytes and now has {found}: it changed after it got its final name",
+                    path.display()
+                );
             }
         }
         if !self.folder.exists() {
@@ -92,7 +96,9 @@ impl Output {
         let mut verdict = Verdict::default();
         for row in &self.rows {
             match times.get_mut(row.id as usize) {
-                Some(times) if row.score == expected[row.id as usize] && row.text == job::text(row.id) => *times += 1,
+                Some(times) if row.score == expected[row.id as usize] && row.text == job::text(row.id) => {
+                    *times += 1
+                }
                 _ => verdict.wrong += 1,
             }
         }

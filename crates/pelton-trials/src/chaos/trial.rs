@@ -102,7 +102,11 @@ impl Trial {
             .stdout(log.try_clone()?)
             .stderr(log);
         let job = command.spawn().context("starting the job")?;
-        ensure!(self.jobs.iter().all(|(pid, _)| *pid != job.id()), "process number {} came up again", job.id());
+        ensure!(
+            self.jobs.iter().all(|(pid, _)| *pid != job.id()),
+            "process number {} came up again",
+            job.id()
+        );
         self.jobs.push((job.id(), None));
         self.job = Some(job);
         Ok(())
@@ -129,7 +133,9 @@ impl Trial {
             Some(status) if status.success() => {
                 bail!("the job finished before all kills were made; give it more --rows than {}", self.rows)
             }
-            Some(status) => bail!("the job ended by itself ({status}); its last words:\n{}", self.last_words()),
+            Some(status) => {
+                bail!("the job ended by itself ({status}); its last words:\n{}", self.last_words())
+            }
         }
     }
 
@@ -138,7 +144,10 @@ impl Trial {
         let now = self.env.now();
         match self.orphans.iter().find(|(_, due)| *due < now) {
             Some((member, _)) => {
-                bail!("process {} still runs, though its job is gone and its lease of {LEASE:?} is over", member.pid)
+                bail!(
+                    "process {} still runs, though its job is gone and its lease of {LEASE:?} is over",
+                    member.pid
+                )
             }
             None => Ok(()),
         }
@@ -156,7 +165,8 @@ impl Trial {
         loop {
             self.expect_running()?;
             let pid = self.job()?.id();
-            let found = rundir::jobs(&rundir::base())?.into_iter().find(|f| f.card.pid == pid && f.card.name == NAME);
+            let found =
+                rundir::jobs(&rundir::base())?.into_iter().find(|f| f.card.pid == pid && f.card.name == NAME);
             if let Some(found) = found
                 && let Ok(report) = query(&self.env, &found).await
                 && report.services.iter().all(|s| !s.instances.is_empty())
@@ -189,19 +199,34 @@ impl Trial {
             self.env.sleep(LOOK_EVERY).await;
             self.expect_orphans_gone()?;
             let report = self.report().await?;
-            ensure!(report.pid == before.pid && report.job == before.job, "killing an instance restarted the job");
+            ensure!(
+                report.pid == before.pid && report.job == before.job,
+                "killing an instance restarted the job"
+            );
             let now = &report.services[0].instances;
             for (i, (was, is)) in instances.iter().zip(now).enumerate() {
                 let kept = i == chosen || was.pid.is_none() || was.pid == is.pid;
-                ensure!(kept, "killing instance {name} also restarted {}: {:?}, then {:?}", was.instance, was.pid, is.pid);
+                ensure!(
+                    kept,
+                    "killing instance {name} also restarted {}: {:?}, then {:?}",
+                    was.instance,
+                    was.pid,
+                    is.pid
+                );
             }
             let replaced = now[chosen].pid.filter(|p| *p != pid && now[chosen].phase == Phase::Ready);
             let took = self.env.now().since(killed);
             if let Some(new) = replaced {
                 let took = took.as_secs_f64();
-                return Ok(format!("killed {phase} instance {name} ({pid}), replaced by {new} after {took:.2} s"));
+                return Ok(format!(
+                    "killed {phase} instance {name} ({pid}), replaced by {new} after {took:.2} s"
+                ));
             }
-            ensure!(took < REPLACE, "instance {name} was killed and not replaced within {REPLACE:?}: {:?}", now[chosen]);
+            ensure!(
+                took < REPLACE,
+                "instance {name} was killed and not replaced within {REPLACE:?}: {:?}",
+                now[chosen]
+            );
         }
     }
 
@@ -244,14 +269,21 @@ impl Trial {
         let asked = self.env.now();
         let status = self.wait(STOP).await.context("stopping the job")?;
         let took = self.env.now().since(asked).as_secs_f64();
-        ensure!(!status.success(), "the job finished before all kills were made; give it more --rows than {}", self.rows);
+        ensure!(
+            !status.success(),
+            "the job finished before all kills were made; give it more --rows than {}",
+            self.rows
+        );
         ensure!(
             status.code() == Some(i32::from(STOPPED)),
             "the job was stopped and ended with {status}; its last words:\n{}",
             self.last_words()
         );
         let ended: Ended = serde_json::from_str(self.last_words().lines().last().unwrap_or_default())?;
-        ensure!(ended.end == "Stopped" && ended.checkpoints > 0, "the job stopped without a checkpoint: {ended:?}");
+        ensure!(
+            ended.end == "Stopped" && ended.checkpoints > 0,
+            "the job stopped without a checkpoint: {ended:?}"
+        );
         let left = self.rest_of_family(pid);
         ensure!(left.is_empty(), "the job stopped and left {left:?}");
         self.job = None;
@@ -307,7 +339,11 @@ impl Trial {
             beyond.total(),
             beyond.total() as f64 * 100.0 / self.rows as f64
         );
-        println!("executions beyond the necessary: {beyond}; {} files, {} jobs", self.output.files(), self.jobs.len());
+        println!(
+            "executions beyond the necessary: {beyond}; {} files, {} jobs",
+            self.output.files(),
+            self.jobs.len()
+        );
         ensure!(verdict == Verdict::default(), "the output is not right");
         ensure!(self.output.staged() == 0, "{} files are left in _staging", self.output.staged());
         ensure!(
@@ -315,7 +351,11 @@ impl Trial {
             "{} rows were executed again for {instances} killed instances that held {HELD} at most",
             beyond.instances
         );
-        ensure!(beyond.stops == 0, "{} rows were executed again after a stop, which waits for what runs", beyond.stops);
+        ensure!(
+            beyond.stops == 0,
+            "{} rows were executed again after a stop, which waits for what runs",
+            beyond.stops
+        );
         Ok(())
     }
 }
