@@ -34,7 +34,7 @@ const MAY_KNOW: [(&str, &[&str]); 17] = [
         ],
     ),
     ("pelton-cli", &["pelton", "pelton-models", "pelton-text"]),
-    ("pelton-trials", &["pelton", "pelton-models", "pelton-text"]),
+    ("pelton-trials", &["pelton", "pelton-core", "pelton-models"]),
     ("xtask", &[]),
 ];
 
