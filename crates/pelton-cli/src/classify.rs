@@ -24,7 +24,7 @@ pub(crate) struct Arguments {
 pub(crate) fn run(arguments: &Arguments) -> Result<ExitCode> {
     let options = &arguments.options;
     let job = graph(arguments)?;
-    options.run(job, "digits")
+    options.run(job, "digits", &[])
 }
 
 fn graph(arguments: &Arguments) -> Result<Job> {

@@ -51,7 +51,11 @@ pub(crate) fn model_folder(given: Option<&PathBuf>) -> PathBuf {
 pub(crate) fn run(arguments: &Arguments) -> Result<ExitCode> {
     let options = &arguments.options;
     let job = graph(arguments)?;
-    options.run(job, "chunks")
+    let shape = [
+        ("--chunk-tokens", arguments.chunk_tokens.to_string()),
+        ("--chunk-overlap", arguments.chunk_overlap.to_string()),
+    ];
+    options.run(job, "chunks", &shape)
 }
 
 fn graph(arguments: &Arguments) -> Result<Job> {

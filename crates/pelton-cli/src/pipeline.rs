@@ -104,14 +104,15 @@ impl Options {
         Job::with(name, settings)
     }
 
-    /// Runs a job, or explains it.
-    pub(crate) fn run(&self, job: Job, rows: &'static str) -> Result<ExitCode> {
+    /// Runs a job, or explains it. `shape` are the settings that all rows of one output must have been made with.
+    pub(crate) fn run(&self, job: Job, rows: &'static str, shape: &[(&str, String)]) -> Result<ExitCode> {
         if self.explain {
             print!("{}", job.explain()?);
             return Ok(ExitCode::SUCCESS);
         }
         crate::log();
         self.prepare_output()?;
+        self.check_shape(shape)?;
         let line = Line::new(rows);
         let result = job.run_observed(|snapshot| line.show(snapshot));
         line.finish();
@@ -146,6 +147,39 @@ impl Options {
             );
         }
         Ok(())
+    }
+
+    /// An output that was begun with other settings is not gone on with.
+    fn check_shape(&self, shape: &[(&str, String)]) -> Result<()> {
+        let state = self.output.join(STATE);
+        let path = state.join("settings.json");
+        let now: serde_json::Map<String, serde_json::Value> =
+            shape.iter().map(|(name, value)| ((*name).to_owned(), value.as_str().into())).collect();
+        match std::fs::read(&path) {
+            Ok(json) => {
+                let then: serde_json::Map<String, serde_json::Value> = serde_json::from_slice(&json)
+                    .with_context(|| format!("{} is damaged", path.display()))?;
+                if let Some((name, value)) = now.iter().find(|(name, value)| then.get(*name) != Some(value)) {
+                    let begun = then.get(name).and_then(|v| v.as_str()).unwrap_or("nothing");
+                    bail!(
+                        "{} was begun with {name} {begun}, not {}; give the same again, name another --output, or begin anew with --fresh",
+                        self.output.display(),
+                        value.as_str().unwrap_or_default(),
+                    );
+                }
+                Ok(())
+            }
+            // The sinks say in better words why an output cannot be made.
+            Err(_) if std::fs::create_dir_all(&state).is_err() => Ok(()),
+            Err(_) => {
+                let json = serde_json::to_vec_pretty(&now)?;
+                // Under another name first: half a file under this one would be taken for damage.
+                let temporary = state.join("settings.tmp");
+                let written =
+                    std::fs::write(&temporary, json).and_then(|()| std::fs::rename(&temporary, &path));
+                written.with_context(|| format!("writing {}", path.display()))
+            }
+        }
     }
 
     fn report(&self, summary: &Summary, rows: &str) {

@@ -105,6 +105,15 @@ fn an_output_that_cannot_be_written_is_named() {
 }
 
 #[test]
+fn an_output_that_was_begun_with_other_settings_is_not_mixed() {
+    let world = world();
+    index(&world, &[]).succeeded();
+    index(&world, &["--chunk-tokens", "64"]).refused(&["--chunk-tokens 128, not 64", "--fresh"]);
+    index(&world, &["--chunk-tokens", "64", "--fresh"]).succeeded();
+    assert_eq!(world.chunks("index").len(), 1);
+}
+
+#[test]
 fn an_input_that_is_not_there_is_named() {
     let world = world();
     fs::remove_dir_all(world.path("docs")).unwrap();

@@ -1,5 +1,8 @@
 //! What a client decides: events and time in, actions out.
 
+mod answers;
+mod endpoints;
+
 use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
@@ -8,17 +11,15 @@ use arrow_array::RecordBatch;
 use pelton_core::call::{Acknowledge, Holder, Outcome, Receiver, Submission};
 use pelton_core::declaration::RetryLimits;
 use pelton_core::endpoint::{Endpoint, EndpointDelta};
-use pelton_core::id::InstanceId;
 use pelton_core::service::{MethodSpec, check_columns};
 use pelton_core::{Bytes, Error, Fate, Kind, RequestId, RequestRun, Result, Retry, Time};
 use pelton_link::Message;
-use pelton_policy::{backoff, balance};
-use pelton_wire::body::{Piece, gather};
-use pelton_wire::{Entry, Frame, Welcome};
-use rand::RngExt;
+use pelton_policy::balance;
+use pelton_wire::body::{self, Piece, gather};
+use pelton_wire::{Frame, Welcome};
 use rand::rngs::StdRng;
 
-use crate::peer::{ConnectionId, Peer, PeerKey, Window};
+use crate::peer::{ConnectionId, Peer, PeerKey};
 use crate::requests::{Place, Request, Requests};
 
 /// Connections that fail this often in a row, over this time: what the instance holds is given to others. Control says so earlier
@@ -199,13 +200,13 @@ impl State {
             return;
         }
         let deadline = timeout.or(self.default_timeout).map(|t| now + t);
-        let bytes = batch_bytes(&arguments);
+        let bytes = body::bytes(&arguments);
         let each = (bytes / ids.len().max(1) as u64).max(1);
         // Only where the whole could hold one row that is too large, each is looked at.
         let suspicious = bytes > self.max_message.get();
         let batch = Arc::new(arguments);
         for (offset, id) in ids.into_iter().enumerate() {
-            let size = if suspicious { batch_bytes(&batch.slice(offset, 1)).max(1) } else { each };
+            let size = if suspicious { body::bytes(&batch.slice(offset, 1)).max(1) } else { each };
             let refusal = (size > self.max_message.get())
                 .then(|| {
                     Error::limit(format!(
@@ -279,300 +280,6 @@ impl State {
         }
     }
 
-    // --- endpoints and connections ---
-
-    fn endpoints(&mut self, delta: EndpointDelta, actions: &mut Vec<Action>) {
-        match delta {
-            EndpointDelta::Reset(endpoints) => {
-                let gone: Vec<InstanceId> = (self.peers.values())
-                    .filter(|p| !endpoints.contains(&p.endpoint))
-                    .map(|p| p.endpoint.instance.clone())
-                    .collect();
-                for instance in gone {
-                    self.removed(&instance, actions);
-                }
-                for endpoint in endpoints {
-                    self.added(endpoint, actions);
-                }
-            }
-            EndpointDelta::Add(endpoint) => self.added(endpoint, actions),
-            EndpointDelta::Drain(instance) => {
-                if let Some(peer) = self.peers.values_mut().find(|p| p.endpoint.instance == instance) {
-                    peer.draining = true;
-                }
-            }
-            EndpointDelta::Remove(instance) => self.removed(&instance, actions),
-        }
-    }
-
-    fn added(&mut self, endpoint: Endpoint, actions: &mut Vec<Action>) {
-        if self.peers.values().any(|p| p.endpoint.instance == endpoint.instance) {
-            return;
-        }
-        let key = self.next_peer;
-        self.next_peer += 1;
-        self.peers.insert(key, Peer::new(endpoint.clone()));
-        actions.push(Action::Connect { peer: key, endpoint, after: Duration::ZERO });
-    }
-
-    fn removed(&mut self, instance: &InstanceId, actions: &mut Vec<Action>) {
-        let Some(&key) = self.peers.iter().find(|(_, p)| p.endpoint.instance == *instance).map(|(k, _)| k)
-        else {
-            return;
-        };
-        self.abandon(key, actions);
-        self.peers.remove(&key);
-        self.ended.retain(|_, peer| *peer != key);
-        actions.push(Action::Disconnect(key));
-    }
-
-    /// What an instance held is tried elsewhere: whether it ran is not known.
-    fn abandon(&mut self, key: PeerKey, actions: &mut Vec<Action>) {
-        let Some(peer) = self.peers.get_mut(&key) else { return };
-        let ids = std::mem::take(&mut peer.in_flight);
-        peer.to_cancel.extend(ids.iter().copied());
-        let instance = peer.endpoint.instance.clone();
-        // The last first, because each is put before those that were put back before it.
-        for id in ids.into_iter().rev() {
-            let attempts = self.requests.count_attempt(id);
-            if attempts < self.retry.attempts {
-                self.try_again(id, None, actions);
-            } else {
-                let message = format!(
-                    "lost with instance {instance}, the last of {attempts} attempts (retry.attempts)"
-                );
-                let error = Error::new(Kind::Reset, Fate::Unknown, Retry::Never, message);
-                self.end(id, Err(error), actions);
-            }
-        }
-    }
-
-    /// Puts a request back that an instance does not have any more: until `until`, or for the next permit. Not one whose caller has
-    /// a part of the answer: another run need not give the same parts.
-    fn try_again(&mut self, id: RequestId, until: Option<Time>, actions: &mut Vec<Action>) {
-        let parts = self.requests.get(id).map_or(0, |r| r.parts);
-        if parts > 0 {
-            let message = format!(
-                "lost after {parts} parts of its answer were given out, so that it cannot be tried again"
-            );
-            return self.end(id, Err(Error::new(Kind::Reset, Fate::Unknown, Retry::Never, message)), actions);
-        }
-        self.retries += 1;
-        match until {
-            Some(until) => self.requests.delay(id, until),
-            None => self.requests.requeue(id),
-        }
-    }
-
-    fn connected(
-        &mut self,
-        key: PeerKey,
-        connection: ConnectionId,
-        welcome: &Welcome,
-        actions: &mut Vec<Action>,
-    ) {
-        let Some(peer) = self.peers.get_mut(&key) else { return };
-        if *welcome.methods != *self.methods {
-            tracing::error!(
-                "instance {} has other methods than its declaration; it gets no requests",
-                welcome.instance
-            );
-            actions.push(Action::Disconnect(key));
-            return;
-        }
-        peer.connection = Some(connection);
-        peer.failures = 0;
-        peer.lost_since = None;
-        peer.window = Window::default();
-        peer.held = welcome.status.held;
-        if !peer.to_cancel.is_empty() {
-            let runs = RequestRun::pack(std::mem::take(&mut peer.to_cancel));
-            actions.push(Action::Send(key, Frame::Cancel { runs }.into()));
-        }
-        // An attached stream begins anew.
-        for id in &peer.in_flight {
-            if let Some(request) = self.requests.get_mut(*id) {
-                request.again = request.parts;
-            }
-        }
-        if !peer.in_flight.is_empty() {
-            let runs = RequestRun::pack(peer.in_flight.iter().copied());
-            actions.push(Action::Send(key, Frame::Attach { runs }.into()));
-        }
-    }
-
-    fn not_connected(&mut self, key: PeerKey, error: &Error, now: Time, actions: &mut Vec<Action>) {
-        let Some(peer) = self.peers.get_mut(&key) else { return };
-        tracing::debug!("{}: {error}", peer.endpoint.instance);
-        peer.failures += 1;
-        let (failures, endpoint) = (peer.failures, peer.endpoint.clone());
-        if error.kind() == Kind::Denied {
-            tracing::error!("{}: {error}", endpoint.instance);
-        }
-        let lost_since = *peer.lost_since.get_or_insert(now);
-        if failures >= GIVE_UP_AFTER.0 && now.since(lost_since) >= GIVE_UP_AFTER.1 {
-            self.abandon(key, actions);
-        }
-        let after = backoff::delay(failures, RECONNECT.0, RECONNECT.1, self.rng.random());
-        actions.push(Action::Connect { peer: key, endpoint, after });
-    }
-
-    fn disconnected(&mut self, key: PeerKey, connection: ConnectionId, now: Time, actions: &mut Vec<Action>) {
-        let Some(peer) = self.peers.get_mut(&key).filter(|p| p.connection == Some(connection)) else {
-            return;
-        };
-        peer.connection = None;
-        peer.lost_since = Some(now);
-        // Not those that have been asked for anew since.
-        let lost = peer.acknowledged.lost().into_iter().filter(|id| self.requests.get(*id).is_none());
-        peer.to_acknowledge.extend(lost);
-        let after = backoff::delay(1, RECONNECT.0, RECONNECT.1, self.rng.random());
-        actions.push(Action::Connect { peer: key, endpoint: peer.endpoint.clone(), after });
-    }
-
-    // --- frames ---
-
-    fn received(
-        &mut self,
-        key: PeerKey,
-        connection: ConnectionId,
-        message: Message,
-        now: Time,
-        actions: &mut Vec<Action>,
-    ) {
-        let Some(peer) = self.peers.get_mut(&key).filter(|p| p.connection == Some(connection)) else {
-            return;
-        };
-        match message.frame {
-            Frame::Permit { rows, held } => {
-                peer.window.permitted = peer.window.permitted.max(rows);
-                peer.held = held;
-            }
-            Frame::Load { held } => peer.held = held,
-            Frame::Draining => peer.draining = true,
-            Frame::Results { entries, .. } => {
-                if let Some(rows) = message.rows {
-                    self.results(key, &entries, &rows, actions);
-                }
-            }
-            Frame::Failure { runs, error } => self.failure(key, &runs, &error, now, actions),
-            Frame::HandBack { runs } => {
-                let ids: Vec<RequestId> = runs.iter().flat_map(|r| r.ids()).collect();
-                for id in ids.into_iter().rev() {
-                    if self.retrieve(key, id) {
-                        self.hand_back(id, actions);
-                    }
-                }
-            }
-            Frame::Pong(n) => {
-                if let Some(ping) = peer.acknowledged.confirmed(n) {
-                    actions.push(Action::Send(key, Frame::Ping(ping).into()));
-                }
-            }
-            Frame::Ping(n) => actions.push(Action::Send(key, Frame::Pong(n).into())),
-            _ => {}
-        }
-    }
-
-    /// Nothing of it ran there, or nothing is known of it any more.
-    fn hand_back(&mut self, id: RequestId, actions: &mut Vec<Action>) {
-        if self.requests.get(id).is_some_and(|r| r.parts > 0) {
-            self.try_again(id, None, actions);
-        } else {
-            self.requests.requeue(id);
-        }
-    }
-
-    /// Whether this request is at this instance; after this it is not.
-    fn retrieve(&mut self, key: PeerKey, id: RequestId) -> bool {
-        let here = self.requests.get(id).is_some_and(|r| r.place == Place::Sent(key));
-        if here && let Some(peer) = self.peers.get_mut(&key) {
-            peer.in_flight.remove(&id);
-        }
-        here
-    }
-
-    fn results(&mut self, key: PeerKey, entries: &[Entry], rows: &RecordBatch, actions: &mut Vec<Action>) {
-        let mut offset = 0;
-        for entry in entries {
-            let each = entry.rows as usize;
-            for id in entry.run.ids() {
-                let part = rows.slice(offset, each);
-                offset += each;
-                match self.requests.get_mut(id).filter(|r| r.place == Place::Sent(key)) {
-                    Some(request) if !entry.last && request.again > 0 => request.again -= 1,
-                    Some(request) if !entry.last => {
-                        request.parts += 1;
-                        let outcome = Outcome { id, rows: Ok(part), last: false };
-                        actions.push(Action::Deliver(request.receiver.clone(), vec![outcome]));
-                    }
-                    Some(_) => self.end(id, Ok(part), actions),
-                    // Of an attempt that was given up since: nobody waits for it, and it can be forgotten there.
-                    None => {
-                        if entry.last
-                            && self.ended.get(&id) != Some(&key)
-                            && let Some(peer) = self.peers.get_mut(&key)
-                        {
-                            peer.to_acknowledge.push(id);
-                        }
-                    }
-                }
-            }
-        }
-    }
-
-    fn failure(
-        &mut self,
-        key: PeerKey,
-        runs: &[RequestRun],
-        error: &Error,
-        now: Time,
-        actions: &mut Vec<Action>,
-    ) {
-        let ids: Vec<RequestId> = runs.iter().flat_map(|r| r.ids()).collect();
-        for id in ids.into_iter().rev() {
-            if !self.retrieve(key, id) {
-                continue;
-            }
-            // Refused unseen: not an attempt.
-            if error.kind() == Kind::Overload && error.fate() == Fate::Refused {
-                self.requests.requeue(id);
-                continue;
-            }
-            let attempts = self.requests.count_attempt(id);
-            if error.retry() == Retry::Never {
-                self.end(id, Err(error.clone()), actions);
-            } else if attempts >= self.retry.attempts {
-                let error =
-                    error.clone().context(format_args!("attempt {attempts} of {attempts} (retry.attempts)"));
-                self.end(id, Err(error.with_retry(Retry::Never)), actions);
-            } else {
-                let wait =
-                    backoff::delay(attempts, self.retry.backoff, self.retry.max_backoff, self.rng.random());
-                let wait = if let Retry::After(asked) = error.retry() { wait.max(asked) } else { wait };
-                self.try_again(id, Some(now + wait), actions);
-            }
-        }
-    }
-
-    /// A request's one and only end.
-    fn end(&mut self, id: RequestId, rows: Result<RecordBatch>, actions: &mut Vec<Action>) {
-        let Some(request) = self.requests.remove(id) else { return };
-        if let Place::Sent(key) = request.place
-            && let Some(peer) = self.peers.get_mut(&key)
-        {
-            peer.in_flight.remove(&id);
-            if rows.is_ok() {
-                if request.explicit {
-                    self.ended.insert(id, key);
-                } else {
-                    peer.to_acknowledge.push(id);
-                }
-            }
-        }
-        actions.push(Action::Deliver(request.receiver, vec![Outcome { id, rows, last: true }]));
-    }
-
     // --- flow ---
 
     /// Uses the permits that are there for what waits; gives back those that are too many.
@@ -630,11 +337,6 @@ impl State {
             }
         }
     }
-}
-
-fn batch_bytes(rows: &RecordBatch) -> u64 {
-    let columns = rows.columns().iter();
-    columns.map(|c| c.to_data().get_slice_memory_size().unwrap_or(c.get_array_memory_size()) as u64).sum()
 }
 
 /// Neighbouring deliveries to one receiver become one.

@@ -133,6 +133,12 @@ pub fn gather<'a>(pieces: impl IntoIterator<Item = &'a Piece>) -> Result<RecordB
     }
 }
 
+/// How many bytes some rows take: theirs, not those of the batch that they are a slice of, nor of the buffers' spare room.
+pub fn bytes(rows: &RecordBatch) -> u64 {
+    let columns = rows.columns().iter();
+    columns.map(|c| c.to_data().get_slice_memory_size().unwrap_or(c.get_array_memory_size()) as u64).sum()
+}
+
 /// Refuses columns that cannot travel.
 pub fn check_schema(what: &str, schema: &Schema) -> Result<()> {
     match schema.fields().iter().find(|f| has_dictionary(f.data_type())) {

@@ -6,8 +6,9 @@ use arrow_array::UInt64Array;
 use arrow_schema::{DataType, Field, Schema};
 use pelton_core::call::Priority;
 use pelton_core::endpoint::Address;
+use pelton_core::id::InstanceId;
 use pelton_core::service::Cardinality;
-use pelton_wire::{State as Phase, Status};
+use pelton_wire::{Entry, State as Phase, Status};
 use rand::SeedableRng;
 
 use super::*;

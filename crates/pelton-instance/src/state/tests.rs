@@ -7,6 +7,8 @@ use arrow_array::cast::AsArray;
 use arrow_array::types::UInt64Type;
 use arrow_schema::{DataType, Field, Schema};
 
+use pelton_core::service::Cardinality;
+
 use super::*;
 
 fn spec(name: &str, cardinality: Cardinality) -> MethodSpec {
@@ -350,5 +352,5 @@ fn results_that_nobody_acknowledges_expire() {
 fn a_row_counts_for_its_own_bytes() {
     // As a received batch: all columns share one buffer.
     let wide = rows(0..1000);
-    assert_eq!(batch_bytes(&wide.slice(10, 2)), 16);
+    assert_eq!(body::bytes(&wide.slice(10, 2)), 16);
 }

@@ -1,0 +1,175 @@
+//! Endpoints that come and go, connections that are made and lost.
+
+use pelton_core::endpoint::{Endpoint, EndpointDelta};
+use pelton_core::id::InstanceId;
+use pelton_core::{Error, Fate, Kind, RequestId, RequestRun, Retry, Time};
+use pelton_policy::backoff;
+use pelton_wire::{Frame, Welcome};
+use rand::RngExt;
+use std::time::Duration;
+
+use super::{Action, GIVE_UP_AFTER, RECONNECT, State};
+use crate::peer::{ConnectionId, Peer, PeerKey, Window};
+
+impl State {
+    pub(super) fn endpoints(&mut self, delta: EndpointDelta, actions: &mut Vec<Action>) {
+        match delta {
+            EndpointDelta::Reset(endpoints) => {
+                let gone: Vec<InstanceId> = (self.peers.values())
+                    .filter(|p| !endpoints.contains(&p.endpoint))
+                    .map(|p| p.endpoint.instance.clone())
+                    .collect();
+                for instance in gone {
+                    self.removed(&instance, actions);
+                }
+                for endpoint in endpoints {
+                    self.added(endpoint, actions);
+                }
+            }
+            EndpointDelta::Add(endpoint) => self.added(endpoint, actions),
+            EndpointDelta::Drain(instance) => {
+                if let Some(peer) = self.peers.values_mut().find(|p| p.endpoint.instance == instance) {
+                    peer.draining = true;
+                }
+            }
+            EndpointDelta::Remove(instance) => self.removed(&instance, actions),
+        }
+    }
+
+    pub(super) fn added(&mut self, endpoint: Endpoint, actions: &mut Vec<Action>) {
+        if self.peers.values().any(|p| p.endpoint.instance == endpoint.instance) {
+            return;
+        }
+        let key = self.next_peer;
+        self.next_peer += 1;
+        self.peers.insert(key, Peer::new(endpoint.clone()));
+        actions.push(Action::Connect { peer: key, endpoint, after: Duration::ZERO });
+    }
+
+    pub(super) fn removed(&mut self, instance: &InstanceId, actions: &mut Vec<Action>) {
+        let Some(&key) = self.peers.iter().find(|(_, p)| p.endpoint.instance == *instance).map(|(k, _)| k)
+        else {
+            return;
+        };
+        self.abandon(key, actions);
+        self.peers.remove(&key);
+        self.ended.retain(|_, peer| *peer != key);
+        actions.push(Action::Disconnect(key));
+    }
+
+    /// What an instance held is tried elsewhere: whether it ran is not known.
+    pub(super) fn abandon(&mut self, key: PeerKey, actions: &mut Vec<Action>) {
+        let Some(peer) = self.peers.get_mut(&key) else { return };
+        let ids = std::mem::take(&mut peer.in_flight);
+        peer.to_cancel.extend(ids.iter().copied());
+        let instance = peer.endpoint.instance.clone();
+        // The last first, because each is put before those that were put back before it.
+        for id in ids.into_iter().rev() {
+            let attempts = self.requests.count_attempt(id);
+            if attempts < self.retry.attempts {
+                self.try_again(id, None, actions);
+            } else {
+                let message = format!(
+                    "lost with instance {instance}, the last of {attempts} attempts (retry.attempts)"
+                );
+                let error = Error::new(Kind::Reset, Fate::Unknown, Retry::Never, message);
+                self.end(id, Err(error), actions);
+            }
+        }
+    }
+
+    /// Puts a request back that an instance does not have any more: until `until`, or for the next permit. Not one whose caller has
+    /// a part of the answer: another run need not give the same parts.
+    pub(super) fn try_again(&mut self, id: RequestId, until: Option<Time>, actions: &mut Vec<Action>) {
+        let parts = self.requests.get(id).map_or(0, |r| r.parts);
+        if parts > 0 {
+            let message = format!(
+                "lost after {parts} parts of its answer were given out, so that it cannot be tried again"
+            );
+            return self.end(id, Err(Error::new(Kind::Reset, Fate::Unknown, Retry::Never, message)), actions);
+        }
+        self.retries += 1;
+        match until {
+            Some(until) => self.requests.delay(id, until),
+            None => self.requests.requeue(id),
+        }
+    }
+
+    pub(super) fn connected(
+        &mut self,
+        key: PeerKey,
+        connection: ConnectionId,
+        welcome: &Welcome,
+        actions: &mut Vec<Action>,
+    ) {
+        let Some(peer) = self.peers.get_mut(&key) else { return };
+        if *welcome.methods != *self.methods {
+            tracing::error!(
+                "instance {} has other methods than its declaration; it gets no requests",
+                welcome.instance
+            );
+            actions.push(Action::Disconnect(key));
+            return;
+        }
+        peer.connection = Some(connection);
+        peer.failures = 0;
+        peer.lost_since = None;
+        peer.window = Window::default();
+        peer.held = welcome.status.held;
+        if !peer.to_cancel.is_empty() {
+            let runs = RequestRun::pack(std::mem::take(&mut peer.to_cancel));
+            actions.push(Action::Send(key, Frame::Cancel { runs }.into()));
+        }
+        // An attached stream begins anew.
+        for id in &peer.in_flight {
+            if let Some(request) = self.requests.get_mut(*id) {
+                request.again = request.parts;
+            }
+        }
+        if !peer.in_flight.is_empty() {
+            let runs = RequestRun::pack(peer.in_flight.iter().copied());
+            actions.push(Action::Send(key, Frame::Attach { runs }.into()));
+        }
+    }
+
+    pub(super) fn not_connected(
+        &mut self,
+        key: PeerKey,
+        error: &Error,
+        now: Time,
+        actions: &mut Vec<Action>,
+    ) {
+        let Some(peer) = self.peers.get_mut(&key) else { return };
+        tracing::debug!("{}: {error}", peer.endpoint.instance);
+        peer.failures += 1;
+        let (failures, endpoint) = (peer.failures, peer.endpoint.clone());
+        if error.kind() == Kind::Denied {
+            tracing::error!("{}: {error}", endpoint.instance);
+        }
+        let lost_since = *peer.lost_since.get_or_insert(now);
+        if failures >= GIVE_UP_AFTER.0 && now.since(lost_since) >= GIVE_UP_AFTER.1 {
+            self.abandon(key, actions);
+        }
+        let after = backoff::delay(failures, RECONNECT.0, RECONNECT.1, self.rng.random());
+        actions.push(Action::Connect { peer: key, endpoint, after });
+    }
+
+    pub(super) fn disconnected(
+        &mut self,
+        key: PeerKey,
+        connection: ConnectionId,
+        now: Time,
+        actions: &mut Vec<Action>,
+    ) {
+        let Some(peer) = self.peers.get_mut(&key).filter(|p| p.connection == Some(connection)) else {
+            return;
+        };
+        peer.connection = None;
+        peer.lost_since = Some(now);
+        // Not those that have been asked for anew since.
+        let lost = peer.acknowledged.lost().into_iter().filter(|id| self.requests.get(*id).is_none());
+        peer.to_acknowledge.extend(lost);
+        let after = backoff::delay(1, RECONNECT.0, RECONNECT.1, self.rng.random());
+        actions.push(Action::Connect { peer: key, endpoint: peer.endpoint.clone(), after });
+    }
+}
