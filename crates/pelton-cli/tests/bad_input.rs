@@ -182,6 +182,9 @@ fn corrupt_images_become_error_rows() {
     world.run(&classify).succeeded();
     let errors = world.errors("digits");
     assert_eq!(errors.len(), 2, "{errors:?}");
+
+    // A good one, so that the model is needed.
+    fs::copy(support::digits().join("digit-0002.png"), world.path("images/good.png")).unwrap();
     world
         .run(&["classify", "--input", "{}/images", "--output", "{}/other", "--model", "{}/none.onnx"])
         .refused(&["none.onnx"]);

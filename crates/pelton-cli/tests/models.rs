@@ -5,7 +5,7 @@ mod support;
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
-use support::{World, json_lines};
+use support::{World, digits, json_lines};
 
 /// Of these questions, the share whose document is among the best five chunks.
 fn recall(world: &World, index: &str, questions: &[(String, String)]) -> f64 {
@@ -102,13 +102,8 @@ fn chapters(book: &Path, questions: &[(String, String)]) -> Vec<String> {
 
 #[test]
 fn digits_are_recognised() {
-    let images = std::env::var_os("PELTON_DIGITS").map_or_else(
-        || PathBuf::from(concat!(env!("CARGO_MANIFEST_DIR"), "/../../.cache/digits/images")),
-        PathBuf::from,
-    );
-    let labels = std::fs::read_to_string(images.join("labels.json"));
-    let labels =
-        labels.unwrap_or_else(|e| panic!("no images in {} ({e}); run `cargo xtask setup`", images.display()));
+    let images = digits();
+    let labels = std::fs::read_to_string(images.join("labels.json")).unwrap();
     let labels: BTreeMap<String, i64> = serde_json::from_str(&labels).expect("labels by file name");
     let world = World::new();
     let model = concat!(env!("CARGO_MANIFEST_DIR"), "/../../models/digits/digits.onnx");

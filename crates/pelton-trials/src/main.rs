@@ -25,6 +25,9 @@ enum Command {
     ChaosJob(chaos::job::Arguments),
     /// Measure what calls cost, how full batches are, and a real model
     Bench(bench::Arguments),
+    /// What `bench` starts several times: calls the model in a loop
+    #[command(hide = true)]
+    ModelLoop(bench::model::Loop),
 }
 
 fn main() -> ExitCode {
@@ -32,6 +35,7 @@ fn main() -> ExitCode {
         Command::Chaos(arguments) => chaos::run(&arguments).map(|()| ExitCode::SUCCESS),
         Command::ChaosJob(arguments) => chaos::job::run(&arguments),
         Command::Bench(arguments) => bench::run(&arguments).map(|()| ExitCode::SUCCESS),
+        Command::ModelLoop(arguments) => bench::model::run_loop(&arguments).map(|()| ExitCode::SUCCESS),
     };
     ended.unwrap_or_else(|e| {
         eprintln!("\nerror: {e:#}");

@@ -129,6 +129,18 @@ pub(crate) fn model() -> PathBuf {
     model
 }
 
+/// The held-out images that `cargo xtask setup` makes.
+pub(crate) fn digits() -> PathBuf {
+    let default = concat!(env!("CARGO_MANIFEST_DIR"), "/../../.cache/digits/images");
+    let images = std::env::var_os("PELTON_DIGITS").map_or_else(|| PathBuf::from(default), PathBuf::from);
+    assert!(
+        images.join("labels.json").is_file(),
+        "no images in {}; run `cargo xtask setup`",
+        images.display()
+    );
+    images
+}
+
 pub(crate) fn json_lines(folder: &Path, prefix: &str) -> Vec<serde_json::Value> {
     let mut files: Vec<PathBuf> = fs::read_dir(folder).unwrap().map(|e| e.unwrap().path()).collect();
     files.sort();

@@ -2,7 +2,7 @@
 
 mod batching;
 mod figure;
-mod model;
+pub(crate) mod model;
 mod overhead;
 
 use std::path::{Path, PathBuf};

@@ -1,13 +1,16 @@
 //! A job around the real sentence model, against calling the model.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 use arrow_array::{RecordBatch, StringArray};
 use arrow_schema::{DataType, Field, Schema, SchemaRef};
+use clap::Args;
 use pelton::dataflow::source::{Read, Reader, Source, Split};
+use pelton::env::real::Host;
 use pelton::env::{Env, Time};
 use pelton::{Declaration, Job, Local, ServiceHandle, Settings};
 use pelton_models::Embedder;
@@ -65,7 +68,7 @@ pub(super) fn measure(env: &Env, state: &Path, model: &Path, effort: Effort) -> 
     for round in 0..effort.rounds.min(3) {
         let alone = alone(env, model, effort.model)?;
         direct.push(alone);
-        side_by_side.push(together(env, model, effort.model, instances)?);
+        side_by_side.push(together(model, effort.model, instances)?);
         let rows = held(model) + (alone * instances as f64 * effort.model.as_secs_f64()) as u64;
         piped.push(pipeline(env, &state.join(format!("model-{round}")), model, rows)?);
     }
@@ -75,7 +78,7 @@ pub(super) fn measure(env: &Env, state: &Path, model: &Path, effort: Effort) -> 
         Figure::new(PART, "one thread in process", "chunks/s", direct),
         Figure::new(
             PART,
-            format!("{instances} threads in process, side by side"),
+            format!("{instances} such processes, side by side"),
             "chunks/s",
             side_by_side.clone(),
         )
@@ -102,13 +105,40 @@ fn alone(env: &Env, model: &Path, time: Duration) -> Result<f64> {
     Ok(next as f64 / took)
 }
 
-/// The same in several threads at a time.
-fn together(env: &Env, model: &Path, time: Duration, threads: usize) -> Result<f64> {
-    std::thread::scope(|scope| {
-        let loops: Vec<_> = (0..threads).map(|_| scope.spawn(|| alone(env, model, time))).collect();
-        let rates = loops.into_iter().map(|l| l.join().ok().context("a thread panicked")?);
-        rates.sum()
-    })
+/// The same in several processes at a time.
+fn together(model: &Path, time: Duration, processes: usize) -> Result<f64> {
+    let begin = || {
+        Command::new(std::env::current_exe()?)
+            .arg("model-loop")
+            .arg("--model")
+            .arg(model)
+            .args(["--seconds", &time.as_secs_f64().to_string()])
+            .stdout(Stdio::piped())
+            .spawn()
+    };
+    let loops = (0..processes).map(|_| begin()).collect::<Result<Vec<Child>, _>>()?;
+    let ended: Vec<_> = loops.into_iter().map(Child::wait_with_output).collect();
+    let rates = ended.into_iter().map(|output| {
+        let output = output?;
+        ensure!(output.status.success(), "a loop beside others ended with {}", output.status);
+        Ok(String::from_utf8(output.stdout)?.trim().parse::<f64>()?)
+    });
+    rates.sum()
+}
+
+/// One of several loops side by side: prints its chunks a second.
+#[derive(Args)]
+pub(crate) struct Loop {
+    #[arg(long)]
+    model: PathBuf,
+    #[arg(long)]
+    seconds: f64,
+}
+
+pub(crate) fn run_loop(arguments: &Loop) -> Result<()> {
+    let host = Host::new(1, 1)?;
+    println!("{}", alone(host.env(), &arguments.model, Duration::from_secs_f64(arguments.seconds))?);
+    Ok(())
 }
 
 /// What all instances have with them at most. While that much is left, none of them waits for work.
