@@ -158,7 +158,15 @@ fn a_damaged_checkpoint_is_refused_and_the_one_before_is_offered() {
     bytes[middle] ^= 0xff;
     fs::write(&victim, bytes).unwrap();
     let name = newest.file_name().unwrap().to_str().unwrap();
-    world.run(&slow).refused(&[name]);
+    let number: u64 = name.rsplit('-').next().unwrap().parse().unwrap();
+    let before = (number - 1).to_string();
+    world.run(&slow).refused(&[name, &format!("--from-checkpoint {before}")]);
+
+    // Going back withdraws what came after, and does it again: every chunk once.
+    world.scripted("");
+    world.run(&[&INDEX[..], &["--from-checkpoint", &before]].concat()).succeeded();
+    let chunks = world.chunks("index");
+    assert!(chunks.len() > 300 && chunks.values().all(|n| *n == 1), "{} chunks", chunks.len());
 }
 
 #[test]

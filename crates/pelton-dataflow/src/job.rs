@@ -25,7 +25,7 @@ pub struct Options {
     pub state: PathBuf,
     /// Forget the checkpoints that are there, and outputs that are staged and not visible. Visible ones stay.
     pub fresh: bool,
-    /// Start from this checkpoint, not the newest. Outputs that were made visible after it come again.
+    /// Start from this checkpoint, not the newest. Later ones are removed, and sinks withdraw what they had made visible.
     pub restore_from: Option<u64>,
     /// From the begin of one checkpoint to that of the next.
     pub interval: Duration,
@@ -108,7 +108,7 @@ impl Job {
         check_callers(&topology, &callers)?;
         let store = Store::open(&options.state)?;
         let restored = restore(&topology, &store, &options)?;
-        publish(&topology, &store, restored.as_ref())?;
+        publish(&topology, &store, restored.as_ref(), &options)?;
         let last = store.numbers()?.into_iter().max().unwrap_or(0);
         let wired = wire(&topology, &callers, &store, &options, restored.as_ref(), last)?;
         let (progress, watched) = watch::channel(Progress::default());
@@ -222,15 +222,22 @@ fn restore(topology: &Topology, store: &Store, options: &Options) -> Result<Opti
     let Some(number) = number else { return Ok(None) };
     let loaded = store.load(number)?;
     loaded.manifest.check_identity(&topology.identity, &options.state.display().to_string())?;
+    if options.restore_from.is_some() {
+        // Before their outputs are withdrawn: a later run must not go on from a checkpoint whose outputs are gone.
+        numbers.iter().filter(|n| **n > number).try_for_each(|n| store.remove(*n))?;
+    }
     Ok(Some(loaded))
 }
 
 /// Makes visible what the restored checkpoint had staged: the process that wrote it may have ended before it could.
-fn publish(topology: &Topology, store: &Store, restored: Option<&Loaded>) -> Result<()> {
+fn publish(topology: &Topology, store: &Store, restored: Option<&Loaded>, options: &Options) -> Result<()> {
     for node in &topology.nodes {
         let Work::Sink(sink) = &node.work else { continue };
         let staged = restored.and_then(|r| r.manifest.staged.get(&node.name)).map_or(&[][..], Vec::as_slice);
         let context = |e: Error| e.context(format!("sink `{}`", node.name));
+        if let (Some(restored), Some(_)) = (restored, options.restore_from) {
+            sink.rewind(restored.manifest.number).map_err(context)?;
+        }
         sink.start(store.generation(), staged).map_err(context)?;
         if !staged.is_empty() {
             sink.commit(staged).map_err(context)?;

@@ -31,6 +31,12 @@ pub trait Sink: Send + Sync + 'static {
     /// What was staged by generations before this one and is not in `recorded` is discarded.
     fn start(&self, generation: u64, recorded: &[Staged]) -> Result<()>;
 
+    /// The job goes back to this checkpoint: withdraws what later ones have made visible, for its rows come again. Called before
+    /// [`start`](Sink::start). A sink that cannot, has them twice.
+    fn rewind(&self, _checkpoint: u64) -> Result<()> {
+        Ok(())
+    }
+
     /// A writer for one subtask. Whatever it stages carries the generation in its name.
     fn writer(&self, subtask: u32, generation: u64, schema: SchemaRef) -> Result<Box<dyn Writer>>;
 

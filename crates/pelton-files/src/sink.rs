@@ -87,6 +87,10 @@ impl<F: Format> Sink for FileSink<F> {
         self.target.start(generation, recorded)
     }
 
+    fn rewind(&self, checkpoint: u64) -> Result<()> {
+        self.target.rewind(checkpoint)
+    }
+
     fn writer(&self, subtask: u32, generation: u64, schema: SchemaRef) -> Result<Box<dyn Writer>> {
         self.check(&schema)?;
         Ok(Box::new(FileWriter {
@@ -168,6 +172,9 @@ macro_rules! forward_sink {
                 recorded: &[pelton_dataflow::sink::Staged],
             ) -> pelton_core::Result<()> {
                 self.0.start(generation, recorded)
+            }
+            fn rewind(&self, checkpoint: u64) -> pelton_core::Result<()> {
+                self.0.rewind(checkpoint)
             }
             fn writer(
                 &self,

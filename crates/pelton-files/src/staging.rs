@@ -71,6 +71,20 @@ impl Target {
         self.folder.parent().map_or(Ok(()), sync_folder)
     }
 
+    /// Removes the parts that checkpoints after this one have made visible.
+    pub(crate) fn rewind(&self, checkpoint: u64) -> Result<()> {
+        if !self.folder.is_dir() {
+            return Ok(());
+        }
+        for (name, [.., covered_by]) in self.list(&self.folder, self.extension)? {
+            if covered_by > checkpoint {
+                let path = self.folder.join(name);
+                fs::remove_file(&path).map_err(|e| failed("withdrawing", &path, &e))?;
+            }
+        }
+        sync_folder(&self.folder)
+    }
+
     fn refuse_other_run(&self, generation: u64) -> Result<()> {
         for (name, [of, ..]) in self.list(&self.folder, self.extension)? {
             if of >= generation {

@@ -73,8 +73,8 @@ impl Store {
             let before = self.numbers().unwrap_or_default().into_iter().rfind(|n| *n < number);
             let next = match before {
                 Some(n) => format!(
-                    "restore from checkpoint {n} instead (restore_from = {n}; outputs made after it may come twice), or start \
-                     anew with --fresh"
+                    "go back to checkpoint {n} (--from-checkpoint {n}; what was done since is done again), or start anew with \
+                     --fresh"
                 ),
                 None => "there is none before it; start anew with --fresh".to_owned(),
             };
@@ -142,7 +142,7 @@ impl Store {
         numbers.iter().rev().skip(KEPT).try_for_each(|n| self.remove(*n))
     }
 
-    fn remove(&self, number: u64) -> Result<()> {
+    pub(crate) fn remove(&self, number: u64) -> Result<()> {
         let path = self.path(number);
         // Without its manifest it is none any more, wherever this is cut off.
         match fs::remove_file(path.join(MANIFEST)) {

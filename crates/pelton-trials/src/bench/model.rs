@@ -66,16 +66,16 @@ pub(super) fn measure(env: &Env, state: &Path, model: &Path, effort: Effort) -> 
     let instances = (INSTANCES as usize).min(cores());
     let (mut direct, mut side_by_side, mut piped) = (Vec::new(), Vec::new(), Vec::new());
     for round in 0..effort.rounds.min(3) {
-        let alone = alone(env, model, effort.model)?;
+        let alone = together(model, effort.model, 1)?;
         direct.push(alone);
         side_by_side.push(together(model, effort.model, instances)?);
         let rows = held(model) + (alone * instances as f64 * effort.model.as_secs_f64()) as u64;
         piped.push(pipeline(env, &state.join(format!("model-{round}")), model, rows)?);
     }
-    let name = format!("one thread in process x {instances}");
+    let name = format!("one such process x {instances}");
     let most: Vec<f64> = direct.iter().map(|d| d * instances as f64).collect();
     Ok(vec![
-        Figure::new(PART, "one thread in process", "chunks/s", direct),
+        Figure::new(PART, "one process, calling the model itself", "chunks/s", direct),
         Figure::new(
             PART,
             format!("{instances} such processes, side by side"),
@@ -105,7 +105,7 @@ fn alone(env: &Env, model: &Path, time: Duration) -> Result<f64> {
     Ok(next as f64 / took)
 }
 
-/// The same in several processes at a time.
+/// The same in processes of their own, several at a time.
 fn together(model: &Path, time: Duration, processes: usize) -> Result<f64> {
     let begin = || {
         Command::new(std::env::current_exe()?)
@@ -113,6 +113,8 @@ fn together(model: &Path, time: Duration, processes: usize) -> Result<f64> {
             .arg("--model")
             .arg(model)
             .args(["--seconds", &time.as_secs_f64().to_string()])
+            // What an instance of one core gets: with it, candle does not cut its work for the cores that it sees.
+            .envs(["CANDLE_NUM_THREADS", "RAYON_NUM_THREADS"].map(|name| (name, "1")))
             .stdout(Stdio::piped())
             .spawn()
     };

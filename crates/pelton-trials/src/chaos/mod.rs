@@ -115,9 +115,9 @@ async fn trial_of(trial: &mut Trial, blows: &[Blow], rng: &mut StdRng) -> Result
     trial.judge(blows)
 }
 
-/// Rows that take all instances longer than the kills: half of the longest pause is the mean one.
+/// Rows that take all instances longer than the kills; the mean pause is half of the longest.
 fn enough(arguments: &Arguments) -> u64 {
     let batch = Duration::from_millis(5) + 32 * Duration::from_micros(arguments.row_micros);
     let a_second = 32.0 / batch.as_secs_f64() * f64::from(arguments.instances);
-    (a_second * LONGEST_PAUSE.as_secs_f64() * 0.65 * arguments.kills as f64) as u64
+    (a_second * LONGEST_PAUSE.as_secs_f64() * (4.0 + 0.65 * arguments.kills as f64)) as u64
 }
