@@ -108,7 +108,7 @@ impl Job {
         check_callers(&topology, &callers)?;
         let store = Store::open(&options.state)?;
         let restored = restore(&topology, &store, &options)?;
-        publish(&topology, &store, restored.as_ref(), &options)?;
+        publish(&topology, &store, restored.as_ref())?;
         let last = store.numbers()?.into_iter().max().unwrap_or(0);
         let wired = wire(&topology, &callers, &store, &options, restored.as_ref(), last)?;
         let (progress, watched) = watch::channel(Progress::default());
@@ -207,7 +207,8 @@ fn restore(topology: &Topology, store: &Store, options: &Options) -> Result<Opti
         return Ok(None);
     }
     let numbers = store.numbers()?;
-    let number = match options.restore_from {
+    let back_to = options.restore_from.or(store.rewinding()?);
+    let number = match back_to {
         Some(n) if !numbers.contains(&n) => {
             let there: Vec<String> = numbers.iter().map(u64::to_string).collect();
             let folder = options.state.display();
@@ -222,26 +223,29 @@ fn restore(topology: &Topology, store: &Store, options: &Options) -> Result<Opti
     let Some(number) = number else { return Ok(None) };
     let loaded = store.load(number)?;
     loaded.manifest.check_identity(&topology.identity, &options.state.display().to_string())?;
-    if options.restore_from.is_some() {
-        // Before their outputs are withdrawn: a later run must not go on from a checkpoint whose outputs are gone.
-        numbers.iter().filter(|n| **n > number).try_for_each(|n| store.remove(*n))?;
+    if back_to.is_some() {
+        store.begin_rewind(number)?;
     }
     Ok(Some(loaded))
 }
 
 /// Makes visible what the restored checkpoint had staged: the process that wrote it may have ended before it could.
-fn publish(topology: &Topology, store: &Store, restored: Option<&Loaded>, options: &Options) -> Result<()> {
+fn publish(topology: &Topology, store: &Store, restored: Option<&Loaded>) -> Result<()> {
+    let back_to = store.rewinding()?;
     for node in &topology.nodes {
         let Work::Sink(sink) = &node.work else { continue };
         let staged = restored.and_then(|r| r.manifest.staged.get(&node.name)).map_or(&[][..], Vec::as_slice);
         let context = |e: Error| e.context(format!("sink `{}`", node.name));
-        if let (Some(restored), Some(_)) = (restored, options.restore_from) {
-            sink.rewind(restored.manifest.number).map_err(context)?;
+        if let Some(number) = back_to {
+            sink.rewind(number).map_err(context)?;
         }
         sink.start(store.generation(), staged).map_err(context)?;
         if !staged.is_empty() {
             sink.commit(staged).map_err(context)?;
         }
+    }
+    if let Some(number) = back_to {
+        store.end_rewind(number)?;
     }
     restored.map_or(Ok(()), |r| store.mark_committed(r.manifest.number))
 }

@@ -20,6 +20,8 @@ use crate::subtask::state::State;
 const CHECKPOINT: &str = "checkpoint-";
 const MANIFEST: &str = "manifest.json";
 const COMMITTED: &str = "committed";
+/// Names the checkpoint that the job is going back to, until all that came after it is withdrawn.
+const REWIND: &str = "rewind";
 /// Complete checkpoints that are kept.
 const KEPT: usize = 2;
 
@@ -54,7 +56,43 @@ impl Store {
 
     /// Forgets all checkpoints.
     pub(crate) fn clear(&self) -> Result<()> {
+        if self.rewinding()?.is_some() {
+            self.end_rewind(0)?;
+        }
         self.numbers()?.into_iter().try_for_each(|n| self.remove(n))
+    }
+
+    /// Notes that the job goes back to a checkpoint: a run that is killed on the way is followed by one that goes on with it.
+    pub(crate) fn begin_rewind(&self, number: u64) -> Result<()> {
+        let (path, whole) = (self.folder.join("rewind.tmp"), self.folder.join(REWIND));
+        write_synced(&path, number.to_string().as_bytes())?;
+        fs::rename(&path, &whole).map_err(at("writing", &whole))?;
+        sync_folder(&self.folder)
+    }
+
+    /// The checkpoint that a run before this one was going back to.
+    pub(crate) fn rewinding(&self) -> Result<Option<u64>> {
+        let path = self.folder.join(REWIND);
+        match fs::read_to_string(&path) {
+            Ok(text) => {
+                let damaged = |_| {
+                    Error::storage(format!(
+                        "{} is damaged; remove it, or start anew with --fresh",
+                        path.display()
+                    ))
+                };
+                text.parse().map(Some).map_err(damaged)
+            }
+            Err(e) if e.kind() == ErrorKind::NotFound => Ok(None),
+            Err(e) => Err(at("reading", &path)(e)),
+        }
+    }
+
+    /// Sinks have withdrawn what came after it; now the checkpoints after it go, and the note last.
+    pub(crate) fn end_rewind(&self, number: u64) -> Result<()> {
+        self.numbers()?.into_iter().filter(|n| *n > number).try_for_each(|n| self.remove(n))?;
+        let path = self.folder.join(REWIND);
+        fs::remove_file(&path).map_err(at("removing", &path))
     }
 
     /// The numbers of all checkpoints, rising.
@@ -142,7 +180,7 @@ impl Store {
         numbers.iter().rev().skip(KEPT).try_for_each(|n| self.remove(*n))
     }
 
-    pub(crate) fn remove(&self, number: u64) -> Result<()> {
+    fn remove(&self, number: u64) -> Result<()> {
         let path = self.path(number);
         // Without its manifest it is none any more, wherever this is cut off.
         match fs::remove_file(path.join(MANIFEST)) {
