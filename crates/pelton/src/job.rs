@@ -52,13 +52,16 @@ impl Settings {
     }
 
     fn options(&self) -> Options {
+        let options = Options::new(self.state.join("checkpoints"));
         Options {
             fresh: self.fresh,
             restore_from: self.restore_from,
             interval: self.checkpoint_interval,
             stop_grace: self.stop_grace,
             pending_bytes: self.pending_bytes,
-            ..Options::new(self.state.join("checkpoints"))
+            // Whoever asks for checkpoints more often than the usual pause between two means it.
+            pause: options.pause.min(self.checkpoint_interval),
+            ..options
         }
     }
 }

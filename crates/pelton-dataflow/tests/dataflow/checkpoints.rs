@@ -148,7 +148,7 @@ fn a_damaged_checkpoint_is_refused_and_the_one_before_is_offered() {
         let (before, newest) = (number(&there[0]), number(&there[1]));
         assert!(error.message().starts_with(&format!("checkpoint {newest} in ")), "{error}");
         assert!(error.message().contains("is damaged: the SHA-256 of `"), "{error}");
-        assert!(error.message().contains(&format!("restore_from = {before};")), "{error}");
+        assert!(error.message().contains(&format!("(--from-checkpoint {before};")), "{error}");
         // Going back behind a complete checkpoint asks again for what was answered, acknowledged and forgotten.
         world.log.lock().unwrap().acknowledged.clear();
         let options = Options { restore_from: Some(before), ..world.options() };
