@@ -234,7 +234,8 @@ impl Server {
                 Role::Caller => self.serve_caller(caller).await,
                 Role::Control | Role::Observer => self.serve_supervisor(caller).await,
             },
-            Err(e) => tracing::warn!("a connection was refused: {e}"),
+            // Not a warning: whoever knocks a thousand times must not fill the log.
+            Err(e) => tracing::debug!("a connection was refused: {e}"),
         }
     }
 
