@@ -88,6 +88,8 @@ struct Connection {
     permitted: u64,
     arrived: u64,
     returned: u64,
+    /// How many rows it believes are held here.
+    told: u64,
 }
 
 impl Connection {
@@ -231,6 +233,7 @@ impl State {
         }
         self.run_batches(now, &mut actions);
         self.grant(&mut actions);
+        self.tell_load(&mut actions);
         if self.may_leave(now) {
             actions.push(Action::Leave);
         }
@@ -262,7 +265,7 @@ impl State {
             self.left(other, now);
         }
         let connection =
-            Connection { client, announced: 0, row_bytes: 0, permitted: 0, arrived: 0, returned: 0 };
+            Connection { client, announced: 0, row_bytes: 0, permitted: 0, arrived: 0, returned: 0, told: 0 };
         self.connections.insert(id, connection);
         if self.phase == Phase::Draining {
             actions.push(Action::Send(id, Frame::Draining.into()));

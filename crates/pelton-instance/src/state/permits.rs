@@ -39,8 +39,20 @@ impl State {
         for ((&id, connection), rows) in self.connections.iter_mut().zip(granted) {
             if rows > 0 {
                 connection.permitted += rows;
+                connection.told = held;
                 let permit = Frame::Permit { rows: connection.permitted, held };
                 actions.push(Action::Send(id, permit.into()));
+            }
+        }
+    }
+    /// Tells callers that there is much less here than they were last told: what they believe decides where their next requests
+    /// wait. That there is more they learn with their next permits.
+    pub(super) fn tell_load(&mut self, actions: &mut Vec<Action>) {
+        let held = self.held();
+        for (&id, connection) in &mut self.connections {
+            if held < connection.told && (held == 0 || held <= connection.told / 2) {
+                connection.told = held;
+                actions.push(Action::Send(id, Frame::Load { held }.into()));
             }
         }
     }

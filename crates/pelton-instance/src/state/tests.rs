@@ -95,6 +95,7 @@ fn show(action: &Action) -> String {
         }
         Action::Send(to, message) => match &message.frame {
             Frame::Permit { rows, .. } => format!("permit {to} {rows}"),
+            Frame::Load { held } => format!("load {held}"),
             Frame::Results { entries, .. } => {
                 let runs: Vec<RequestRun> = entries.iter().map(|e| e.run).collect();
                 format!("{} {to} {}", if entries[0].last { "results" } else { "part" }, show_runs(&runs))
@@ -220,8 +221,8 @@ fn what_was_told_to_stop_runs_again_when_it_is_asked_for_again() {
          2 cancel 1 0..2
          3 announce 1 3 => permit 1 3
          4 request 1 0
-         5 end 0 => run 1: 0
-         6 end 1 => results 1 0",
+         5 end 0 => run 1: 0; load 1
+         6 end 1 => results 1 0; load 0",
     );
 }
 
