@@ -93,7 +93,7 @@ impl World {
     }
 
     pub(crate) fn scripted(&self, options: &str) {
-        let head = "name = \"embedder\"\nkind = \"scripted\"\ninstances = 2\n[batch]\nrows = 4\n[options]\n";
+        let head = "name = \"embedder\"\nkind = \"scripted\"\ninstances = 2\n[batch]\nrows = 4\n[retry]\nattempts = 30\n[options]\n";
         self.write("embedder.toml", format!("{head}{options}\n"));
     }
 
@@ -109,6 +109,19 @@ impl World {
             }
         }
         count
+    }
+
+    /// The index holds exactly these chunks, each once.
+    #[track_caller]
+    pub(crate) fn holds(&self, index: &str, expected: &BTreeMap<(String, u32), usize>) {
+        let found = self.chunks(index);
+        let missing: Vec<_> = expected.keys().filter(|k| !found.contains_key(*k)).collect();
+        let wrong: Vec<_> = found.iter().filter(|(k, n)| expected.get(*k) != Some(*n)).collect();
+        let errors = self.errors(index);
+        assert!(
+            missing.is_empty() && wrong.is_empty(),
+            "missing: {missing:?}; wrong: {wrong:?}; errors: {errors:?}"
+        );
     }
 
     /// The error rows of an output.
