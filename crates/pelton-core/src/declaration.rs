@@ -125,7 +125,7 @@ pub struct RetryLimits {
 pub struct Resources {
     /// Cores. An instance's thread pools are sized by it.
     pub cpu: f64,
-    /// None: not known; nothing is reserved.
+    /// What it is expected to take at its peak. Shown in plans; nothing is reserved or enforced by this host yet.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub memory: Option<Bytes>,
     /// Accelerators.
