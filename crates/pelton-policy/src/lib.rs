@@ -5,4 +5,8 @@
 pub mod backoff;
 pub mod balance;
 pub mod batch;
+pub mod budget;
+pub mod memory;
 pub mod permit;
+pub mod run_time;
+pub mod stall;
