@@ -5,4 +5,6 @@
 pub mod backoff;
 pub mod balance;
 pub mod batch;
+pub mod health;
 pub mod permit;
+pub mod retry;
