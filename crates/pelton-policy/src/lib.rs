@@ -6,5 +6,6 @@ pub mod backoff;
 pub mod balance;
 pub mod batch;
 pub mod health;
+pub mod limiter;
 pub mod permit;
 pub mod retry;
