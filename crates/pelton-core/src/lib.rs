@@ -9,6 +9,7 @@ pub mod endpoint;
 pub mod error;
 pub mod id;
 pub mod quantity;
+pub mod remote;
 pub mod service;
 pub mod time;
 
