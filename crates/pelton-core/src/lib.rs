@@ -10,6 +10,7 @@ pub mod error;
 pub mod id;
 pub mod meter;
 pub mod quantity;
+pub mod remote;
 pub mod service;
 pub mod time;
 pub mod weigh;
