@@ -166,6 +166,7 @@ mod tests {
             resources: Default::default(),
             clock: Arc::new(NoTime),
             seed: 1,
+            gauge: Default::default(),
             crash: Arc::new(|why| panic!("{why}")),
         }
     }
