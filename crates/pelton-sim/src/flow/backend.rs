@@ -81,9 +81,13 @@ pub trait Machine: Send {
     fn shift(&mut self, to: &Replica, out: &mut Work<'_>);
     /// Forgets everything; returns the calls that it held.
     fn clear(&mut self) -> Vec<u32>;
-    /// What it holds in the unit of its memory.
-    fn used(&self) -> f64 {
-        0.0
+    /// A call that nobody waits for any more; whether it could be dropped.
+    fn cancel(&mut self, _key: u32) -> bool {
+        false
+    }
+    /// What it holds, and how much that may be.
+    fn memory(&self, _now: Time) -> Option<(f64, f64)> {
+        None
     }
     /// Calls that were put back and begun again.
     fn preempted(&self) -> u64 {
@@ -138,8 +142,14 @@ impl Host {
         self.up
     }
 
-    pub fn used(&self) -> f64 {
-        self.machine.used()
+    /// What it holds in the unit of its memory, and how much that may be.
+    pub fn memory(&self, now: Time) -> Option<(f64, f64)> {
+        self.machine.memory(now)
+    }
+
+    /// Nobody waits for a call any more. Whether it was dropped: then there is no answer to it.
+    pub fn cancel(&mut self, key: u32) -> bool {
+        self.machine.cancel(key)
     }
 
     pub fn preempted(&self) -> u64 {

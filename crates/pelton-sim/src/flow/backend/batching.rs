@@ -2,6 +2,8 @@
 
 use std::collections::VecDeque;
 
+use pelton_core::Time;
+
 use super::{Answer, Call, Died, Machine, Work};
 use crate::flow::scenario::{Backend, Batching, Replica};
 
@@ -81,7 +83,7 @@ impl Machine for Executor {
         self.queue.drain(..).chain(self.running.drain(..)).map(|call| call.key).collect()
     }
 
-    fn used(&self) -> f64 {
-        self.resident
+    fn memory(&self, _: Time) -> Option<(f64, f64)> {
+        self.like.memory.map(|memory| (self.resident, memory))
     }
 }

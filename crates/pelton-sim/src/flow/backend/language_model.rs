@@ -49,7 +49,7 @@ impl Engine {
         }
     }
 
-    fn memory(&self, now: Time) -> f64 {
+    fn budget(&self, now: Time) -> f64 {
         let done = (between(self.shifted, now) / SHRINKS_OVER).min(1.0);
         let shrinks_by = (self.shrinks_from - self.like.memory).max(0.0);
         self.like.memory + shrinks_by * (1.0 - done)
@@ -61,7 +61,7 @@ impl Engine {
 
     /// Lets in what fits, and begins a step.
     fn step(&mut self, out: &mut Work<'_>) -> Result<(), Died> {
-        let memory = self.memory(out.now);
+        let memory = self.budget(out.now);
         let mut prefill = 0.0;
         while let Some(&(call, produced)) = self.queue.front() {
             let needs = call.cost + produced;
@@ -124,7 +124,7 @@ impl Machine for Engine {
 
     fn due(&mut self, _: u32, out: &mut Work<'_>) -> Result<(), Died> {
         self.stepped(out);
-        let memory = self.memory(out.now);
+        let memory = self.budget(out.now);
         if self.resident > memory && !self.preempts() {
             return Err(Died);
         }
@@ -153,8 +153,22 @@ impl Machine for Engine {
         queued.chain(self.running.drain(..).map(|sequence| sequence.call.key)).collect()
     }
 
-    fn used(&self) -> f64 {
-        self.resident
+    fn memory(&self, now: Time) -> Option<(f64, f64)> {
+        Some((self.resident, self.budget(now)))
+    }
+
+    fn cancel(&mut self, key: u32) -> bool {
+        let before = self.queue.len() + self.running.len();
+        self.queue.retain(|(call, _)| call.key != key);
+        let resident = &mut self.resident;
+        self.running.retain(|sequence| {
+            let stays = sequence.call.key != key;
+            if !stays {
+                *resident -= sequence.resident;
+            }
+            stays
+        });
+        self.queue.len() + self.running.len() < before
     }
 
     fn preempted(&self) -> u64 {
