@@ -14,11 +14,11 @@ use pelton_core::service::MethodSpec;
 use pelton_core::{Bytes, Declaration, Kind, RequestId, Time};
 use pelton_wire::{Role, Status};
 
-use crate::network::{Net, Weather};
-use crate::probe::{self, Executions, Plan};
-use crate::process::Machine;
-use crate::trace::Trace;
-use crate::world::{HOST, Pid, World};
+use crate::faults::network::{Net, Weather};
+use crate::faults::probe::{self, Executions, Plan};
+use crate::faults::process::Machine;
+use crate::faults::trace::Trace;
+use crate::faults::world::{HOST, Pid, World};
 
 /// Everything that a scenario can set.
 #[derive(Clone, Debug)]
@@ -51,7 +51,7 @@ impl Stage {
         let executions = Executions::default();
         let program = {
             let (world, executions, plan) = (world.clone(), executions.clone(), setup.plan.clone());
-            Arc::new(move |started: &crate::process::Started| {
+            Arc::new(move |started: &crate::faults::process::Started| {
                 probe::definition(&world, &executions, &plan, started)
             })
         };
