@@ -12,7 +12,7 @@ use pelton_link::{Door, Link};
 use pelton_wire::{Frame, State, Status, Welcome};
 use tokio::sync::{mpsc, watch};
 
-use crate::report::{InstanceReport, JobReport, ServiceReport};
+use crate::report::{InstanceReport, JobReport, RemoteReport, ServiceReport};
 use crate::rundir::{Card, RunDir};
 use crate::supervisor::{Place, Supervisor, Wish};
 
@@ -28,6 +28,9 @@ pub struct Settings {
 
 /// Asks the data plane how far it is; called from control's own tasks, must not block.
 pub type Progress = Arc<dyn Fn() -> serde_json::Value + Send + Sync>;
+
+/// Asks what the callers of services that are not ours see; called from control's own tasks, must not block.
+pub type Remotes = Arc<dyn Fn() -> Vec<RemoteReport> + Send + Sync>;
 
 /// Supervises a job's services. Dropping it leaves the instances to their leases; [`Control::stop`] ends them.
 pub struct Control {
@@ -46,6 +49,7 @@ pub(crate) struct Shared {
     services: Mutex<Vec<ServiceState>>,
     failure: watch::Sender<Option<Error>>,
     progress: Mutex<Option<Progress>>,
+    remotes: Mutex<Option<Remotes>>,
     /// Counts changes of any instance.
     changed: watch::Sender<u64>,
 }
@@ -85,6 +89,7 @@ impl Control {
             services: Mutex::new(states.collect()),
             failure: watch::channel(None).0,
             progress: Mutex::new(None),
+            remotes: Mutex::new(None),
             changed: watch::channel(0).0,
         });
         let (stop, stopped) = watch::channel(Wish::Run);
@@ -140,6 +145,11 @@ impl Control {
 
     pub fn report(&self) -> JobReport {
         self.shared.job_report()
+    }
+
+    /// Lets the callers of services that are not ours say what they see, for those who look.
+    pub fn set_remotes(&self, remotes: Remotes) {
+        *self.shared.remotes.lock().unwrap_or_else(std::sync::PoisonError::into_inner) = Some(remotes);
     }
 
     /// Lets the data plane say how far it is, for those who look.
@@ -212,6 +222,8 @@ impl Shared {
         let progress = self.progress.lock().unwrap_or_else(std::sync::PoisonError::into_inner).clone();
         // Asked before the lock below is taken: what others do in there is not ours to know.
         let progress = progress.map_or(serde_json::Value::Null, |p| p());
+        let remotes = self.remotes.lock().unwrap_or_else(std::sync::PoisonError::into_inner).clone();
+        let remotes = remotes.map_or_else(Vec::new, |r| r());
         let services = self.lock();
         let services = services.iter().map(|state| ServiceReport {
             name: state.declaration.name.clone(),
@@ -224,6 +236,7 @@ impl Shared {
             pid: self.card.pid,
             started: self.card.started,
             services: services.collect(),
+            remotes,
             progress,
         }
     }

@@ -87,7 +87,7 @@ impl RemoteCaller {
             retry: declaration.retry,
             timeout: declaration.timeout,
             attempt_timeout: declaration.attempt_timeout,
-            weight: declaration.weight.column.clone(),
+            weight: declaration.weight.clone(),
         };
         let shared = Arc::new(Shared {
             env: env.clone(),

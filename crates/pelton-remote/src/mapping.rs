@@ -4,6 +4,7 @@ use arrow_schema::{DataType, Schema};
 use pelton_core::declaration::Declaration;
 use pelton_core::remote::{Protocol, RemoteMethod, Route};
 use pelton_core::service::{Cardinality, MethodSpec, show_columns};
+use pelton_core::weigh::Scales;
 use pelton_core::{Error, Result};
 use serde_json::{Map, Value};
 
@@ -46,6 +47,7 @@ pub(crate) fn mapped(declaration: &Declaration, methods: &[MethodSpec]) -> Resul
             names.join(", ")
         )));
     }
+    Scales::new(&declaration.weight).check(name, methods)?;
     let rows = declaration.batch.rows as usize;
     let plain = RemoteMethod::default();
     methods

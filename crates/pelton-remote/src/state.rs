@@ -14,13 +14,11 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use arrow_array::RecordBatch;
-use arrow_array::cast::AsArray;
-use arrow_array::types::{Float32Type, Float64Type, Int32Type, Int64Type, UInt32Type, UInt64Type};
-use arrow_schema::DataType;
 use pelton_core::call::{Holder, Outcome, Receiver, Submission};
-use pelton_core::declaration::{BatchLimits, RetryLimits};
+use pelton_core::declaration::{BatchLimits, RetryLimits, Weight};
 use pelton_core::id::InstanceId;
 use pelton_core::service::{Cardinality, MethodSpec, check_columns};
+use pelton_core::weigh::Scales;
 use pelton_core::{Error, Fate, Kind, RequestId, Result, Retry, Time};
 use pelton_policy::health::{self, Admission, Health};
 use pelton_policy::limiter::{self, Ended, Limiter, Room};
@@ -112,8 +110,7 @@ pub struct Settings {
     pub retry: RetryLimits,
     pub timeout: Option<Duration>,
     pub attempt_timeout: Option<Duration>,
-    /// The argument column that holds a row's weight.
-    pub weight: Option<String>,
+    pub weight: Weight,
 }
 
 /// What is known of one endpoint.
@@ -151,6 +148,7 @@ struct Call {
 
 pub struct State {
     settings: Settings,
+    scales: Scales,
     requests: Requests,
     servers: Vec<Server>,
     calls: BTreeMap<CallKey, Call>,
@@ -189,6 +187,7 @@ impl State {
             holding: false,
             retries: 0,
             room_at: None,
+            scales: Scales::new(&settings.weight),
             settings,
             rng,
         }
@@ -284,18 +283,16 @@ impl State {
         now: Time,
         actions: &mut Vec<Action>,
     ) {
-        let weights = match self.check(&submission) {
-            Ok(weights) => weights,
-            Err(e) => {
-                let outcome = |id| Outcome { id, rows: Err(e.clone()), last: true };
-                let all = submission.ids.into_iter().map(outcome).collect();
-                return actions.push(Action::Deliver(receiver.clone(), all));
-            }
-        };
+        if let Err(e) = self.check(&submission) {
+            let outcome = |id| Outcome { id, rows: Err(e.clone()), last: true };
+            let all = submission.ids.into_iter().map(outcome).collect();
+            return actions.push(Action::Deliver(receiver.clone(), all));
+        }
         let Submission { method, ids, arguments, timeout, attempt_timeout, priority, keys, .. } = submission;
         let timeout = timeout.or(self.settings.timeout);
         let attempt_timeout = attempt_timeout.or(self.settings.attempt_timeout);
         let bytes = (body::bytes(&arguments) / ids.len().max(1) as u64).max(1);
+        let weights = self.scales.input(&arguments);
         let batch = Arc::new(arguments);
         for (offset, id) in ids.into_iter().enumerate() {
             if self.requests.get(id).is_some() {
@@ -309,7 +306,7 @@ impl State {
                 priority,
                 row: Piece { batch: batch.clone(), offset, rows: 1 },
                 bytes,
-                weight: weights.as_ref().map_or(1.0, |w| w[offset]),
+                weight: weights.at(offset),
                 key: keys.as_ref().map(|k| k[offset]),
                 deadline: timeout.map(|t| now + t),
                 timeout,
@@ -325,8 +322,8 @@ impl State {
         }
     }
 
-    /// Refuses what does not fit; gives the rows' weights, if the service has any.
-    fn check(&self, submission: &Submission) -> Result<Option<Vec<f64>>> {
+    /// Refuses what does not fit.
+    fn check(&self, submission: &Submission) -> Result<()> {
         let Submission { method, ids, arguments, keys, .. } = submission;
         let service = &self.settings.service;
         let Some(spec) = self.settings.methods.get(*method) else {
@@ -339,9 +336,7 @@ impl State {
                 ids.len()
             )));
         }
-        check_columns(&format!("arguments of `{service}.{}`", spec.name), arguments, &spec.input)?;
-        let Some(column) = &self.settings.weight else { return Ok(None) };
-        arguments.column_by_name(column).map(|array| weights(array.as_ref())).transpose()
+        check_columns(&format!("arguments of `{service}.{}`", spec.name), arguments, &spec.input)
     }
 
     // --- sending ---
@@ -417,7 +412,7 @@ impl State {
         let weight: f64 = requests.iter().map(|r| r.weight).sum();
         let arguments =
             gather(requests.iter().map(|r| &r.row)).expect("arguments of one method have the same columns");
-        let units = if self.settings.weight.is_some() {
+        let units = if self.settings.weight.column.is_some() {
             if self.weighed.1 < WEIGHED {
                 self.weighed = (self.weighed.0 + weight, self.weighed.1 + 1);
             }
@@ -437,21 +432,6 @@ impl State {
             .insert(call, Call { endpoint, method, ids, wanted, sent: now, ends, limit, limited, probe });
         actions.push(Action::Start(Start { call, endpoint, method, arguments, within }));
     }
-}
-
-fn weights(array: &dyn arrow_array::Array) -> Result<Vec<f64>> {
-    let all: Vec<Option<f64>> = match array.data_type() {
-        DataType::Int32 => array.as_primitive::<Int32Type>().iter().map(|v| v.map(f64::from)).collect(),
-        DataType::UInt32 => array.as_primitive::<UInt32Type>().iter().map(|v| v.map(f64::from)).collect(),
-        DataType::Int64 => array.as_primitive::<Int64Type>().iter().map(|v| v.map(|v| v as f64)).collect(),
-        DataType::UInt64 => array.as_primitive::<UInt64Type>().iter().map(|v| v.map(|v| v as f64)).collect(),
-        DataType::Float32 => array.as_primitive::<Float32Type>().iter().map(|v| v.map(f64::from)).collect(),
-        DataType::Float64 => array.as_primitive::<Float64Type>().iter().collect(),
-        other => {
-            return Err(Error::invalid(format!("`weight.column` holds {other}, not 32 or 64 bit numbers")));
-        }
-    };
-    Ok(all.into_iter().map(|w| w.filter(|w| w.is_finite() && *w > 0.0).unwrap_or(1.0)).collect())
 }
 
 /// Neighbouring deliveries to one receiver become one.
