@@ -11,6 +11,7 @@ mod model;
 mod places;
 mod process;
 mod python;
+mod servers;
 mod setup;
 mod sim;
 mod test;
@@ -34,7 +35,7 @@ struct Menu {
 
 #[derive(Subcommand)]
 enum Command {
-    /// Fetch what tests and the demo need into .cache: the sentence model, images of digits
+    /// Fetch what tests and the demo need into .cache: the sentence model, images of digits, inference servers
     Setup,
     /// Formatting and lints, as CI wants them
     Check,
