@@ -2,6 +2,7 @@
 
 mod batching;
 mod figure;
+#[cfg(feature = "model")]
 pub(crate) mod model;
 mod overhead;
 
@@ -26,6 +27,7 @@ pub(crate) struct Arguments {
     /// Only these parts
     #[arg(long, value_enum)]
     only: Vec<Part>,
+    #[cfg(feature = "model")]
     /// The folder of the sentence model; by default what PELTON_MODEL says, or what `cargo xtask setup` made
     #[arg(long, value_name = "DIR")]
     model: Option<PathBuf>,
@@ -35,6 +37,7 @@ pub(crate) struct Arguments {
 enum Part {
     Overhead,
     Batching,
+    #[cfg(feature = "model")]
     Model,
 }
 
@@ -46,6 +49,7 @@ struct Effort {
     calls: Duration,
     /// One throughput of batches.
     batching: Duration,
+    #[cfg_attr(not(feature = "model"), expect(dead_code, reason = "for the model alone"))]
     /// One throughput of the model.
     model: Duration,
 }
@@ -62,14 +66,17 @@ impl Effort {
 }
 
 pub(crate) fn run(arguments: &Arguments) -> Result<()> {
+    #[cfg(feature = "model")]
     let model = arguments.model.clone().unwrap_or_else(default_model);
     // In a process that was started as an instance, one of these serves and does not return.
     let nowhere = Path::new("");
     overhead::job(nowhere)?;
     batching::job(nowhere)?;
+    #[cfg(feature = "model")]
     model::job(nowhere, &model)?;
 
     let wanted = |part| arguments.only.is_empty() || arguments.only.contains(&part);
+    #[cfg(feature = "model")]
     ensure!(
         !wanted(Part::Model) || model.is_dir(),
         "there is no model folder {}; run `cargo xtask setup`, or name one with --model",
@@ -92,6 +99,7 @@ pub(crate) fn run(arguments: &Arguments) -> Result<()> {
     if wanted(Part::Batching) {
         add(batching::measure(scratch.path(), effort)?);
     }
+    #[cfg(feature = "model")]
     if wanted(Part::Model) {
         add(model::measure(host.env(), scratch.path(), &model, effort)?);
     }
@@ -104,6 +112,7 @@ pub(crate) fn run(arguments: &Arguments) -> Result<()> {
     Ok(())
 }
 
+#[cfg(feature = "model")]
 fn default_model() -> PathBuf {
     let workspace = Path::new(env!("CARGO_MANIFEST_DIR")).join("../..");
     std::env::var_os("PELTON_MODEL")
