@@ -4,8 +4,8 @@
 //! one end: through deaths of instances, lost connections and retries. [`state`] decides; [`client`] is the loop.
 
 mod client;
-mod peer;
+pub mod peer;
 mod requests;
-mod state;
+pub mod state;
 
 pub use client::{Client, Settings, Stats};

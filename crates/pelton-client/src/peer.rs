@@ -6,10 +6,10 @@ use pelton_core::endpoint::Endpoint;
 use pelton_core::{RequestId, Time};
 
 /// An instance as this client numbers it.
-pub(crate) type PeerKey = u64;
+pub type PeerKey = u64;
 
 /// A connection as the client's loop numbers it: what an older one says is not listened to.
-pub(crate) type ConnectionId = u64;
+pub type ConnectionId = u64;
 
 pub(crate) struct Peer {
     pub(crate) endpoint: Endpoint,

@@ -2,6 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::Arc;
+use std::time::Duration;
 
 use pelton_core::call::{Priority, Receiver};
 use pelton_core::{RequestId, Time};
@@ -25,7 +26,12 @@ pub(crate) struct Request {
     pub(crate) priority: Priority,
     pub(crate) row: Piece,
     pub(crate) bytes: u64,
+    /// When it ends, answered or not.
     pub(crate) deadline: Option<Time>,
+    /// How long one attempt may take.
+    pub(crate) attempt_timeout: Option<Duration>,
+    /// In the service's unit.
+    pub(crate) weight: f64,
     /// Attempts that may have run.
     pub(crate) attempts: u32,
     pub(crate) receiver: Arc<dyn Receiver>,
@@ -163,7 +169,8 @@ impl Requests {
                     continue;
                 };
                 let fits = taken.is_empty() || total + request.bytes <= bytes;
-                let kind_of_this = (request.method, request.deadline.is_some());
+                let limited = request.deadline.is_some() || request.attempt_timeout.is_some();
+                let kind_of_this = (request.method, limited);
                 if taken.len() as u64 >= rows || !fits || kind.is_some_and(|k| k != kind_of_this) {
                     return taken;
                 }
@@ -196,8 +203,6 @@ impl Requests {
 
 #[cfg(test)]
 mod tests {
-    use std::time::Duration;
-
     use arrow_array::RecordBatch;
     use arrow_schema::Schema;
     use pelton_core::call::Outcome;
@@ -225,6 +230,8 @@ mod tests {
             row: Piece { batch: rows, offset: 0, rows: 1 },
             bytes: 10,
             deadline: deadline.map(at),
+            attempt_timeout: None,
+            weight: 1.0,
             attempts: 0,
             receiver: Arc::new(Nobody),
             explicit: false,

@@ -16,7 +16,7 @@ use pelton_core::{Bytes, Error, Fate, Kind, RequestId, RequestRun, Result, Retry
 use pelton_link::Message;
 use pelton_policy::balance;
 use pelton_wire::body::{self, Piece, gather};
-use pelton_wire::{Frame, Welcome};
+use pelton_wire::{Deadlines, Demand, Frame, Welcome};
 use rand::rngs::StdRng;
 
 use crate::peer::{ConnectionId, Peer, PeerKey};
@@ -31,7 +31,7 @@ const RECONNECT: (Duration, Duration) = (Duration::from_millis(20), Duration::fr
 const FRAME_ROWS: u64 = 4096;
 
 /// What happened.
-pub(crate) enum Event {
+pub enum Event {
     Submitted {
         submission: Submission,
         receiver: Arc<dyn Receiver>,
@@ -63,14 +63,14 @@ pub(crate) enum Event {
 }
 
 /// What to do about it, in this order.
-pub(crate) enum Action {
+pub enum Action {
     Connect { peer: PeerKey, endpoint: Endpoint, after: Duration },
     Disconnect(PeerKey),
     Send(PeerKey, Message),
     Deliver(Arc<dyn Receiver>, Vec<Outcome>),
 }
 
-pub(crate) struct State {
+pub struct State {
     service: String,
     methods: Arc<[MethodSpec]>,
     retry: RetryLimits,
@@ -87,7 +87,7 @@ pub(crate) struct State {
 }
 
 impl State {
-    pub(crate) fn new(
+    pub fn new(
         service: String,
         methods: Arc<[MethodSpec]>,
         retry: RetryLimits,
@@ -112,27 +112,27 @@ impl State {
     }
 
     /// When [`Event::Tick`] is due.
-    pub(crate) fn wake_at(&self) -> Option<Time> {
+    pub fn wake_at(&self) -> Option<Time> {
         self.requests.due()
     }
 
-    pub(crate) fn unended(&self) -> usize {
+    pub fn unended(&self) -> usize {
         self.requests.len()
     }
 
-    pub(crate) fn sent(&self) -> usize {
+    pub fn sent(&self) -> usize {
         self.peers.values().map(|p| p.in_flight.len()).sum()
     }
 
-    pub(crate) fn ready(&self) -> usize {
+    pub fn ready(&self) -> usize {
         self.peers.values().filter(|p| p.takes_requests()).count()
     }
 
-    pub(crate) fn retries(&self) -> u64 {
+    pub fn retries(&self) -> u64 {
         self.retries
     }
 
-    pub(crate) fn holder(&self, id: RequestId) -> Holder {
+    pub fn holder(&self, id: RequestId) -> Holder {
         match self.requests.get(id).map(|r| r.place) {
             Some(Place::Sent(peer)) => self
                 .peers
@@ -142,7 +142,7 @@ impl State {
         }
     }
 
-    pub(crate) fn handle(&mut self, event: Event, now: Time) -> Vec<Action> {
+    pub fn handle(&mut self, event: Event, now: Time) -> Vec<Action> {
         let mut actions = Vec::new();
         match event {
             Event::Submitted { submission, receiver } => {
@@ -193,7 +193,8 @@ impl State {
         now: Time,
         actions: &mut Vec<Action>,
     ) {
-        let Submission { method, ids, arguments, timeout, priority, acknowledge } = submission;
+        let Submission { method, ids, arguments, timeout, attempt_timeout, priority, keys: _, acknowledge } =
+            submission;
         if let Err(e) = self.check(method, &ids, &arguments) {
             let outcome = |id| Outcome { id, rows: Err(e.clone()), last: true };
             actions.push(Action::Deliver(receiver, ids.into_iter().map(outcome).collect()));
@@ -228,6 +229,8 @@ impl State {
                 row: Piece { batch: batch.clone(), offset, rows: 1 },
                 bytes: size,
                 deadline,
+                attempt_timeout,
+                weight: 1.0,
                 attempts: 0,
                 receiver: receiver.clone(),
                 explicit: acknowledge == Acknowledge::Explicit,
@@ -291,13 +294,13 @@ impl State {
                 let Some(first) = ids.first().and_then(|id| self.requests.get(*id)) else { break };
                 let (method, priority) = (first.method, first.priority);
                 let requests = ids.iter().filter_map(|id| self.requests.get(*id));
-                // The latest of them: this side ends each at its own, and the instance must not do so earlier.
-                let deadline = requests.clone().filter_map(|r| r.deadline).max().map(|at| at.since(now));
+                let deadlines = deadlines(requests.clone(), now);
                 let rows =
                     gather(requests.map(|r| &r.row)).expect("arguments of one method have the same columns");
                 peer.window.sent += ids.len() as u64;
                 peer.in_flight.extend(ids.iter().copied());
-                let frame = Frame::Request { method, priority, deadline, runs: RequestRun::pack(ids) };
+                let runs = RequestRun::pack(ids);
+                let frame = Frame::Request { method, priority, alone: false, deadlines, runs };
                 actions.push(Action::Send(key, Message { frame, rows: Some(rows) }));
             }
             let unused = peer.window.available();
@@ -318,7 +321,10 @@ impl State {
         let loads: Vec<u64> = takers.iter().map(|(_, p)| p.load()).collect();
         for ((key, peer), share) in takers.iter_mut().zip(balance::pour(backlog, &loads)) {
             if let Some(rows) = peer.window.announce(share) {
-                actions.push(Action::Send(*key, Frame::Announce { rows, row_bytes }.into()));
+                actions.push(Action::Send(
+                    *key,
+                    Frame::Announce { rows, like: Demand { row_bytes, ..Demand::default() } }.into(),
+                ));
             }
         }
     }
@@ -336,6 +342,20 @@ impl State {
                 }
             }
         }
+    }
+}
+
+/// What each of these has left for this attempt. All of them have a limit, or none.
+fn deadlines<'a>(requests: impl Iterator<Item = &'a Request>, now: Time) -> Deadlines {
+    let left = |r: &Request| {
+        let overall = r.deadline.map(|at| at.since(now));
+        [overall, r.attempt_timeout].into_iter().flatten().min()
+    };
+    let each: Vec<Duration> = requests.filter_map(left).collect();
+    match each.first() {
+        None => Deadlines::None,
+        Some(first) if each.iter().all(|d| d == first) => Deadlines::All(*first),
+        Some(_) => Deadlines::Each(each),
     }
 }
 

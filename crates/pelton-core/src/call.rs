@@ -41,8 +41,30 @@ pub struct Submission {
     pub arguments: RecordBatch,
     /// The overall deadline, from now; attempts and waiting included. None: wait as long as it takes.
     pub timeout: Option<Duration>,
+    /// How long one attempt may take, from when it is sent; then another is made, as far as attempts and the retry budget
+    /// go. None: the service's own.
+    pub attempt_timeout: Option<Duration>,
     pub priority: Priority,
+    /// One key a row, if requests of the same key shall run one after another, in the order in which they were submitted. Requests
+    /// of different keys go side by side.
+    pub keys: Option<Vec<u64>>,
     pub acknowledge: Acknowledge,
+}
+
+impl Submission {
+    /// A submission with everything else at its default: the service's timeouts, normal priority, no keys.
+    pub fn new(method: usize, ids: Vec<RequestId>, arguments: RecordBatch) -> Self {
+        Submission {
+            method,
+            ids,
+            arguments,
+            timeout: None,
+            attempt_timeout: None,
+            priority: Priority::default(),
+            keys: None,
+            acknowledge: Acknowledge::default(),
+        }
+    }
 }
 
 /// What became of one request, or one part of it.

@@ -40,6 +40,8 @@ pub struct Declaration {
     #[serde(default)]
     pub permits: PermitBudget,
     #[serde(default)]
+    pub weight: Weight,
+    #[serde(default)]
     pub ledger: LedgerLimits,
     #[serde(default)]
     pub retry: RetryLimits,
@@ -48,6 +50,17 @@ pub struct Declaration {
     /// The overall deadline of a request at call sites that set none. None: as long as it takes.
     #[serde(default, with = "humantime_serde", skip_serializing_if = "Option::is_none")]
     pub timeout: Option<Duration>,
+    /// How long one attempt at a request may take at call sites that set nothing. None: as long as the deadline.
+    #[serde(default, with = "humantime_serde", skip_serializing_if = "Option::is_none")]
+    pub attempt_timeout: Option<Duration>,
+    /// How long a batch may run without giving anything before the instance is taken for wedged: its state is written to its log, and
+    /// it is started again. None: ten times the longest run it has seen, at least a minute, and 15 minutes before it has seen twenty.
+    #[serde(default, with = "humantime_serde", skip_serializing_if = "Option::is_none")]
+    pub stall: Option<Duration>,
+    /// How long a method may go on after all of its requests were cancelled or are past their deadlines, before its instance is
+    /// ended. None: as long as it likes.
+    #[serde(default, with = "humantime_serde", skip_serializing_if = "Option::is_none")]
+    pub kill_after: Option<Duration>,
     /// What call sites that set none do with a row whose request failed.
     #[serde(default)]
     pub on_error: ErrorPolicy,
@@ -71,13 +84,20 @@ pub struct Instances {
 }
 
 /// How requests become batches at the instance, across all callers.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct BatchLimits {
     /// Most rows in a batch.
     pub rows: u32,
     /// Most bytes in a batch; one larger row still runs, alone.
     pub bytes: Bytes,
+    /// Most weight in a batch (see [`Weight`]); one heavier row still runs, alone.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub weight: Option<f64>,
+    /// How long an answer may take at the instance, waiting included: batches stay small enough for it. None: what the call
+    /// sites' timeouts leave.
+    #[serde(with = "humantime_serde", skip_serializing_if = "Option::is_none")]
+    pub latency: Option<Duration>,
     /// How long an idle instance waits for a batch to fill, from its first row.
     #[serde(with = "humantime_serde")]
     pub linger: Duration,
@@ -87,11 +107,28 @@ pub struct BatchLimits {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct PermitBudget {
-    /// Rows held or permitted at a time. None: two batches and a half, so that the next batch waits while one runs.
+    /// Rows held or permitted at a time. None: as measured, so that the next batch is there when one ends, and no more.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub rows: Option<u32>,
     /// Bytes held or permitted at a time; one larger row is still let in, alone.
     pub bytes: Bytes,
+}
+
+/// What a row costs, in a unit of the service's own: tokens, pixels, seconds of audio. Run times and memory are measured against it.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Weight {
+    /// The argument column, of numbers, that holds a row's weight. None: every row weighs 1.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub column: Option<String>,
+    /// The weight that an instance can hold in its memory, queued and running. None: what the service reports of itself
+    /// ([`Gauge`](crate::service::Gauge)), or no bound.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub memory: Option<f64>,
+    /// The result column, of numbers, that holds what an answer added to its row's weight while it ran, as the tokens do that a language
+    /// model writes.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub output: Option<String>,
 }
 
 /// How much an instance remembers of requests that ended and that no checkpoint covers yet.
@@ -104,7 +141,7 @@ pub struct LedgerLimits {
 }
 
 /// What happens to requests and starts that failed.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct RetryLimits {
     /// Most attempts at one request, the first included.
@@ -117,6 +154,9 @@ pub struct RetryLimits {
     pub backoff: Duration,
     #[serde(with = "humantime_serde")]
     pub max_backoff: Duration,
+    /// Retries that all callers of the job together may make, as a share of the requests that succeeded: 0.2 is one in five. A few a
+    /// second are always there.
+    pub budget: f64,
 }
 
 /// What one instance takes.
@@ -197,7 +237,13 @@ impl<'de> Deserialize<'de> for Instances {
 
 impl Default for BatchLimits {
     fn default() -> Self {
-        BatchLimits { rows: 32, bytes: Bytes::mib(16), linger: Duration::from_millis(2) }
+        BatchLimits {
+            rows: 32,
+            bytes: Bytes::mib(16),
+            weight: None,
+            latency: None,
+            linger: Duration::from_millis(2),
+        }
     }
 }
 
@@ -220,6 +266,7 @@ impl Default for RetryLimits {
             starts: 5,
             backoff: Duration::from_millis(200),
             max_backoff: Duration::from_secs(30),
+            budget: 0.2,
         }
     }
 }
@@ -239,10 +286,14 @@ impl Declaration {
             instances: Instances::default(),
             batch: BatchLimits::default(),
             permits: PermitBudget::default(),
+            weight: Weight::default(),
             ledger: LedgerLimits::default(),
             retry: RetryLimits::default(),
             resources: Resources::default(),
             timeout: None,
+            attempt_timeout: None,
+            stall: None,
+            kill_after: None,
             on_error: ErrorPolicy::default(),
             lease: defaults::lease(),
             max_message: defaults::max_message(),
@@ -338,8 +389,25 @@ impl Declaration {
                 "`resources.gpu` is {gpu}: this host hands out no accelerators yet; leave it out"
             ));
         }
-        if self.timeout == Some(Duration::ZERO) {
-            return bad("`timeout` must not be 0; leave it out for none".into());
+        let zero = |d: Option<Duration>| d == Some(Duration::ZERO);
+        for (field, given) in [
+            ("timeout", self.timeout),
+            ("attempt_timeout", self.attempt_timeout),
+            ("stall", self.stall),
+            ("kill_after", self.kill_after),
+            ("batch.latency", self.batch.latency),
+        ] {
+            if zero(given) {
+                return bad(format!("`{field}` must not be 0; leave it out for none"));
+            }
+        }
+        for (field, given) in [("batch.weight", self.batch.weight), ("weight.memory", self.weight.memory)] {
+            if given.is_some_and(|w| !(w.is_finite() && w > 0.0)) {
+                return bad(format!("`{field}` must be above 0"));
+            }
+        }
+        if !(0.0..=10.0).contains(&self.retry.budget) {
+            return bad(format!("`retry.budget` is {}; 0 to 10", self.retry.budget));
         }
         if self.lease < Duration::from_millis(100) || self.lease > Duration::from_secs(24 * 3600) {
             return bad(format!("`lease` is {:?}; 100ms to 24h", self.lease));
@@ -371,7 +439,15 @@ mod tests {
                     [batch]\nrows = 8\nbytes = \"1MiB\"\nlinger = \"5ms\"\n[options]\nmodel = \"m\"\n";
         let d = Declaration::from_toml(text, "test.toml").unwrap();
         assert_eq!(d.instances, Instances::fixed(2));
-        assert_eq!(d.batch, BatchLimits { rows: 8, bytes: Bytes::mib(1), linger: Duration::from_millis(5) });
+        assert_eq!(
+            d.batch,
+            BatchLimits {
+                rows: 8,
+                bytes: Bytes::mib(1),
+                linger: Duration::from_millis(5),
+                ..BatchLimits::default()
+            }
+        );
         assert_eq!(d.on_error, ErrorPolicy::ErrorOutput);
         let again: Declaration = serde_json::from_str(&serde_json::to_string(&d).unwrap()).unwrap();
         assert_eq!(again, d);

@@ -66,10 +66,12 @@ pub enum Kind {
     Storage = 12,
     /// A mistake of Pelton's own.
     Internal = 13,
+    /// The user's method ran out of memory. The instance runs the batch again in halves, and smaller ones from then on.
+    OutOfMemory = 14,
 }
 
 impl Kind {
-    pub const ALL: [Kind; 13] = [
+    pub const ALL: [Kind; 14] = [
         Kind::Connect,
         Kind::Reset,
         Kind::Overload,
@@ -83,6 +85,7 @@ impl Kind {
         Kind::Denied,
         Kind::Storage,
         Kind::Internal,
+        Kind::OutOfMemory,
     ];
 
     /// The stable number that stands for this kind on the wire.
@@ -110,6 +113,7 @@ impl Kind {
             Kind::Denied => "denied",
             Kind::Storage => "storage",
             Kind::Internal => "internal",
+            Kind::OutOfMemory => "out-of-memory",
         }
     }
 
@@ -151,6 +155,11 @@ impl Error {
     /// The user's code failed, and the same input may pass another time.
     pub fn transient(message: impl Into<String>) -> Self {
         Error::new(Kind::User, Fate::Executed, Retry::Elsewhere, message)
+    }
+
+    /// The user's code ran out of memory and survived it. A batch of several rows is run again in halves.
+    pub fn out_of_memory(message: impl Into<String>) -> Self {
+        Error::new(Kind::OutOfMemory, Fate::Executed, Retry::Never, message)
     }
 
     /// A limit was hit; `message` names it and what to change.

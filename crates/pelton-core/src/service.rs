@@ -1,7 +1,7 @@
 //! What a service is: a type with `open`, named methods over record batches, and `close`.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use arrow_array::RecordBatch;
 use arrow_schema::{Fields, Schema, SchemaRef};
@@ -42,6 +42,8 @@ pub struct Context {
     pub clock: Arc<dyn Clock>,
     /// Differs from instance to instance and start to start; the same in a simulation with the same seed.
     pub seed: u64,
+    /// Where the service says how full its memory is, if it knows.
+    pub gauge: Gauge,
     /// Ends the process at once, as a crash would. For services that test what happens then.
     pub crash: Arc<dyn Fn(&str) + Send + Sync>,
 }
@@ -51,6 +53,29 @@ impl Context {
     pub fn options<T: serde::de::DeserializeOwned>(&self) -> Result<T> {
         serde_json::from_value(serde_json::Value::Object(self.options.clone()))
             .map_err(|e| Error::invalid(format!("options of service `{}`: {e}", self.service)))
+    }
+}
+
+/// How full the memory is that requests fill while they wait and run: a model server's key-value cache, an accelerator's memory. In the
+/// unit of the declaration's [`Weight`](crate::declaration::Weight). A service that knows it reports it, as often as it changes;
+/// the instance then lets in and starts no more than fits. Cheap to clone; all clones are one gauge.
+#[derive(Clone, Debug, Default)]
+pub struct Gauge {
+    value: Arc<(AtomicU64, AtomicU64)>,
+}
+
+impl Gauge {
+    /// So much of so much is used now.
+    pub fn report(&self, used: f64, total: f64) {
+        self.value.0.store(used.max(0.0).to_bits(), Ordering::Relaxed);
+        self.value.1.store(total.max(0.0).to_bits(), Ordering::Relaxed);
+    }
+
+    /// What was reported last: used, total. None: nothing yet.
+    pub fn read(&self) -> Option<(f64, f64)> {
+        let total = f64::from_bits(self.value.1.load(Ordering::Relaxed));
+        let used = f64::from_bits(self.value.0.load(Ordering::Relaxed));
+        (total > 0.0).then_some((used, total))
     }
 }
 

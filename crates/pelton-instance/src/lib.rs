@@ -6,7 +6,7 @@
 mod ledger;
 mod queue;
 mod server;
-mod state;
+pub mod state;
 mod worker;
 
 pub use server::serve;

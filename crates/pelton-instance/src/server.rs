@@ -116,6 +116,7 @@ fn context(env: &Env, bootstrap: &Bootstrap, declaration: &Declaration) -> Conte
         resources: declaration.resources,
         clock: env.clock.clone(),
         seed: env.entropy.seed(),
+        gauge: Default::default(),
         crash: env.crash.clone(),
     }
 }

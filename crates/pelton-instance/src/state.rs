@@ -6,7 +6,6 @@ mod running;
 use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::Duration;
 
 use arrow_array::RecordBatch;
 use pelton_core::call::Priority;
@@ -16,20 +15,20 @@ use pelton_core::{Error, Fate, Kind, RequestId, RequestRun, Result, Retry, Time}
 use pelton_link::Message;
 use pelton_policy::permit;
 use pelton_wire::body::{self, Piece};
-use pelton_wire::{Entry as ResultEntry, Frame, State as Phase, Status};
+use pelton_wire::{Deadlines, Demand, Entry as ResultEntry, Frame, State as Phase, Status};
 
 use crate::ledger::{Entry, Ledger, Stage};
 use crate::queue::{Item, Queue};
 
 /// A caller's connection, numbered by the server.
-pub(crate) type ConnectionId = u64;
+pub type ConnectionId = u64;
 
 /// A batch that was started, numbered here.
-pub(crate) type BatchId = u64;
+pub type BatchId = u64;
 
 /// What happened.
 #[derive(Debug)]
-pub(crate) enum Event {
+pub enum Event {
     /// `open` returned.
     Opened(Result<()>),
     /// A caller has been let in (see [`State::admit`]).
@@ -61,7 +60,7 @@ pub(crate) enum Event {
 
 /// What to do about it, in this order.
 #[derive(Debug)]
-pub(crate) enum Action {
+pub enum Action {
     Send(ConnectionId, Message),
     /// Another process of the same client has taken over.
     Close(ConnectionId),
@@ -74,17 +73,17 @@ pub(crate) enum Action {
 
 /// Requests to run together.
 #[derive(Debug)]
-pub(crate) struct Batch {
-    pub(crate) id: BatchId,
-    pub(crate) method: u16,
-    pub(crate) rows: RecordBatch,
-    pub(crate) invocation: Invocation,
+pub struct Batch {
+    pub id: BatchId,
+    pub method: u16,
+    pub rows: RecordBatch,
+    pub invocation: Invocation,
 }
 
 struct Connection {
     client: String,
     announced: u64,
-    row_bytes: u64,
+    like: Demand,
     permitted: u64,
     arrived: u64,
     returned: u64,
@@ -100,7 +99,7 @@ impl Connection {
 
     fn demand(&self) -> permit::Demand {
         let rows = self.announced.saturating_sub(self.permitted);
-        permit::Demand { rows, bytes: rows.saturating_mul(self.row_bytes) }
+        permit::Demand { rows, bytes: rows.saturating_mul(self.like.row_bytes) }
     }
 }
 
@@ -112,7 +111,7 @@ struct Running {
     unwanted: usize,
 }
 
-pub(crate) struct State {
+pub struct State {
     declaration: Declaration,
     methods: Arc<[MethodSpec]>,
     phase: Phase,
@@ -137,7 +136,7 @@ pub(crate) struct State {
 }
 
 impl State {
-    pub(crate) fn new(declaration: Declaration, methods: Arc<[MethodSpec]>) -> Self {
+    pub fn new(declaration: Declaration, methods: Arc<[MethodSpec]>) -> Self {
         State {
             ledger: Ledger::new(declaration.ledger),
             declaration,
@@ -160,7 +159,7 @@ impl State {
         }
     }
 
-    pub(crate) fn status(&self, pid: u32) -> Status {
+    pub fn status(&self, pid: u32) -> Status {
         Status {
             state: self.phase.clone(),
             pid,
@@ -173,12 +172,12 @@ impl State {
     }
 
     /// Whether nothing is held.
-    pub(crate) fn is_idle(&self) -> bool {
+    pub fn is_idle(&self) -> bool {
         self.held() == 0
     }
 
     /// Whether `open` has returned well.
-    pub(crate) fn is_open(&self) -> bool {
+    pub fn is_open(&self) -> bool {
         self.opened
     }
 
@@ -187,7 +186,7 @@ impl State {
     }
 
     /// Refuses a caller whose client has been started again since.
-    pub(crate) fn admit(&self, client: &str, epoch: u64) -> Result<()> {
+    pub fn admit(&self, client: &str, epoch: u64) -> Result<()> {
         match self.epochs.get(client) {
             Some(&newest) if newest > epoch => Err(Error::new(
                 Kind::Denied,
@@ -200,12 +199,12 @@ impl State {
     }
 
     /// When [`Event::Tick`] is due.
-    pub(crate) fn wake_at(&self) -> Option<Time> {
+    pub fn wake_at(&self) -> Option<Time> {
         let abandoned = self.abandoned_since.map(|since| since + self.declaration.lease);
         [self.lingers_until, abandoned, self.ledger.expires_at(), self.leaves_by].into_iter().flatten().min()
     }
 
-    pub(crate) fn handle(&mut self, event: Event, now: Time) -> Vec<Action> {
+    pub fn handle(&mut self, event: Event, now: Time) -> Vec<Action> {
         let mut actions = Vec::new();
         match event {
             Event::Opened(Ok(())) => {
@@ -264,8 +263,15 @@ impl State {
             actions.push(Action::Close(other));
             self.left(other, now);
         }
-        let connection =
-            Connection { client, announced: 0, row_bytes: 0, permitted: 0, arrived: 0, returned: 0, told: 0 };
+        let connection = Connection {
+            client,
+            announced: 0,
+            like: Demand::default(),
+            permitted: 0,
+            arrived: 0,
+            returned: 0,
+            told: 0,
+        };
         self.connections.insert(id, connection);
         if self.phase == Phase::Draining {
             actions.push(Action::Send(id, Frame::Draining.into()));
@@ -301,14 +307,14 @@ impl State {
     fn received(&mut self, from: ConnectionId, message: Message, now: Time, actions: &mut Vec<Action>) {
         let Some(connection) = self.connections.get_mut(&from) else { return };
         match message.frame {
-            Frame::Announce { rows, row_bytes } => {
+            Frame::Announce { rows, like } => {
                 connection.announced = rows;
-                connection.row_bytes = row_bytes;
+                connection.like = like;
             }
             Frame::Return { rows } => connection.returned = rows,
-            Frame::Request { method, priority, deadline, runs } => {
+            Frame::Request { method, priority, alone: _, deadlines, runs } => {
                 if let Some(rows) = message.rows {
-                    self.requested(from, method, priority, deadline, &runs, rows, now, actions);
+                    self.requested(from, method, priority, &deadlines, &runs, rows, now, actions);
                 }
             }
             Frame::Attach { runs } => self.attach(from, &runs, actions),
@@ -326,7 +332,7 @@ impl State {
         from: ConnectionId,
         method: u16,
         priority: Priority,
-        deadline: Option<Duration>,
+        deadlines: &Deadlines,
         runs: &[RequestRun],
         rows: RecordBatch,
         now: Time,
@@ -367,7 +373,7 @@ impl State {
             self.next_ticket += 1;
             let (stage, attached) = (Stage::Queued { ticket }, Some(from));
             self.ledger.insert(id, Entry { method, attached, stage, parts: Vec::new(), unwanted: false });
-            let deadline = deadline.map(|d| now + d);
+            let deadline = deadlines.of(offset).map(|d| now + d);
             let row = Piece { batch: chunk.clone(), offset, rows: 1 };
             let item = Item { id, ticket, row, bytes: each, deadline, arrived: now };
             self.queue.push(priority, method, item);

@@ -172,6 +172,7 @@ mod tests {
             resources: Default::default(),
             clock: Arc::new(Leaping::default()),
             seed: 1,
+            gauge: Default::default(),
             crash: Arc::new(|why| panic!("{why}")),
         }
     }

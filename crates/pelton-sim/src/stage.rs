@@ -110,7 +110,8 @@ impl Stage {
         let real: Vec<u64> = keys.map(|key| key_of(id(key))).collect();
         self.book.opened(&ids, method, timeout);
         let arguments = probe::arguments(&real);
-        let submission = Submission { method, ids: ids.clone(), arguments, timeout, priority, acknowledge };
+        let submission =
+            Submission { timeout, priority, acknowledge, ..Submission::new(method, ids.clone(), arguments) };
         let page = Page { book: self.book.clone(), generation: self.book.generation() };
         client.submit(submission, Arc::new(page));
         ids

@@ -87,10 +87,10 @@ pub(crate) fn describe(frame: &Frame) -> String {
         Frame::Announce { rows, .. } => format!("announce {rows}"),
         Frame::Permit { rows, held } => format!("permit {rows} held {held}"),
         Frame::Return { rows } => format!("return {rows}"),
-        Frame::Request { priority, deadline, runs, .. } => {
+        Frame::Request { priority, deadlines, runs, .. } => {
             format!(
                 "request {priority:?} {} {}",
-                deadline.map_or("-".into(), |d| format!("{d:?}")),
+                deadlines.of(0).map_or("-".into(), |d| format!("{d:?}")),
                 show(runs)
             )
         }

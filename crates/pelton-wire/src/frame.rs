@@ -29,6 +29,41 @@ pub struct Entry {
     pub last: bool,
 }
 
+/// What the rows are like that a caller would send.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub struct Demand {
+    /// Mean size of a row, in bytes.
+    pub row_bytes: u64,
+    /// Mean weight of a row, in the service's unit.
+    pub row_weight: f64,
+    /// How long their callers wait for an answer, the shortest; none: as long as it takes.
+    pub patience: Option<Duration>,
+    /// How many of them are interactive, and how many bulk; the rest is normal.
+    pub interactive: u64,
+    pub bulk: u64,
+}
+
+/// How much time some requests have left.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Deadlines {
+    None,
+    /// All of them the same.
+    All(Duration),
+    /// Each its own, in the order of their ids.
+    Each(Vec<Duration>),
+}
+
+impl Deadlines {
+    /// What the request at this place has left.
+    pub fn of(&self, place: usize) -> Option<Duration> {
+        match self {
+            Deadlines::None => None,
+            Deadlines::All(d) => Some(*d),
+            Deadlines::Each(all) => all.get(place).copied(),
+        }
+    }
+}
+
 /// What one side says to the other, less the record batch that some of them carry.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Frame {
@@ -40,10 +75,10 @@ pub enum Frame {
     Refused(Error),
 
     /// Caller: how many rows it would send, counted from the start of the connection: demand is this less what was permitted.
-    /// Absolute, so that it can be corrected downwards and repeated without harm. And the mean size of a row.
+    /// Absolute, so that it can be corrected downwards and repeated without harm. And what these rows are like.
     Announce {
         rows: u64,
-        row_bytes: u64,
+        like: Demand,
     },
     /// Instance: how many rows may have been sent, counted from the start of the connection; and how many it holds now.
     Permit {
@@ -59,7 +94,9 @@ pub enum Frame {
     Request {
         method: u16,
         priority: Priority,
-        deadline: Option<Duration>,
+        /// They were running when an instance died, more than once: each runs in a batch of its own.
+        alone: bool,
+        deadlines: Deadlines,
         runs: Vec<RequestRun>,
     },
     /// Instance: results, rows in the body.
@@ -204,19 +241,24 @@ impl Frame {
             Frame::Status(status) => out = json(status),
             Frame::Report(report) => out = report.clone().into_bytes(),
             Frame::Refused(error) => put_error(&mut out, error),
-            Frame::Announce { rows, row_bytes } => {
+            Frame::Announce { rows, like } => {
                 out.extend(rows.to_le_bytes());
-                out.extend(row_bytes.to_le_bytes());
+                out.extend(like.row_bytes.to_le_bytes());
+                out.extend(like.row_weight.to_le_bytes());
+                out.extend(micros(like.patience).to_le_bytes());
+                out.extend(like.interactive.to_le_bytes());
+                out.extend(like.bulk.to_le_bytes());
             }
             Frame::Permit { rows, held } => {
                 out.extend(rows.to_le_bytes());
                 out.extend(held.to_le_bytes());
             }
             Frame::Return { rows } => out.extend(rows.to_le_bytes()),
-            Frame::Request { method, priority, deadline, runs } => {
+            Frame::Request { method, priority, alone, deadlines, runs } => {
                 out.extend(method.to_le_bytes());
                 out.push(*priority as u8);
-                out.extend(micros(*deadline).to_le_bytes());
+                out.push(u8::from(*alone));
+                put_deadlines(&mut out, deadlines);
                 put_runs(&mut out, runs);
             }
             Frame::Results { method, entries } => {
@@ -255,13 +297,23 @@ impl Frame {
                 return Ok(Frame::Report(text.map_err(|_| Error::protocol("a report is not UTF-8"))?));
             }
             3 => Frame::Refused(error(&mut r)?),
-            4 => Frame::Announce { rows: r.u64()?, row_bytes: r.u64()? },
+            4 => Frame::Announce { rows: r.u64()?, like: demand(&mut r)? },
             5 => Frame::Permit { rows: r.u64()?, held: r.u64()? },
             6 => Frame::Return { rows: r.u64()? },
             7 => {
-                let (method, priority, deadline) = (r.u16()?, priority(r.u8()?)?, r.u64()?);
-                let deadline = (deadline != 0).then(|| Duration::from_micros(deadline));
-                Frame::Request { method, priority, deadline, runs: runs(&mut r)? }
+                let (method, priority, alone) = (r.u16()?, priority(r.u8()?)?, r.u8()? != 0);
+                let deadlines = deadlines(&mut r)?;
+                let runs = runs(&mut r)?;
+                if let Deadlines::Each(each) = &deadlines
+                    && each.len() as u64 != RequestRun::total(&runs)
+                {
+                    return Err(Error::protocol(format!(
+                        "a frame has {} deadlines for {} requests",
+                        each.len(),
+                        RequestRun::total(&runs)
+                    )));
+                }
+                Frame::Request { method, priority, alone, deadlines, runs }
             }
             8 => {
                 let method = r.u16()?;
@@ -308,6 +360,49 @@ fn from_json<T: serde::de::DeserializeOwned>(meta: &[u8]) -> Result<T> {
 /// Rounded up, so that a deadline that is set never becomes 0, which means none.
 fn micros(d: Option<Duration>) -> u64 {
     d.map_or(0, |d| u64::try_from(d.as_nanos().div_ceil(1000)).unwrap_or(u64::MAX).max(1))
+}
+
+fn duration(micros: u64) -> Option<Duration> {
+    (micros != 0).then(|| Duration::from_micros(micros))
+}
+
+fn demand(r: &mut Reader<'_>) -> Result<Demand> {
+    let (row_bytes, row_weight) = (r.u64()?, f64::from_bits(r.u64()?));
+    if !(row_weight.is_finite() && row_weight >= 0.0) {
+        return Err(Error::protocol("an announced weight is not a number of 0 or more"));
+    }
+    Ok(Demand { row_bytes, row_weight, patience: duration(r.u64()?), interactive: r.u64()?, bulk: r.u64()? })
+}
+
+/// What kind `u8`, then one duration or a number `u32` of them, in microseconds `u64` each.
+fn put_deadlines(out: &mut Vec<u8>, deadlines: &Deadlines) {
+    match deadlines {
+        Deadlines::None => out.push(0),
+        Deadlines::All(d) => {
+            out.push(1);
+            out.extend(micros(Some(*d)).to_le_bytes());
+        }
+        Deadlines::Each(each) => {
+            out.push(2);
+            out.extend((each.len() as u32).to_le_bytes());
+            for d in each {
+                out.extend(micros(Some(*d)).to_le_bytes());
+            }
+        }
+    }
+}
+
+fn deadlines(r: &mut Reader<'_>) -> Result<Deadlines> {
+    match r.u8()? {
+        0 => Ok(Deadlines::None),
+        1 => Ok(Deadlines::All(Duration::from_micros(r.u64()?))),
+        2 => {
+            let n = r.count(8)?;
+            let each = (0..n).map(|_| Ok(Duration::from_micros(r.u64()?))).collect::<Result<_>>()?;
+            Ok(Deadlines::Each(each))
+        }
+        other => Err(Error::protocol(format!("unknown kind {other} of deadlines"))),
+    }
 }
 
 fn priority(code: u8) -> Result<Priority> {

@@ -19,7 +19,7 @@ pub struct Bootstrap {
 }
 
 /// The protocol's version. Peers agree on the highest that both speak.
-pub const VERSION: u16 = 1;
+pub const VERSION: u16 = 2;
 
 /// Why somebody connects.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]

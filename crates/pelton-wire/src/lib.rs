@@ -9,5 +9,5 @@ pub mod frame;
 pub mod greeting;
 mod scalar;
 
-pub use frame::{Entry, Frame, HEADER, Header, MAX_REQUESTS};
+pub use frame::{Deadlines, Demand, Entry, Frame, HEADER, Header, MAX_REQUESTS};
 pub use greeting::{Bootstrap, Greeting, Role, State, Status, VERSION, Welcome};

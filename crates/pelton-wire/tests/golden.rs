@@ -7,7 +7,7 @@ use pelton_core::call::Priority;
 use pelton_core::error::{Error, Fate, Kind, Retry};
 use pelton_core::id::{InstanceId, RequestId, RequestRun};
 use pelton_core::service::{Cardinality, MethodSpec};
-use pelton_wire::{Entry, Frame, Greeting, HEADER, Header, Role, State, Status, Welcome};
+use pelton_wire::{Deadlines, Demand, Entry, Frame, Greeting, HEADER, Header, Role, State, Status, Welcome};
 
 fn run(group: u64, sequence: u64, count: u32) -> RequestRun {
     RequestRun { first: RequestId { operator: 7, group, sequence }, count }
@@ -46,14 +46,31 @@ fn frames() -> Vec<Frame> {
             status: *status(State::Ready),
         })),
         Frame::Refused(error.clone()),
-        Frame::Announce { rows: 1, row_bytes: 2 },
+        Frame::Announce {
+            rows: 1,
+            like: Demand {
+                row_bytes: 2,
+                row_weight: 1.5,
+                patience: Some(Duration::from_millis(3)),
+                interactive: 4,
+                bulk: 5,
+            },
+        },
         Frame::Permit { rows: 3, held: 8 },
         Frame::Return { rows: 4 },
         Frame::Request {
             method: 1,
             priority: Priority::Bulk,
-            deadline: Some(Duration::from_micros(1500)),
+            alone: true,
+            deadlines: Deadlines::All(Duration::from_micros(1500)),
             runs: vec![run(1, 2, 3)],
+        },
+        Frame::Request {
+            method: 1,
+            priority: Priority::Normal,
+            alone: false,
+            deadlines: Deadlines::Each(vec![Duration::from_micros(1500), Duration::from_secs(600)]),
+            runs: vec![run(1, 2, 2)],
         },
         Frame::Results {
             method: 1,

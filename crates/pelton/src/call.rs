@@ -7,7 +7,7 @@ use std::sync::{Arc, Mutex};
 use arrow_array::RecordBatch;
 use pelton_client::{Client, Stats};
 use pelton_control::Control;
-use pelton_core::call::{Acknowledge, Caller, Outcome, Priority, Receiver, Submission, no_such_method};
+use pelton_core::call::{Caller, Outcome, Priority, Receiver, Submission, no_such_method};
 use pelton_core::{Error, RequestId, Result};
 use pelton_env::Env;
 use tokio::sync::{oneshot, watch};
@@ -99,14 +99,8 @@ impl Services {
         let (done, answer) = oneshot::channel();
         let gathering =
             Gathering { first, parts: vec![Vec::new(); ids.len()], missing: ids.len(), done: Some(done) };
-        let submission = Submission {
-            method: index,
-            ids: ids.clone(),
-            arguments,
-            timeout: None,
-            priority: Priority::Interactive,
-            acknowledge: Acknowledge::OnReceipt,
-        };
+        let submission =
+            Submission { priority: Priority::Interactive, ..Submission::new(index, ids.clone(), arguments) };
         let _cancel = CancelOnDrop { caller: caller.clone(), ids };
         caller.submit(submission, Arc::new(Gather(Mutex::new(gathering))));
         let mut failure = self.control.failure();

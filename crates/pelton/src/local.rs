@@ -31,6 +31,7 @@ impl Local {
             resources: declaration.resources,
             clock: env.clock.clone(),
             seed: env.entropy.seed(),
+            gauge: Default::default(),
             crash: env.crash.clone(),
         };
         let opened = futures::executor::block_on(definition.open(context))?;

@@ -4,7 +4,6 @@ use std::path::PathBuf;
 
 use arrow_array::UInt64Array;
 use arrow_schema::{DataType, Field, Schema};
-use pelton_core::call::Priority;
 use pelton_core::endpoint::Address;
 use pelton_core::id::InstanceId;
 use pelton_core::service::Cardinality;
@@ -105,12 +104,13 @@ fn event(text: &str, receiver: &Arc<dyn Receiver>) -> (Time, Event) {
         }
         kind @ ("submit" | "explicit" | "stream") => {
             let submission = Submission {
-                method: usize::from(kind == "stream"),
-                arguments: rows(ids(words[2]).iter().map(|id| id.sequence)),
-                ids: ids(words[2]),
                 timeout: words.get(3).map(|ms| Duration::from_millis(ms.parse().unwrap())),
-                priority: Priority::Normal,
                 acknowledge: if kind == "explicit" { Acknowledge::Explicit } else { Acknowledge::OnReceipt },
+                ..Submission::new(
+                    usize::from(kind == "stream"),
+                    ids(words[2]),
+                    rows(ids(words[2]).iter().map(|id| id.sequence)),
+                )
             };
             Event::Submitted { submission, receiver: receiver.clone() }
         }
@@ -150,9 +150,14 @@ fn show(action: &Action) -> String {
         Action::Send(to, message) => match &message.frame {
             Frame::Announce { rows, .. } => format!("announce {to} {rows}"),
             Frame::Return { rows } => format!("return {to} {rows}"),
-            Frame::Request { runs, deadline: None, .. } => format!("request {to} {}", show_runs(runs)),
-            Frame::Request { runs, deadline: Some(d), .. } => {
+            Frame::Request { runs, deadlines: Deadlines::None, .. } => {
+                format!("request {to} {}", show_runs(runs))
+            }
+            Frame::Request { runs, deadlines: Deadlines::All(d), .. } => {
                 format!("request {to} {} within {d:?}", show_runs(runs))
+            }
+            Frame::Request { runs, deadlines: Deadlines::Each(each), .. } => {
+                format!("request {to} {} within {each:?}", show_runs(runs))
             }
             Frame::Attach { runs } => format!("attach {to} {}", show_runs(runs)),
             Frame::Cancel { runs } => format!("cancel {to} {}", show_runs(runs)),
@@ -297,7 +302,7 @@ fn each_request_has_its_own_deadline() {
         "1 submit 0 10 => announce 0 1
          1 submit 1 50 => announce 0 2
          1 submit 2 => announce 0 3
-         2 permit 0.1 3 => request 0 0,1 within 49ms; request 0 2
+         2 permit 0.1 3 => request 0 0,1 within [9ms, 49ms]; request 0 2
          11 tick => cancel 0 0; deliver 0:deadline:Unknown
          51 tick => cancel 0 1; deliver 1:deadline:Unknown
          52 results 0.1 0..3 => deliver 2; ack 0 0,1,2; ping 0 1",

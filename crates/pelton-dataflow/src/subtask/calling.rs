@@ -139,12 +139,10 @@ impl Calling {
         let count = RecordBatchOptions::new().with_row_count(Some(rows.num_rows()));
         let arguments = RecordBatch::try_new_with_options(shape.method.input.clone(), columns, &count)?;
         let submission = Submission {
-            method: shape.index,
-            ids,
-            arguments,
             timeout: self.terms.timeout,
             priority: self.terms.priority,
             acknowledge: Acknowledge::Explicit,
+            ..Submission::new(shape.index, ids, arguments)
         };
         self.caller.submit(submission, self.mailbox.clone());
         Ok(())

@@ -39,6 +39,7 @@ pub(crate) fn env() -> Env {
         processes: Arc::new(Nothing),
         tasks: Arc::new(Nothing),
         entropy: Arc::new(Nothing),
+        gauge: Default::default(),
         crash: Arc::new(|why| panic!("nothing crashes here: {why}")),
     }
 }

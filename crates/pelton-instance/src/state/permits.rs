@@ -16,7 +16,7 @@ impl State {
         }
         let outstanding: u64 = self.connections.values().map(Connection::outstanding).sum();
         let outstanding_bytes: u64 =
-            self.connections.values().map(|c| c.outstanding().saturating_mul(c.row_bytes)).sum();
+            self.connections.values().map(|c| c.outstanding().saturating_mul(c.like.row_bytes)).sum();
         let room = permit::Room {
             rows: u64::from(self.declaration.permitted_rows()).saturating_sub(self.held() + outstanding),
             bytes: self

@@ -57,7 +57,9 @@ fn event(state: &State, text: &str) -> (Time, Event) {
         "opened" => Event::Opened(Ok(())),
         "join" => Event::Joined { connection: number(2), client: words[3].into(), epoch: number(4) },
         "left" => Event::Left(number(2)),
-        "announce" => received(Frame::Announce { rows: number(3), row_bytes: 8 }),
+        "announce" => {
+            received(Frame::Announce { rows: number(3), like: Demand { row_bytes: 8, ..Demand::default() } })
+        }
         "return" => received(Frame::Return { rows: number(3) }),
         "attach" => received(Frame::Attach { runs: runs(words[3]) }),
         "cancel" => received(Frame::Cancel { runs: runs(words[3]) }),
@@ -66,7 +68,8 @@ fn event(state: &State, text: &str) -> (Time, Event) {
             let (from, to) = range(words[3]);
             let deadline = words.get(4).map(|ms| Duration::from_millis(ms.parse().unwrap()));
             let (method, priority) = (u16::from(kind == "stream"), Priority::Normal);
-            let frame = Frame::Request { method, priority, deadline, runs: runs(words[3]) };
+            let deadlines = deadline.map_or(Deadlines::None, Deadlines::All);
+            let frame = Frame::Request { method, priority, alone: false, deadlines, runs: runs(words[3]) };
             Event::Received { connection: number(2), message: Message { frame, rows: Some(rows(from..to)) } }
         }
         "emit" => Event::Emitted { batch: number(2), rows: rows([number(3)]) },

@@ -34,6 +34,7 @@ pub(crate) fn context(cpu: f64, options: serde_json::Value) -> Context {
         resources: Resources { cpu, ..Resources::default() },
         clock: Arc::new(Still),
         seed: 0,
+        gauge: Default::default(),
         crash: Arc::new(|why| panic!("{why}")),
     }
 }

@@ -12,8 +12,8 @@ use futures::channel::mpsc;
 use futures::stream::FuturesUnordered;
 use pelton::env::Env;
 use pelton::service::{Context, Methods, Service};
-use pelton::{Declaration, Job, Local, Priority, RequestId, Services, Settings};
-use pelton_core::call::{Acknowledge, Outcome, Receiver, Submission};
+use pelton::{Declaration, Job, Local, RequestId, Services, Settings};
+use pelton_core::call::{Outcome, Receiver, Submission};
 
 use super::Effort;
 use super::figure::{Figure, quantile};
@@ -202,14 +202,7 @@ async fn in_bulk(services: &Services, many: &RecordBatch, time: Duration) -> Res
                 group,
                 sequence: i as u64,
             });
-            let submission = Submission {
-                method: 0,
-                ids: ids.collect(),
-                arguments: many.clone(),
-                timeout: None,
-                priority: Priority::Normal,
-                acknowledge: Acknowledge::OnReceipt,
-            };
+            let submission = Submission::new(0, ids.collect(), many.clone());
             caller.submit(submission, receiver.clone());
             submitted += rows;
         }
