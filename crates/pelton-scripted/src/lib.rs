@@ -217,7 +217,7 @@ impl Scripted {
         }
         if let Some(most) = self.script.memory_error_rows.filter(|most| rows > *most) {
             let why = format!("scripted to run out of memory: a batch of {rows} rows; {most} fit");
-            return Box::pin(async move { Err(Error::limit(why).with_fate(Fate::Executed)) });
+            return Box::pin(async move { Err(Error::out_of_memory(why)) });
         }
         let (slow, hang) = match self.script.turn(self.batches, self.context.instance) {
             Turn::Runs { factor, hang } => (factor, hang),
