@@ -5,6 +5,8 @@
 
 mod bench;
 mod chaos;
+mod family;
+mod http;
 
 use std::process::ExitCode;
 

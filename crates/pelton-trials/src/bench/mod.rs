@@ -2,6 +2,7 @@
 
 mod batching;
 mod figure;
+mod flow;
 #[cfg(feature = "model")]
 pub(crate) mod model;
 mod overhead;
@@ -9,15 +10,19 @@ mod overhead;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use anyhow::{Context, Result, ensure};
-use clap::{Args, ValueEnum};
+#[cfg(feature = "model")]
+use anyhow::ensure;
+use anyhow::{Context, Result};
+use clap::{Args, Subcommand, ValueEnum};
 use pelton::env::real::Host;
 
 use figure::Figure;
 
 #[derive(Args)]
-#[command(after_help = include_str!("how-to-read.txt"))]
+#[command(after_help = include_str!("how-to-read.txt"), args_conflicts_with_subcommands = true)]
 pub(crate) struct Arguments {
+    #[command(subcommand)]
+    more: Option<More>,
     /// Shorter and fewer measurements: to see whether it works, not to compare
     #[arg(long)]
     quick: bool,
@@ -31,6 +36,12 @@ pub(crate) struct Arguments {
     /// The folder of the sentence model; by default what PELTON_MODEL says, or what `cargo xtask setup` made
     #[arg(long, value_name = "DIR")]
     model: Option<PathBuf>,
+}
+
+#[derive(Subcommand)]
+enum More {
+    /// Too much at a time, full batches, and what flow control costs; other servers beside it
+    Flow(flow::Arguments),
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
@@ -66,6 +77,9 @@ impl Effort {
 }
 
 pub(crate) fn run(arguments: &Arguments) -> Result<()> {
+    if let Some(More::Flow(arguments)) = &arguments.more {
+        return flow::run(arguments);
+    }
     #[cfg(feature = "model")]
     let model = arguments.model.clone().unwrap_or_else(default_model);
     // In a process that was started as an instance, one of these serves and does not return.

@@ -2,7 +2,6 @@
 
 mod counted;
 mod executions;
-mod family;
 pub(crate) mod job;
 mod output;
 mod trial;

@@ -15,7 +15,7 @@ use rustix::process::Signal;
 use tempfile::TempDir;
 
 use super::executions::Beyond;
-use super::family::{self, Member};
+use crate::family::{self, Member};
 use super::job::{Ended, LEASE, NAME, STOPPED};
 use super::output::{Output, Verdict};
 use super::{Arguments, Blow, counted};
