@@ -2,6 +2,7 @@
 
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, MutexGuard};
+use std::time::Duration;
 
 use pelton_core::declaration::Declaration;
 use pelton_core::endpoint::{Address, Endpoint, EndpointDelta};
@@ -238,7 +239,7 @@ impl Shared {
                 }
                 Err(e) => {
                     tracing::warn!("a connection could not be accepted: {e}");
-                    env.sleep(std::time::Duration::from_millis(100)).await;
+                    env.sleep(Duration::from_millis(100)).await;
                 }
             }
         }
@@ -260,6 +261,8 @@ impl Shared {
             batches: 0,
             ledger_bytes: 0,
             evicted: 0,
+            standstill: Duration::ZERO,
+            meter: Default::default(),
         };
         let instance = pelton_core::id::InstanceId { service: "control".into(), number: 0, incarnation: 1 };
         let max_message = Bytes::kib(64);

@@ -20,6 +20,7 @@ use serde::{Deserialize, Serialize};
 use crate::call::ErrorPolicy;
 use crate::error::{Error, Result};
 use crate::quantity::Bytes;
+use crate::remote::{self, Remote};
 
 /// A service's declaration. Build one with [`Declaration::new`] and set fields, or read one with
 /// [`Declaration::from_toml`]; [`Declaration::checked`] refuses values that cannot work.
@@ -29,7 +30,7 @@ pub struct Declaration {
     /// Unique within the job: letters, digits, `-` and `_`, at most 32.
     pub name: String,
     /// What runs. None: the type that the program registers under this name. `scripted`: the scripted service with the
-    /// same methods.
+    /// same methods. `remote`: servers of other people (see [`Remote`]), with the same methods.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub kind: Option<String>,
     /// How many instances.
@@ -70,6 +71,9 @@ pub struct Declaration {
     /// The largest message between a caller and an instance; a row that does not fit is an error that names this.
     #[serde(default = "defaults::max_message")]
     pub max_message: Bytes,
+    /// Of kind `remote`: the servers that answer in place of instances.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub remote: Option<Remote>,
     /// What the service's own `open` reads.
     #[serde(default)]
     pub options: serde_json::Map<String, serde_json::Value>,
@@ -297,6 +301,7 @@ impl Declaration {
             on_error: ErrorPolicy::default(),
             lease: defaults::lease(),
             max_message: defaults::max_message(),
+            remote: None,
             options: serde_json::Map::new(),
         }
     }
@@ -415,7 +420,48 @@ impl Declaration {
         if self.max_message < Bytes::kib(64) || self.max_message > Bytes::mib(1024) {
             return bad(format!("`max_message` is {}; 64 KiB to 1 GiB", self.max_message));
         }
+        match (&self.remote, self.kind.as_deref() == Some(remote::KIND)) {
+            (None, false) => {}
+            (None, true) => {
+                return bad("kind `remote` needs a table `[remote]` with protocol, urls and model".into());
+            }
+            (Some(_), false) => {
+                return bad("`[remote]` is for kind `remote`; set `kind`, or leave it out".into());
+            }
+            (Some(remote), true) => {
+                remote.check().map_err(|e| e.context(format_args!("service `{}`", self.name)))?;
+                if let Some(field) = self.set_for_instances_only() {
+                    return bad(format!(
+                        "`{field}` is for instances of our own, and kind `remote` has none; leave it out"
+                    ));
+                }
+            }
+        }
         Ok(self)
+    }
+
+    /// A setting that says something of instances alone.
+    fn set_for_instances_only(&self) -> Option<&'static str> {
+        let plain = Declaration::new(&self.name);
+        let set = [
+            ("instances", self.instances != plain.instances),
+            ("permits", self.permits != plain.permits),
+            ("ledger", self.ledger != plain.ledger),
+            ("lease", self.lease != plain.lease),
+            ("resources", self.resources != plain.resources),
+            ("stall", self.stall.is_some()),
+            ("kill_after", self.kill_after.is_some()),
+            ("batch.latency", self.batch.latency.is_some()),
+            ("weight.memory", self.weight.memory.is_some()),
+            ("weight.output", self.weight.output.is_some()),
+            ("options", !self.options.is_empty()),
+        ];
+        set.into_iter().find(|(_, given)| *given).map(|(field, _)| field)
+    }
+
+    /// Whether servers of other people answer, and no instances.
+    pub fn is_remote(&self) -> bool {
+        self.remote.is_some()
     }
 
     /// How many rows an instance lets its callers have with it at a time.
@@ -472,6 +518,25 @@ mod tests {
             ("name = \"a\"\n[resources]\ncpu = 0.0", "`resources`"),
             ("name = \"a\"\non_error = \"shrug\"", "shrug"),
             ("name = \"a\"\nlease = \"0s\"", "`lease`"),
+            ("name = \"a\"\nkind = \"remote\"", "`[remote]`"),
+            ("name = \"a\"\n[remote]\nprotocol = \"openai\"\nurls = [\"http://a\"]\nmodel = \"m\"", "`kind`"),
+            ("name = \"a\"\nkind = \"remote\"\n[remote]\nprotocol = \"soap\"", "soap"),
+            (
+                "name = \"a\"\nkind = \"remote\"\n[remote]\nprotocol = \"openai\"\nurls = []\nmodel = \"m\"",
+                "`remote.urls`",
+            ),
+            (
+                "name = \"a\"\nkind = \"remote\"\n[remote]\nprotocol = \"openai\"\nurls = [\"a\"]\nmodel = \"m\"",
+                "`remote.urls`",
+            ),
+            (
+                "name = \"a\"\ninstances = 2\nkind = \"remote\"\n[remote]\nprotocol = \"openai\"\nurls = [\"http://a\"]\nmodel = \"m\"",
+                "`instances`",
+            ),
+            (
+                "name = \"a\"\nkind = \"remote\"\n[remote]\nprotocol = \"oip-http\"\nurls = [\"http://a\"]\nmodel = \"m\"\n[remote.methods.x]\nsystem = \"s\"",
+                "`system`",
+            ),
             ("instances = 1", "missing field `name`"),
             ("name = ", "test.toml"),
         ] {

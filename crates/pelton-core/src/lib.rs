@@ -8,9 +8,12 @@ pub mod declaration;
 pub mod endpoint;
 pub mod error;
 pub mod id;
+pub mod meter;
 pub mod quantity;
+pub mod remote;
 pub mod service;
 pub mod time;
+pub mod weigh;
 
 pub use declaration::Declaration;
 pub use error::{Error, Fate, Kind, Result, Retry};

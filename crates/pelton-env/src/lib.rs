@@ -7,6 +7,7 @@
 pub mod real;
 
 use std::io;
+use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
 use std::process::ExitStatus;
 use std::sync::Arc;
@@ -124,6 +125,12 @@ pub struct Connection {
 /// Opens connections and takes them. Law: a refused or broken connection is an `io::Error` within bounded time.
 pub trait Network: Send + Sync + 'static {
     fn connect(&self, to: &Address) -> BoxFuture<io::Result<Connection>>;
+    /// The addresses of a host by name, at least one. A network without names knows only addresses.
+    fn resolve(&self, host: &str, port: u16) -> BoxFuture<io::Result<Vec<SocketAddr>>> {
+        let parsed = host.parse::<IpAddr>().map(|ip| vec![SocketAddr::new(ip, port)]);
+        let unknown = format!("{host} is not an address, and this network has no names");
+        Box::pin(async move { parsed.map_err(|_| io::Error::new(io::ErrorKind::NotFound, unknown)) })
+    }
     /// The listener is bound when this returns.
     fn listen(&self, at: &Address) -> io::Result<Box<dyn Listener>>;
 }

@@ -3,6 +3,7 @@
 //! [`state`] decides (pure: events and time in, actions out), with the [`ledger`] and the [`queue`]; [`worker`] runs the
 //! user's methods; [`server`] is the thin loop around them.
 
+mod dump;
 mod ledger;
 mod queue;
 mod server;

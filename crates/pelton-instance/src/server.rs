@@ -5,7 +5,7 @@ use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Duration;
 
 use pelton_core::declaration::Declaration;
-use pelton_core::service::{Context, Definition};
+use pelton_core::service::{Context, Definition, Gauge};
 use pelton_core::{Error, Result};
 use pelton_env::{Connection, Env, Place};
 use pelton_link::{Caller, Door, Link, Sender};
@@ -23,6 +23,8 @@ const MAX_CONNECTIONS: usize = 4096;
 const CLOSING: Duration = Duration::from_secs(5);
 /// How long callers may take to read the last results of an instance that drained.
 const FAREWELL: Duration = Duration::from_secs(5);
+/// From the decision to end an instance that does not get on to its end.
+const ABORTING: Duration = Duration::from_millis(50);
 /// Why it leaves when it was told to drain and has.
 const DRAINED: &str = "drained";
 
@@ -40,6 +42,7 @@ pub async fn serve(env: Env, bootstrap: Bootstrap, definition: Definition) -> Re
             callers: BTreeMap::new(),
             worker: worker.clone(),
             next_connection: 0,
+            gauged: None,
         }),
         definition: definition.clone(),
         timer: Notify::new(),
@@ -47,11 +50,13 @@ pub async fn serve(env: Env, bootstrap: Bootstrap, definition: Definition) -> Re
         supervised: watch::channel(0).0,
         callers: watch::channel(0).0,
         leave,
+        abort: Notify::new(),
+        gauge: Gauge::default(),
         bootstrap: bootstrap.clone(),
     };
     let server = Arc::new(server);
 
-    let context = context(&env, &bootstrap, declaration);
+    let context = context(&env, &bootstrap, declaration, server.gauge.clone());
     let events = {
         let server = Arc::downgrade(&server);
         move |event| {
@@ -69,6 +74,12 @@ pub async fn serve(env: Env, bootstrap: Bootstrap, definition: Definition) -> Re
         tokio::select! {
             biased;
             () = async { let _ = left.wait_for(Option::is_some).await; } => break,
+            () = server.abort.notified() => {
+                // Callers have been told to go elsewhere; give that a moment to get out.
+                env.sleep(ABORTING).await;
+                (env.crash)("the instance does not get on");
+                std::future::pending::<()>().await;
+            }
             connection = listener.accept() => match connection {
                 Ok(connection) => {
                     visits.retain(|(done, _): &(watch::Receiver<bool>, _)| !*done.borrow());
@@ -108,7 +119,7 @@ pub async fn serve(env: Env, bootstrap: Bootstrap, definition: Definition) -> Re
     Ok(why.unwrap_or_default())
 }
 
-fn context(env: &Env, bootstrap: &Bootstrap, declaration: &Declaration) -> Context {
+fn context(env: &Env, bootstrap: &Bootstrap, declaration: &Declaration, gauge: Gauge) -> Context {
     Context {
         service: declaration.name.clone(),
         instance: bootstrap.instance.number,
@@ -116,7 +127,7 @@ fn context(env: &Env, bootstrap: &Bootstrap, declaration: &Declaration) -> Conte
         resources: declaration.resources,
         clock: env.clock.clone(),
         seed: env.entropy.seed(),
-        gauge: Default::default(),
+        gauge,
         crash: env.crash.clone(),
     }
 }
@@ -135,6 +146,10 @@ struct Server {
     /// How many callers are connected.
     callers: watch::Sender<usize>,
     leave: watch::Sender<Option<String>>,
+    /// It does not get on.
+    abort: Notify,
+    /// What the service says of its memory.
+    gauge: Gauge,
 }
 
 struct Inner {
@@ -142,6 +157,8 @@ struct Inner {
     callers: BTreeMap<ConnectionId, Connected>,
     worker: mpsc::UnboundedSender<Job>,
     next_connection: ConnectionId,
+    /// What the state knows of the gauge.
+    gauged: Option<(f64, f64)>,
 }
 
 /// A caller that is connected.
@@ -160,7 +177,16 @@ impl Server {
     fn apply(&self, event: Event) {
         let mut inner = self.lock();
         let before = inner.state.wake_at();
-        let actions = inner.state.handle(event, self.env.now());
+        let now = self.env.now();
+        let mut actions = Vec::new();
+        let gauged = self.gauge.read();
+        if gauged != inner.gauged
+            && let Some((used, total)) = gauged
+        {
+            inner.gauged = gauged;
+            actions = inner.state.handle(Event::Gauge { used, total }, now);
+        }
+        actions.extend(inner.state.handle(event, now));
         for action in actions {
             match action {
                 Action::Send(to, message) => {
@@ -178,6 +204,13 @@ impl Server {
                 }
                 Action::Report => self.changed.send_modify(|n| *n += 1),
                 Action::Leave => self.depart(DRAINED),
+                Action::Abort(dump) => {
+                    tracing::error!(
+                        "the instance does not get on and ends itself: {dump}{}",
+                        crate::dump::threads()
+                    );
+                    self.abort.notify_one();
+                }
             }
         }
         if inner.state.wake_at() != before {
@@ -246,7 +279,7 @@ impl Server {
             instance: self.bootstrap.instance.clone(),
             methods: self.definition.methods.to_vec(),
             max_message: self.bootstrap.declaration.max_message,
-            status: self.lock().state.status(std::process::id()),
+            status: self.lock().state.status(std::process::id(), self.env.now()),
         }
     }
 
@@ -297,7 +330,7 @@ impl Server {
         let report = async {
             loop {
                 let _ = self.env.within(HEARTBEAT, changed.changed()).await;
-                let status = self.lock().state.status(std::process::id());
+                let status = self.lock().state.status(std::process::id(), self.env.now());
                 sender.send(Frame::Status(Box::new(status)));
             }
         };

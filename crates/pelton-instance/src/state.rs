@@ -1,16 +1,21 @@
 //! What an instance decides: events and time in, actions out.
 
+mod flow;
 mod permits;
+mod progress;
 mod running;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
 
 use arrow_array::RecordBatch;
 use pelton_core::call::Priority;
 use pelton_core::declaration::Declaration;
+use pelton_core::meter::{self, InstanceMeter};
 use pelton_core::service::{Invocation, MethodSpec};
+use pelton_core::weigh::Scales;
 use pelton_core::{Error, Fate, Kind, RequestId, RequestRun, Result, Retry, Time};
 use pelton_link::Message;
 use pelton_policy::permit;
@@ -19,6 +24,7 @@ use pelton_wire::{Deadlines, Demand, Entry as ResultEntry, Frame, State as Phase
 
 use crate::ledger::{Entry, Ledger, Stage};
 use crate::queue::{Item, Queue};
+use flow::Flow;
 
 /// A caller's connection, numbered by the server.
 pub type ConnectionId = u64;
@@ -52,6 +58,11 @@ pub enum Event {
         batch: BatchId,
         result: Result<RecordBatch>,
     },
+    /// The service says that so much of so much memory is used.
+    Gauge {
+        used: f64,
+        total: f64,
+    },
     /// Control wants it to finish and leave.
     Drain,
     /// The time of [`State::wake_at`] has come.
@@ -69,6 +80,8 @@ pub enum Action {
     Report,
     /// Drained: nothing is held any more.
     Leave,
+    /// It does not get on and has to be ended; this is what is known of it.
+    Abort(String),
 }
 
 /// Requests to run together.
@@ -87,28 +100,52 @@ struct Connection {
     permitted: u64,
     arrived: u64,
     returned: u64,
+    /// Permits that it neither used nor gave back in time.
+    expired: u64,
     /// How many rows it believes are held here.
     told: u64,
+    /// When permits were given to it while it had none, or it last used some.
+    granted: Time,
+    /// Whether the next requests tell how long a permit takes to be used.
+    timing: bool,
 }
 
 impl Connection {
     /// Permits that are out.
     fn outstanding(&self) -> u64 {
-        self.permitted.saturating_sub(self.arrived).saturating_sub(self.returned)
+        self.permitted.saturating_sub(self.arrived + self.returned + self.expired)
     }
 
     fn demand(&self) -> permit::Demand {
-        let rows = self.announced.saturating_sub(self.permitted);
-        permit::Demand { rows, bytes: rows.saturating_mul(self.like.row_bytes) }
+        let all = self.announced.saturating_sub(self.permitted);
+        let interactive = self.like.interactive.min(all);
+        let bulk = self.like.bulk.min(all - interactive);
+        let rows = [interactive, all - interactive - bulk, bulk];
+        permit::Demand { rows, bytes: self.like.row_bytes, weight: self.like.row_weight }
     }
 }
 
 struct Running {
     method: u16,
-    ids: Vec<RequestId>,
+    items: Vec<Item>,
+    weight: f64,
+    since: Time,
+    /// When it last gave anything.
+    progress: Time,
     cancelled: Arc<AtomicBool>,
+    cancelled_since: Option<Time>,
+    /// The last of its requests' deadlines, if all have one.
+    latest: Option<Time>,
     /// How many of its requests nobody waits for any more.
     unwanted: usize,
+}
+
+impl Running {
+    /// Tells the method that nobody waits for it.
+    fn cancel(&mut self, now: Time) {
+        self.cancelled.store(true, Ordering::Relaxed);
+        self.cancelled_since.get_or_insert(now);
+    }
 }
 
 pub struct State {
@@ -123,9 +160,21 @@ pub struct State {
     queue: Queue,
     running: BTreeMap<BatchId, Running>,
     running_rows: u64,
+    running_weight: f64,
+    /// Halves of batches that failed, with their method; they go before the queue.
+    split: VecDeque<(u16, Vec<Item>)>,
+    scales: Scales,
+    flow: Flow,
+    /// The shortest time that callers wait for answers.
+    patience: Option<Duration>,
+    meter: InstanceMeter,
+    /// When it was last without work that it could have begun.
+    free_since: Time,
+    /// It does not get on, and was given up.
+    given_up: bool,
     next_ticket: u64,
     next_batch: BatchId,
-    next_turn: usize,
+    next_turn: permit::Turn,
     /// When a connection was lost whose queued requests still wait for it.
     abandoned_since: Option<Time>,
     lingers_until: Option<Time>,
@@ -139,6 +188,8 @@ impl State {
     pub fn new(declaration: Declaration, methods: Arc<[MethodSpec]>) -> Self {
         State {
             ledger: Ledger::new(declaration.ledger),
+            scales: Scales::new(&declaration.weight),
+            flow: Flow::new(&declaration, &methods),
             declaration,
             methods,
             phase: Phase::Opening,
@@ -148,9 +199,15 @@ impl State {
             queue: Queue::default(),
             running: BTreeMap::new(),
             running_rows: 0,
+            running_weight: 0.0,
+            split: VecDeque::new(),
+            patience: None,
+            meter: InstanceMeter::default(),
+            free_since: Time::ZERO,
+            given_up: false,
             next_ticket: 0,
             next_batch: 0,
-            next_turn: 0,
+            next_turn: permit::Turn::default(),
             abandoned_since: None,
             lingers_until: None,
             leaves_by: None,
@@ -159,7 +216,7 @@ impl State {
         }
     }
 
-    pub fn status(&self, pid: u32) -> Status {
+    pub fn status(&self, pid: u32, now: Time) -> Status {
         Status {
             state: self.phase.clone(),
             pid,
@@ -168,6 +225,8 @@ impl State {
             batches: self.batches,
             ledger_bytes: self.ledger.bytes(),
             evicted: self.ledger.evicted(),
+            standstill: self.standstill(now),
+            meter: self.metered(now),
         }
     }
 
@@ -181,8 +240,29 @@ impl State {
         self.opened
     }
 
-    fn held(&self) -> u64 {
-        self.queue.rows() + self.running_rows
+    /// Rows queued and running.
+    pub fn held(&self) -> u64 {
+        self.load().rows()
+    }
+
+    /// Weight of what is queued and running.
+    pub fn held_weight(&self) -> f64 {
+        self.load().weight()
+    }
+
+    /// What has been measured so far.
+    pub fn meter(&self) -> &InstanceMeter {
+        &self.meter
+    }
+
+    fn metered(&self, now: Time) -> InstanceMeter {
+        let plan = |m: u16| self.flow.plan(m, &self.declaration, self.target(), self.load(), now).batch_rows;
+        let batch_limit = (0..self.methods.len() as u16).map(plan).fold(1.0, f64::max);
+        InstanceMeter {
+            batch_limit: batch_limit as u64,
+            memory_belief: self.flow.belief(),
+            ..self.meter.clone()
+        }
     }
 
     /// Refuses a caller whose client has been started again since.
@@ -201,7 +281,17 @@ impl State {
     /// When [`Event::Tick`] is due.
     pub fn wake_at(&self) -> Option<Time> {
         let abandoned = self.abandoned_since.map(|since| since + self.declaration.lease);
-        [self.lingers_until, abandoned, self.ledger.expires_at(), self.leaves_by].into_iter().flatten().min()
+        [
+            self.lingers_until,
+            abandoned,
+            self.ledger.expires_at(),
+            self.leaves_by,
+            self.progress_due().filter(|_| !self.given_up),
+            self.permits_due(),
+        ]
+        .into_iter()
+        .flatten()
+        .min()
     }
 
     pub fn handle(&mut self, event: Event, now: Time) -> Vec<Action> {
@@ -225,13 +315,14 @@ impl State {
             }
             Event::Left(connection) => self.left(connection, now),
             Event::Received { connection, message } => self.received(connection, message, now, &mut actions),
-            Event::Emitted { batch, rows } => self.emitted(batch, rows, &mut actions),
+            Event::Emitted { batch, rows } => self.emitted(batch, rows, now, &mut actions),
             Event::Ended { batch, result } => self.ended(batch, result, now, &mut actions),
+            Event::Gauge { used, total } => self.flow.reported(used, total),
             Event::Drain => self.drain(now, &mut actions),
-            Event::Tick => self.tick(now),
+            Event::Tick => self.tick(now, &mut actions),
         }
         self.run_batches(now, &mut actions);
-        self.grant(&mut actions);
+        self.grant(now, &mut actions);
         self.tell_load(&mut actions);
         if self.may_leave(now) {
             actions.push(Action::Leave);
@@ -270,7 +361,10 @@ impl State {
             permitted: 0,
             arrived: 0,
             returned: 0,
+            expired: 0,
             told: 0,
+            granted: now,
+            timing: false,
         };
         self.connections.insert(id, connection);
         if self.phase == Phase::Draining {
@@ -281,6 +375,7 @@ impl State {
     /// Its requests stay for a while: it may come back and attach to them.
     fn left(&mut self, id: ConnectionId, now: Time) {
         self.connections.remove(&id);
+        self.patience = self.connections.values().filter_map(|c| c.like.patience).min();
         for request in self.ledger.attached_to(id) {
             if let Some(entry) = self.ledger.get_mut(request) {
                 entry.attached = None;
@@ -291,8 +386,10 @@ impl State {
         }
     }
 
-    fn tick(&mut self, now: Time) {
+    fn tick(&mut self, now: Time, actions: &mut Vec<Action>) {
         self.ledger.evict(now);
+        self.expire_permits(now);
+        self.look_at_progress(now, actions);
         if self.abandoned_since.is_some_and(|since| now.since(since) >= self.declaration.lease) {
             self.abandoned_since = None;
             for id in self.ledger.abandoned() {
@@ -309,16 +406,21 @@ impl State {
         match message.frame {
             Frame::Announce { rows, like } => {
                 connection.announced = rows;
-                connection.like = like;
+                if connection.like.patience != like.patience {
+                    connection.like = like;
+                    self.patience = self.connections.values().filter_map(|c| c.like.patience).min();
+                } else {
+                    connection.like = like;
+                }
             }
             Frame::Return { rows } => connection.returned = rows,
-            Frame::Request { method, priority, alone: _, deadlines, runs } => {
+            Frame::Request { method, priority, alone, deadlines, runs } => {
                 if let Some(rows) = message.rows {
-                    self.requested(from, method, priority, &deadlines, &runs, rows, now, actions);
+                    self.requested(from, (method, priority, alone), &deadlines, &runs, rows, now, actions);
                 }
             }
             Frame::Attach { runs } => self.attach(from, &runs, actions),
-            Frame::Cancel { runs } => self.cancel(&runs),
+            Frame::Cancel { runs } => self.cancel(&runs, now),
             Frame::Acknowledge { runs } => self.ledger.acknowledge(&runs),
             Frame::Ping(n) => actions.push(Action::Send(from, Frame::Pong(n).into())),
             // Nothing that a caller says; a peer that does has only confused itself.
@@ -330,8 +432,7 @@ impl State {
     fn requested(
         &mut self,
         from: ConnectionId,
-        method: u16,
-        priority: Priority,
+        (method, priority, alone): (u16, Priority, bool),
         deadlines: &Deadlines,
         runs: &[RequestRun],
         rows: RecordBatch,
@@ -353,20 +454,38 @@ impl State {
             );
             let failure = Frame::Failure { runs: runs.to_vec(), error };
             actions.push(Action::Send(from, failure.into()));
+            meter::count(&mut self.meter.refused, "no-permit", count);
             return;
         }
-        if self.phase != Phase::Ready {
+        if std::mem::take(&mut connection.timing) {
+            self.flow.answered(now.since(connection.granted));
+        }
+        connection.granted = now;
+        let used = connection.arrived + connection.returned + connection.expired;
+        let late = used.saturating_sub(connection.permitted);
+        connection.expired -= late;
+        if late > 0 {
+            meter::count(&mut self.meter.refused, "expired-permit", count);
+        }
+        if self.phase != Phase::Ready || late > 0 {
             actions.push(Action::Send(from, Frame::HandBack { runs: runs.to_vec() }.into()));
             return;
         }
         let each = (body::bytes(&rows) / count.max(1)).max(1);
         let chunk = Arc::new(rows);
         let ids = runs.iter().flat_map(|run| run.ids());
-        let mut known = Vec::new();
+        let weights = self.scales.input(&chunk);
+        let (mut known, mut back) = (Vec::new(), Vec::new());
         for (offset, id) in ids.enumerate() {
             // A run that was told to stop is of no use to whoever asks again.
             if self.ledger.get_mut(id).is_some() && !self.is_stopped(id) {
                 known.push(RequestRun::one(id));
+                continue;
+            }
+            let weight = weights.at(offset);
+            self.flow.arrived(weight);
+            if self.flow.refuses(method, weight, self.load()) {
+                back.push(id);
                 continue;
             }
             let ticket = self.next_ticket;
@@ -375,11 +494,18 @@ impl State {
             self.ledger.insert(id, Entry { method, attached, stage, parts: Vec::new(), unwanted: false });
             let deadline = deadlines.of(offset).map(|d| now + d);
             let row = Piece { batch: chunk.clone(), offset, rows: 1 };
-            let item = Item { id, ticket, row, bytes: each, deadline, arrived: now };
+            let item = Item { id, ticket, row, bytes: each, weight, alone, deadline, arrived: now };
             self.queue.push(priority, method, item);
         }
         if !known.is_empty() {
             self.attach(from, &known, actions);
+        }
+        if !back.is_empty() {
+            // One lesson a frame: what it brought was permitted at once.
+            self.flow.refused();
+            meter::count(&mut self.meter.refused, "memory", back.len() as u64);
+            let runs = RequestRun::pack(back);
+            actions.push(Action::Send(from, Frame::HandBack { runs }.into()));
         }
     }
 
@@ -426,7 +552,7 @@ impl State {
     }
 
     /// Queued requests are dropped; running ones are told, once nobody waits for any of their batch.
-    fn cancel(&mut self, runs: &[RequestRun]) {
+    fn cancel(&mut self, runs: &[RequestRun], now: Time) {
         for id in runs.iter().flat_map(|run| run.ids()) {
             let Some(entry) = self.ledger.get_mut(id) else { continue };
             match entry.stage {
@@ -436,8 +562,8 @@ impl State {
                         && let Some(running) = self.running.get_mut(&batch)
                     {
                         running.unwanted += 1;
-                        if running.unwanted == running.ids.len() {
-                            running.cancelled.store(true, Ordering::Relaxed);
+                        if running.unwanted == running.items.len() {
+                            running.cancel(now);
                         }
                     }
                 }

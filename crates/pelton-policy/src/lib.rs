@@ -5,4 +5,11 @@
 pub mod backoff;
 pub mod balance;
 pub mod batch;
+pub mod budget;
+pub mod health;
+pub mod limiter;
+pub mod memory;
 pub mod permit;
+pub mod retry;
+pub mod run_time;
+pub mod stall;

@@ -1,7 +1,10 @@
 //! What both sides say first, and what an instance says of itself. Rare frames, so their meta is JSON.
 
+use std::time::Duration;
+
 use pelton_core::endpoint::Address;
 use pelton_core::id::InstanceId;
+use pelton_core::meter::InstanceMeter;
 use pelton_core::service::MethodSpec;
 use pelton_core::{Bytes, Declaration, Error, Result};
 use serde::{Deserialize, Serialize};
@@ -82,7 +85,7 @@ pub enum State {
 }
 
 /// What an instance says of itself.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Status {
     pub state: State,
     pub pid: u32,
@@ -96,6 +99,10 @@ pub struct Status {
     pub ledger_bytes: u64,
     /// Results that the ledger had to forget before they were acknowledged.
     pub evicted: u64,
+    /// How long the longest run goes on without giving anything.
+    pub standstill: Duration,
+    /// Where the time of its requests went.
+    pub meter: InstanceMeter,
 }
 
 impl Greeting {

@@ -1,43 +1,67 @@
 //! Who may send how much.
 
+use std::time::Duration;
+
+use pelton_core::Time;
 use pelton_policy::permit;
 use pelton_wire::Frame;
 
+use super::flow::Load;
 use super::{Action, Connection, Phase, State};
 
+/// Permits that were not used for this long come back: a caller sends or returns them at once, so this one is dead or stalled.
+const LEASE: Duration = Duration::from_secs(2);
+
 impl State {
-    pub(super) fn grant(&mut self, actions: &mut Vec<Action>) {
+    pub(super) fn load(&self) -> Load {
+        Load {
+            queued: self.queue.rows() + self.split_rows(),
+            queued_weight: self.queue.weight() + self.split_weight(),
+            running: self.running_rows,
+            running_weight: self.running_weight,
+        }
+    }
+
+    /// How long answers may take: as declared, or as the callers wait. A patience that even a single row would exceed is left out: it
+    /// cannot be kept, and would make all batches small for the others.
+    pub(super) fn target(&self) -> Option<Duration> {
+        self.declaration.batch.latency.or(self.patience)
+    }
+
+    pub(super) fn grant(&mut self, now: Time, actions: &mut Vec<Action>) {
         if self.phase != Phase::Ready || self.connections.is_empty() {
             return;
         }
         let demands: Vec<permit::Demand> = self.connections.values().map(Connection::demand).collect();
-        if demands.iter().all(|d| d.rows == 0) {
+        if demands.iter().all(|d| d.total() == 0) {
             return;
         }
+        let load = self.load();
         let outstanding: u64 = self.connections.values().map(Connection::outstanding).sum();
-        let outstanding_bytes: u64 =
-            self.connections.values().map(|c| c.outstanding().saturating_mul(c.like.row_bytes)).sum();
-        let room = permit::Room {
-            rows: u64::from(self.declaration.permitted_rows()).saturating_sub(self.held() + outstanding),
-            bytes: self
-                .declaration
-                .permits
-                .bytes
-                .get()
-                .saturating_sub(self.queue.bytes() + outstanding_bytes),
+        let of_outstanding = |f: fn(&Connection) -> f64| -> f64 {
+            self.connections.values().map(|c| c.outstanding() as f64 * f(c)).sum()
         };
-        let budget = u64::from(self.declaration.permitted_rows());
-        debug_assert!(
-            self.held() + outstanding <= budget,
-            "{} held, {outstanding} permitted of {budget}",
-            self.held()
-        );
-        let empty = self.held() + outstanding == 0;
-        let (granted, next) = permit::grant(&demands, self.next_turn, room, empty);
-        self.next_turn = next;
-        let held = self.held();
+        let bytes = of_outstanding(|c| c.like.row_bytes as f64) as u64;
+        let weight = of_outstanding(|c| c.like.row_weight);
+        let held = load.rows() + outstanding;
+        let budget = self.flow.permits(&self.declaration, self.target(), load, now);
+        let (all_weight, growth) = self.flow.weight_budget(&self.declaration, now);
+        let room = permit::Room {
+            rows: budget.saturating_sub(held),
+            bytes: self.declaration.permits.bytes.get().saturating_sub(self.queue.bytes() + bytes),
+            weight: all_weight - load.weight() - weight - growth * held as f64,
+        };
+        self.meter.permits = budget;
+        let demands: Vec<permit::Demand> =
+            demands.into_iter().map(|d| permit::Demand { weight: d.weight + growth, ..d }).collect();
+        let granted = permit::grant(&demands, &mut self.next_turn, room, held == 0);
+        let held = load.rows();
         for ((&id, connection), rows) in self.connections.iter_mut().zip(granted) {
             if rows > 0 {
+                if connection.outstanding() == 0 {
+                    connection.granted = now;
+                    connection.timing = true;
+                }
                 connection.permitted += rows;
                 connection.told = held;
                 let permit = Frame::Permit { rows: connection.permitted, held };
@@ -45,10 +69,30 @@ impl State {
             }
         }
     }
+
+    /// When the next permits come back by themselves.
+    pub(super) fn permits_due(&self) -> Option<Time> {
+        self.connections.values().filter(|c| c.outstanding() > 0).map(|c| c.granted + LEASE).min()
+    }
+
+    /// Takes back permits that nobody used.
+    pub(super) fn expire_permits(&mut self, now: Time) {
+        for connection in self.connections.values_mut() {
+            if connection.outstanding() > 0 && now >= connection.granted + LEASE {
+                tracing::debug!(
+                    "client `{}` has not used {} permits; they are given to others",
+                    connection.client,
+                    connection.outstanding()
+                );
+                connection.expired += connection.outstanding();
+            }
+        }
+    }
+
     /// Tells callers that there is much less here than they were last told: what they believe decides where their next requests
     /// wait. That there is more they learn with their next permits.
     pub(super) fn tell_load(&mut self, actions: &mut Vec<Action>) {
-        let held = self.held();
+        let held = self.load().rows();
         for (&id, connection) in &mut self.connections {
             if held < connection.told && (held == 0 || held <= connection.told / 2) {
                 connection.told = held;

@@ -3,8 +3,10 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
+use std::time::Duration;
 
 use arrow_array::RecordBatch;
+use pelton_core::meter;
 use pelton_core::service::{Cardinality, Invocation, MethodSpec, check_columns};
 use pelton_core::{Error, Fate, Kind, RequestId, RequestRun, Result, Retry, Time};
 use pelton_link::Message;
@@ -14,7 +16,7 @@ use pelton_wire::body::{self, Piece, gather};
 
 use super::{Action, Batch, BatchId, ConnectionId, Phase, ResultEntry, Running, State};
 use crate::ledger::Stage;
-use crate::queue::Item;
+use crate::queue::{Item, Most};
 
 impl State {
     /// Whether a batch of this method may start beside what runs.
@@ -34,12 +36,35 @@ impl State {
         self.lingers_until = None;
         loop {
             let eligible: Vec<bool> = (0..self.methods.len()).map(|m| self.may_start(m as u16)).collect();
-            if !eligible.contains(&true) || self.queue.rows() == 0 {
+            if !eligible.contains(&true) {
+                return;
+            }
+            if let Some(half) = self.next_half(&eligible) {
+                let (method, items) = half;
+                let batch = self.start(method, items, now, actions);
+                actions.extend(batch.map(Action::Run));
+                continue;
+            }
+            if self.queue.rows() == 0 {
                 return;
             }
             let Some(batch) = self.next_batch(&eligible, now, actions) else { return };
             actions.extend(batch.map(Action::Run));
         }
+    }
+
+    /// The next half of a batch that failed.
+    fn next_half(&mut self, eligible: &[bool]) -> Option<(u16, Vec<Item>)> {
+        let next = self.split.iter().position(|(method, _)| eligible[usize::from(*method)])?;
+        self.split.remove(next)
+    }
+
+    pub(super) fn split_rows(&self) -> u64 {
+        self.split.iter().map(|(_, items)| items.len() as u64).sum()
+    }
+
+    pub(super) fn split_weight(&self) -> f64 {
+        self.split.iter().flat_map(|(_, items)| items).map(|item| item.weight).sum()
     }
 
     /// The next batch to run; `Some(None)` if all that was taken was past its deadline, `None` if it is not time.
@@ -51,21 +76,48 @@ impl State {
     ) -> Option<Option<Batch>> {
         let ledger = &self.ledger;
         let gone = |item: &Item| !ledger.is_queued(item.id, item.ticket);
-        let head = self.queue.head(|m| eligible[usize::from(m)], gone)?;
-
-        let many = self.methods[usize::from(head.lane.1)].cardinality == Cardinality::Many;
-        let rows = if many { 1 } else { u64::from(self.declaration.batch.rows) };
-        let bytes = self.declaration.batch.bytes.get();
-        let limits = batch::Limits { rows, bytes, linger: self.declaration.batch.linger };
-        let more_to_come = self.phase == Phase::Ready
-            && self.connections.values().any(|c| c.outstanding() > 0 || c.demand().rows > 0);
-        let waiting = batch::Waiting { rows: head.rows, bytes: head.bytes, since: head.since, more_to_come };
-        if let batch::Decision::WaitUntil(at) = batch::close(limits, waiting, now) {
-            self.lingers_until = Some(at);
+        let head = self.queue.head(|m| eligible[usize::from(m)], gone, now)?;
+        let method = head.lane.1;
+        if !self.flow.may_start(method, head.first, self.load()) {
+            // It waits for memory: for something that ends, or the next word about it.
             return None;
         }
-        let items = self.queue.take(head.lane, rows, bytes);
-        Some(self.start(head.lane.1, items, now, actions))
+        let most = self.most(method, now);
+        let linger = if head.alone { Duration::ZERO } else { self.declaration.batch.linger };
+        let limits = batch::Limits { rows: most.rows, bytes: most.bytes, weight: most.weight, linger };
+        let more_to_come = self.phase == Phase::Ready
+            && self.connections.values().any(|c| c.outstanding() > 0 || c.demand().total() > 0);
+        let waiting = batch::Waiting {
+            rows: head.rows,
+            bytes: head.bytes,
+            weight: head.weight,
+            since: head.since,
+            more_to_come,
+        };
+        match batch::close(limits, waiting, now) {
+            batch::Decision::WaitUntil(at) => {
+                self.lingers_until = Some(at);
+                return None;
+            }
+            batch::Decision::Close(why) => meter::count(&mut self.meter.closed, why.name(), 1),
+        }
+        let items = self.queue.take(head.lane, most);
+        Some(self.start(method, items, now, actions))
+    }
+
+    /// What the next batch of a method may hold: as declared, and as its run times and memory have taught.
+    fn most(&self, method: u16, now: Time) -> Most {
+        let limits = &self.declaration.batch;
+        let plan = self.flow.plan(method, &self.declaration, self.target(), self.load(), now);
+        let rows = (plan.batch_rows.round() as u64).clamp(1, u64::from(limits.rows));
+        // Where time is the limit and not the number of rows, heavy rows count for more than light ones.
+        let in_time = if rows < u64::from(limits.rows) && self.target().is_some() {
+            plan.batch_rows * self.flow.row_weight() * 1.05
+        } else {
+            f64::INFINITY
+        };
+        let weight = limits.weight.unwrap_or(f64::INFINITY).min(in_time);
+        Most { rows, bytes: limits.bytes.get(), weight }
     }
 
     pub(super) fn start(
@@ -95,6 +147,7 @@ impl State {
                 "the deadline passed in the instance's queue",
             )
         };
+        meter::count(&mut self.meter.refused, "deadline", late.len() as u64);
         self.fail(late, &error(), actions);
         if live.is_empty() {
             return None;
@@ -108,24 +161,51 @@ impl State {
         };
         let id = self.next_batch;
         self.next_batch += 1;
-        let ids: Vec<RequestId> = live.iter().map(|item| item.id).collect();
-        for id_of_row in &ids {
-            if let Some(entry) = self.ledger.get_mut(*id_of_row) {
+        for item in &live {
+            if let Some(entry) = self.ledger.get_mut(item.id) {
                 entry.stage = Stage::Running { batch: id };
             }
+            // The wait before the instance was free is the queue's, the one after it the batch's.
+            let free = self.free_since.max(item.arrived);
+            self.meter.queue.record(free.since(item.arrived).as_micros() as u64);
+            self.meter.batch_wait.record(now.since(free).as_micros() as u64);
         }
+        self.meter.batch_rows.record(live.len() as u64);
         let cancelled = Arc::new(AtomicBool::new(false));
         let deadline = live.iter().filter_map(|item| item.deadline).min();
         let invocation = Invocation::new(deadline, cancelled.clone());
-        self.running_rows += ids.len() as u64;
+        let latest = live.iter().map(|item| item.deadline).collect::<Option<Vec<Time>>>();
+        let latest = latest.and_then(|all| all.into_iter().max());
+        let weight = live.iter().map(|item| item.weight).sum();
+        self.running_rows += live.len() as u64;
+        self.running_weight += weight;
         self.batches += 1;
-        self.running.insert(id, Running { method, ids, cancelled, unwanted: 0 });
+        self.flow.started(method);
+        let running = Running {
+            method,
+            items: live,
+            weight,
+            since: now,
+            progress: now,
+            cancelled,
+            cancelled_since: None,
+            latest,
+            unwanted: 0,
+        };
+        self.running.insert(id, running);
         Some(Batch { id, method, rows, invocation })
     }
 
-    pub(super) fn emitted(&mut self, batch: BatchId, rows: RecordBatch, actions: &mut Vec<Action>) {
-        let Some(running) = self.running.get(&batch) else { return };
-        let (method, id) = (running.method, running.ids[0]);
+    pub(super) fn emitted(
+        &mut self,
+        batch: BatchId,
+        rows: RecordBatch,
+        now: Time,
+        actions: &mut Vec<Action>,
+    ) {
+        let Some(running) = self.running.get_mut(&batch) else { return };
+        running.progress = now;
+        let (method, id) = (running.method, running.items[0].id);
         let part = Piece { offset: 0, rows: rows.num_rows(), batch: Arc::new(rows) };
         let Some(entry) = self.ledger.running(id, batch) else { return };
         entry.parts.push(part.clone());
@@ -141,9 +221,36 @@ impl State {
         now: Time,
         actions: &mut Vec<Action>,
     ) {
-        let Some(Running { method, ids, .. }) = self.running.remove(&batch) else { return };
-        self.running_rows -= ids.len() as u64;
-        self.executed += ids.len() as u64;
+        let Some(running) = self.running.remove(&batch) else { return };
+        let beside = self.running_rows;
+        let Running { method, items, weight, since, .. } = running;
+        self.running_rows -= items.len() as u64;
+        self.running_weight = if self.running.is_empty() { 0.0 } else { self.running_weight - weight };
+        let took = now.since(since);
+        self.meter.run.record(took.as_micros() as u64);
+        if self.running.is_empty() || self.may_start(method) {
+            self.free_since = now;
+        }
+        if result.is_ok() {
+            self.flow.ran(method, weight, took);
+        }
+        if let Err(error) = &result
+            && self.runs_again_in_halves(error, &items)
+        {
+            return self.split(method, items, batch, error, now);
+        }
+        self.executed += items.len() as u64;
+        if let Ok(rows) = &result
+            && self.flow.is_continuous(method)
+        {
+            let grown = self.scales.output(rows);
+            for (row, item) in items.iter().enumerate() {
+                let had = item.deadline.map(|deadline| deadline.since(item.arrived).as_secs_f64().max(1e-9));
+                let lateness = had.map(|had| now.since(item.arrived).as_secs_f64() / had);
+                self.flow.grew(method, grown.at(row), lateness, beside);
+            }
+        }
+        let ids: Vec<RequestId> = items.iter().map(|item| item.id).collect();
         let spec = &self.methods[usize::from(method)];
         let many = spec.cardinality == Cardinality::Many;
         let rows = match result.and_then(|rows| if many { Ok(rows) } else { check_result(spec, &ids, rows) })
@@ -151,6 +258,7 @@ impl State {
             Ok(_) if many => Arc::new(RecordBatch::new_empty(spec.output.clone())),
             Ok(rows) => Arc::new(rows),
             Err(error) => {
+                meter::count(&mut self.meter.failed, error.kind().name(), ids.len() as u64);
                 // Without those that were asked for anew since this batch was told to stop.
                 let ids = ids.into_iter().filter(|id| self.ledger.running(*id, batch).is_some()).collect();
                 return self.fail(ids, &error, actions);
@@ -178,6 +286,39 @@ impl State {
             self.send_parts(connection, method, &parts, true, actions);
         }
         self.ledger.evict(now);
+    }
+
+    /// Whether a batch that failed is run again in halves: to find the rows that make it fail, or because it was too large. What may
+    /// pass another time as it is, is not.
+    fn runs_again_in_halves(&self, error: &Error, items: &[Item]) -> bool {
+        let about_rows = matches!(error.kind(), Kind::User | Kind::Invalid | Kind::OutOfMemory);
+        items.len() > 1 && about_rows && error.retry() == Retry::Never
+    }
+
+    /// Puts the halves of a batch before everything else.
+    fn split(&mut self, method: u16, mut items: Vec<Item>, batch: BatchId, error: &Error, now: Time) {
+        if error.kind() == Kind::OutOfMemory {
+            self.flow.ran_out(items.len() as u64, now);
+            tracing::warn!("a batch of {} rows ran out of memory and is split: {error}", items.len());
+        }
+        self.meter.split += 1;
+        items.retain(|item| match self.ledger.running(item.id, batch) {
+            Some(entry) if entry.unwanted => {
+                self.ledger.remove(item.id);
+                false
+            }
+            Some(entry) => {
+                entry.stage = Stage::Queued { ticket: item.ticket };
+                true
+            }
+            None => false,
+        });
+        let second = items.split_off(items.len() / 2);
+        for half in [second, items] {
+            if !half.is_empty() {
+                self.split.push_front((method, half));
+            }
+        }
     }
 
     /// Sends the parts of some requests; as many frames as the limit on a message asks for.

@@ -52,7 +52,8 @@ fn event(state: &State, text: &str) -> (Time, Event) {
     let words: Vec<&str> = text.split_whitespace().collect();
     let number = |i: usize| words[i].parse::<u64>().unwrap();
     let received = |frame: Frame| Event::Received { connection: number(2), message: frame.into() };
-    let batch_rows = |batch: u64| state.running[&batch].ids.iter().map(|id| id.sequence).collect::<Vec<_>>();
+    let batch_rows =
+        |batch: u64| state.running[&batch].items.iter().map(|item| item.id.sequence).collect::<Vec<_>>();
     let event = match words[1] {
         "opened" => Event::Opened(Ok(())),
         "join" => Event::Joined { connection: number(2), client: words[3].into(), epoch: number(4) },
@@ -75,6 +76,8 @@ fn event(state: &State, text: &str) -> (Time, Event) {
         "emit" => Event::Emitted { batch: number(2), rows: rows([number(3)]) },
         "end" => Event::Ended { batch: number(2), result: Ok(rows(batch_rows(number(2)))) },
         "fail" => Event::Ended { batch: number(2), result: Err(Error::user("no")) },
+        "hiccup" => Event::Ended { batch: number(2), result: Err(Error::transient("not now")) },
+        "too-large" => Event::Ended { batch: number(2), result: Err(Error::out_of_memory("no room")) },
         "drain" => Event::Drain,
         "tick" => Event::Tick,
         other => panic!("no event `{other}`"),
@@ -92,6 +95,7 @@ fn show(action: &Action) -> String {
         Action::Close(connection) => format!("close {connection}"),
         Action::Report => "report".into(),
         Action::Leave => "leave".into(),
+        Action::Abort(why) => format!("abort: {}", why.lines().next().unwrap_or_default()),
         Action::Run(batch) => {
             let keys = batch.rows.column(0).as_primitive::<UInt64Type>().values().iter();
             format!("run {}: {}", batch.id, keys.map(u64::to_string).collect::<Vec<_>>().join(","))
@@ -332,9 +336,134 @@ fn a_failure_is_not_remembered() {
          0 join 1 a 1
          0 announce 1 2 => permit 1 2
          1 request 1 0..2 => run 0: 0,1
-         2 fail 0 => user 1 0,1
+         2 hiccup 0 => user 1 0,1
          3 attach 1 0 => hand-back 1 0",
     );
+}
+
+#[test]
+fn a_bad_row_is_found_and_the_others_have_their_results() {
+    let state = check(
+        "0 opened => report
+         0 join 1 a 1
+         0 announce 1 4 => permit 1 4
+         1 request 1 0..4 => run 0: 0,1
+         2 fail 0 => run 1: 0
+         3 end 1 => results 1 0; run 2: 1
+         4 fail 2 => user 1 1; run 3: 2,3
+         5 end 3 => results 1 2,3",
+    );
+    assert_eq!((state.meter.split, state.executed), (1, 4));
+}
+
+#[test]
+fn a_batch_that_was_too_large_teaches() {
+    let state = check(
+        "0 opened => report
+         0 join 1 a 1
+         0 announce 1 4 => permit 1 4
+         1 request 1 0..4 => run 0: 0,1
+         2 too-large 0 => run 1: 0
+         3 cancel 1 1
+         4 end 1 => results 1 0; run 2: 2
+         5 end 2 => results 1 2; run 3: 3
+         6 end 3 => results 1 3",
+    );
+    assert!(state.flow.belief() < 0.9);
+}
+
+#[test]
+fn permits_that_nobody_uses_come_back() {
+    check(
+        "0 opened => report
+         0 join 1 a 1
+         0 join 2 b 1
+         0 announce 1 4 => permit 1 4
+         1 announce 2 4
+         2000 tick => permit 2 4
+         2001 request 1 0..2 => hand-back 1 0,1
+         2002 return 1 2
+         2003 request 2 4..8 => run 0: 4,5",
+    );
+}
+
+#[test]
+fn a_run_that_gives_nothing_for_too_long_is_given_up() {
+    let mut state = check(
+        "0 opened => report
+         0 join 1 a 1
+         0 announce 1 4 => permit 1 4
+         1 request 1 0..4 => run 0: 0,1",
+    );
+    let at = state.wake_at().unwrap();
+    assert_eq!(at, Time::from_origin(Duration::from_millis(1) + Duration::from_secs(15 * 60)));
+    let actions: Vec<String> = state.handle(Event::Tick, at).iter().map(show).collect();
+    assert_eq!(actions[..2], ["draining 1", "hand-back 1 2,3"]);
+    assert!(
+        actions.iter().any(|a| a.starts_with("abort: batch 0 has given nothing for 900s")),
+        "{actions:?}"
+    );
+}
+
+#[test]
+fn a_run_past_all_its_deadlines_is_told_and_then_ended() {
+    let mut state = state();
+    state.declaration.kill_after = Some(Duration::from_secs(1));
+    for (ms, frame) in [
+        (0, Frame::Announce { rows: 2, like: Demand::default() }),
+        (
+            1,
+            Frame::Request {
+                method: 0,
+                priority: Priority::Normal,
+                alone: false,
+                deadlines: Deadlines::Each(vec![Duration::from_millis(5), Duration::from_millis(9)]),
+                runs: runs("0..2"),
+            },
+        ),
+    ] {
+        if ms == 0 {
+            state.handle(Event::Opened(Ok(())), Time::ZERO);
+            state.handle(Event::Joined { connection: 1, client: "a".into(), epoch: 1 }, Time::ZERO);
+        }
+        let rows = matches!(frame, Frame::Request { .. }).then(|| rows(0..2));
+        let at = Time::from_origin(Duration::from_millis(ms));
+        state.handle(Event::Received { connection: 1, message: Message { frame, rows } }, at);
+    }
+    let told = state.wake_at().unwrap();
+    assert_eq!(told, Time::from_origin(Duration::from_millis(10)));
+    assert!(!state.running[&0].cancelled.load(Ordering::Relaxed));
+    state.handle(Event::Tick, told);
+    assert!(state.running[&0].cancelled.load(Ordering::Relaxed));
+    let actions = state.handle(Event::Tick, told + Duration::from_secs(1));
+    assert!(actions.iter().any(|a| matches!(a, Action::Abort(why) if why.contains("kill_after"))));
+}
+
+#[test]
+fn a_row_that_does_not_fit_into_memory_goes_back() {
+    let mut state = state();
+    state.declaration.permits.rows = None;
+    state.declaration.weight.memory = Some(10.0);
+    state.flow = Flow::new(&state.declaration, &state.methods);
+    state.handle(Event::Opened(Ok(())), Time::ZERO);
+    state.handle(Event::Joined { connection: 1, client: "a".into(), epoch: 1 }, Time::ZERO);
+    let like = Demand { row_weight: 1.0, ..Demand::default() };
+    let announce = Message::from(Frame::Announce { rows: 9, like });
+    let actions = state.handle(Event::Received { connection: 1, message: announce }, Time::ZERO);
+    assert_eq!(actions.iter().map(show).collect::<Vec<_>>(), ["permit 1 4"]);
+    // Its memory is smaller than was declared: there is room for two rows beside nothing else.
+    state.handle(Event::Gauge { used: 0.0, total: 2.5 }, Time::ZERO);
+    let frame = Frame::Request {
+        method: 0,
+        priority: Priority::Normal,
+        alone: false,
+        deadlines: Deadlines::None,
+        runs: runs("0..4"),
+    };
+    let message = Message { frame, rows: Some(rows(0..4)) };
+    let actions = state.handle(Event::Received { connection: 1, message }, Time::ZERO);
+    assert_eq!(actions.iter().map(show).take(2).collect::<Vec<_>>(), ["hand-back 1 2,3", "run 0: 0,1"]);
+    assert!(state.flow.belief() < 1.0);
 }
 
 #[test]
