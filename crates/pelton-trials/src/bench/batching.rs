@@ -77,7 +77,12 @@ pub(super) fn row() -> pelton::Result<RecordBatch> {
 }
 
 /// Rows a second, of loops that call for one row after another.
-pub(super) async fn rate(services: &Services, service: &str, in_flight: usize, time: Duration) -> pelton::Result<f64> {
+pub(super) async fn rate(
+    services: &Services,
+    service: &str,
+    in_flight: usize,
+    time: Duration,
+) -> pelton::Result<f64> {
     let env = services.env();
     let begin = env.now() + WARM_UP;
     let until = begin + time;

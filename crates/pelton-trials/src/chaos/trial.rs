@@ -15,10 +15,10 @@ use rustix::process::Signal;
 use tempfile::TempDir;
 
 use super::executions::Beyond;
-use crate::family::{self, Member};
 use super::job::{Ended, LEASE, NAME, STOPPED};
 use super::output::{Output, Verdict};
 use super::{Arguments, Blow, counted};
+use crate::family::{self, Member};
 
 const LOOK_EVERY: Duration = Duration::from_millis(20);
 /// How much later than its lease an instance may be gone, on a busy machine.

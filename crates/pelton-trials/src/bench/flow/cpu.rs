@@ -10,7 +10,10 @@ const TICKS: f64 = 100.0;
 
 /// Seconds that all threads of a process have run; 0 if there is none.
 fn of(pid: u32) -> f64 {
-    fs::read_to_string(format!("/proc/{pid}/stat")).ok().and_then(|stat| ticks(&stat)).map_or(0.0, |t| t / TICKS)
+    fs::read_to_string(format!("/proc/{pid}/stat"))
+        .ok()
+        .and_then(|stat| ticks(&stat))
+        .map_or(0.0, |t| t / TICKS)
 }
 
 /// `utime` and `stime`, the 14th and 15th field of proc_pid_stat(5).

@@ -78,9 +78,18 @@ enum Found {
     Batching(Batching),
     Cost(Cost),
     /// A server that could not be measured.
-    Missing { system: String, why: String },
+    Missing {
+        system: String,
+        why: String,
+    },
     /// Pelton's figure divided by another's.
-    Compared { what: String, system: String, ours: f64, theirs: f64, ratio: Option<f64> },
+    Compared {
+        what: String,
+        system: String,
+        ours: f64,
+        theirs: f64,
+        ratio: Option<f64>,
+    },
 }
 
 #[derive(Clone, Debug, Serialize)]
@@ -224,9 +233,12 @@ fn compared(all: &[Found]) -> Vec<Found> {
     let shares: Vec<(String, String, String, f64)> = all
         .iter()
         .filter_map(|one| match one {
-            Found::Overload(o) => {
-                Some(("goodput in overload".into(), o.system.clone(), o.configuration.clone(), o.verdict.share))
-            }
+            Found::Overload(o) => Some((
+                "goodput in overload".into(),
+                o.system.clone(),
+                o.configuration.clone(),
+                o.verdict.share,
+            )),
             Found::Batching(b) => Some((
                 format!("batching, {} in flight", b.in_flight),
                 b.system.clone(),

@@ -37,9 +37,12 @@ pub(super) fn job(state: &Path) -> Result<Job> {
         declaration.permits.rows = Some(EVERYTHING);
         declaration
     };
-    for declaration in
-        [declaration(SCRIPTED), unbounded(declaration(UNBOUNDED)), at_once(ECHO), unbounded(at_once(ECHO_UNBOUNDED))]
-    {
+    for declaration in [
+        declaration(SCRIPTED),
+        unbounded(declaration(UNBOUNDED)),
+        at_once(ECHO),
+        unbounded(at_once(ECHO_UNBOUNDED)),
+    ] {
         job.service_with(declaration, scripted::echo())?;
     }
     Ok(job)
@@ -101,8 +104,7 @@ async fn overload(services: &Services, course: Course) -> pelton::Result<Overloa
     let group = env.entropy.seed();
     let row = row()?;
     let meter = Meter::begin(env, instances(services, SCRIPTED));
-    let noting =
-        Arc::new(Noting { requests: Mutex::default(), env: env.clone(), begun: env.now() });
+    let noting = Arc::new(Noting { requests: Mutex::default(), env: env.clone(), begun: env.now() });
     loop {
         let now = env.now().since(noting.begun);
         let mut begin = course.due(now) - noting.requests().len();
