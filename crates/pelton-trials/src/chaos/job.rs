@@ -24,6 +24,9 @@ pub(crate) const NAME: &str = "chaos-job";
 /// How long an instance outlives its job.
 pub(crate) const LEASE: Duration = Duration::from_secs(1);
 
+/// How long a run may give nothing before its instance is taken for wedged; many times what a batch takes here.
+pub(crate) const STALL: Duration = Duration::from_secs(1);
+
 #[derive(Args, Clone)]
 pub(crate) struct Arguments {
     /// Rows to go through it
@@ -67,6 +70,7 @@ pub(crate) fn run(arguments: &Arguments) -> Result<ExitCode> {
         .option("jitter", 0.5)
         .option(counted::FOLDER, arguments.executions.display().to_string());
     declaration.lease = LEASE;
+    declaration.stall = Some(STALL);
     let scorer = job.service_with(declaration, counted::scorer())?;
     let score = scorer.method("score");
     let score = if arguments.unordered { score.unordered() } else { score };

@@ -1,7 +1,9 @@
-//! Kills a job, or its instances, at random moments, and checks that nothing is lost, doubled, or wrong.
+//! Kills a job, or its instances, at random moments, lets instances hang, be slow and out of reach, and checks that nothing is lost,
+//! doubled, or wrong.
 
 mod counted;
 mod executions;
+mod faults;
 pub(crate) mod job;
 mod output;
 mod trial;
@@ -22,7 +24,10 @@ pub(crate) struct Arguments {
     /// How often something is killed
     #[arg(long, default_value_t = 20)]
     pub(crate) kills: usize,
-    /// What is killed, and when, is drawn from it; by default another one each time. It is printed
+    /// How often something else goes wrong: an instance hangs, is slow, or cannot be connected to
+    #[arg(long, default_value_t = 6)]
+    pub(crate) faults: usize,
+    /// What is killed or goes wrong, and when, is drawn from it; by default another one each time. It is printed
     #[arg(long)]
     pub(crate) seed: Option<u64>,
     /// Rows to go through the job; by default enough for the job to outlast the kills
@@ -53,7 +58,15 @@ pub(crate) enum Blow {
     Job,
     /// The job gets SIGINT, ends by itself, and is started again.
     Stop,
+    /// One instance stands still for a while.
+    Hang,
+    /// One instance is slow for a while.
+    Slow,
+    /// One instance gets SIGKILL, and nobody can connect to its successor for a while.
+    Refuse,
 }
+
+const FAULTS: [Blow; 3] = [Blow::Hang, Blow::Slow, Blow::Refuse];
 
 /// Most of what passes between a start or blow and the next blow.
 const LONGEST_PAUSE: Duration = Duration::from_millis(1400);
@@ -73,14 +86,15 @@ pub(crate) fn run(arguments: &Arguments) -> Result<()> {
     let host = Host::new(1, 1).context("starting threads")?;
     let seed = arguments.seed.unwrap_or_else(|| host.env().entropy.seed() % 1_000_000);
     let mut rng = StdRng::seed_from_u64(seed);
-    let mut blows: Vec<Blow> = (0..arguments.kills).map(|i| kinds[i % kinds.len()]).collect();
+    let kills = (0..arguments.kills).map(|i| kinds[i % kinds.len()]);
+    let faults = (0..arguments.faults).map(|i| FAULTS[i % FAULTS.len()]);
+    let mut blows: Vec<Blow> = kills.chain(faults).collect();
     blows.shuffle(&mut rng);
     let rows = arguments.rows.unwrap_or_else(|| enough(arguments));
     let order = if arguments.unordered { "unordered" } else { "ordered" };
     println!(
-        "chaos: --seed {seed}, {rows} rows, {} instances, {order}, {} kills",
-        arguments.instances,
-        blows.len()
+        "chaos: --seed {seed}, {rows} rows, {} instances, {order}, {} kills, {} other faults",
+        arguments.instances, arguments.kills, arguments.faults
     );
     let limit = Duration::from_secs(arguments.limit);
     let env = host.env().clone();
@@ -104,6 +118,9 @@ async fn trial_of(trial: &mut Trial, blows: &[Blow], rng: &mut StdRng) -> Result
             Blow::Instance => trial.kill_instance(rng).await,
             Blow::Job => trial.kill_job().await,
             Blow::Stop => trial.stop_job().await,
+            Blow::Hang => trial.hang_instance(rng).await,
+            Blow::Slow => trial.slow_instance(rng).await,
+            Blow::Refuse => trial.refuse_connections(rng).await,
         };
         let what = what?;
         trial.look()?;
@@ -114,9 +131,11 @@ async fn trial_of(trial: &mut Trial, blows: &[Blow], rng: &mut StdRng) -> Result
     trial.judge(blows)
 }
 
-/// Rows that take all instances longer than the kills; the mean pause is half of the longest.
+/// Rows that take all instances longer than the kills and faults; the mean pause is half of the longest, and a fault takes a while itself.
 fn enough(arguments: &Arguments) -> u64 {
     let batch = Duration::from_millis(5) + 32 * Duration::from_micros(arguments.row_micros);
     let a_second = 32.0 / batch.as_secs_f64() * f64::from(arguments.instances);
-    (a_second * LONGEST_PAUSE.as_secs_f64() * (4.0 + 0.65 * arguments.kills as f64)) as u64
+    (a_second
+        * LONGEST_PAUSE.as_secs_f64()
+        * (4.0 + 0.65 * arguments.kills as f64 + 1.5 * arguments.faults as f64)) as u64
 }

@@ -20,23 +20,23 @@ use super::output::{Output, Verdict};
 use super::{Arguments, Blow, counted};
 use crate::family::{self, Member};
 
-const LOOK_EVERY: Duration = Duration::from_millis(20);
+pub(super) const LOOK_EVERY: Duration = Duration::from_millis(20);
 /// How much later than its lease an instance may be gone, on a busy machine.
 const MARGIN: Duration = Duration::from_secs(4);
 /// How long the job may take to answer, to replace an instance, to stop, and to finish what is left.
 const ANSWER: Duration = Duration::from_secs(20);
-const REPLACE: Duration = Duration::from_secs(20);
+pub(super) const REPLACE: Duration = Duration::from_secs(20);
 const STOP: Duration = Duration::from_secs(30);
 /// Rows that an instance may have begun to execute when it dies, and whose results nobody has: what it is permitted to hold.
 const HELD: u64 = 80;
 
 pub(crate) struct Trial {
-    env: Env,
+    pub(super) env: Env,
     began: Time,
     arguments: Arguments,
     rows: u64,
     folder: Option<TempDir>,
-    mark: String,
+    pub(super) mark: String,
     job: Option<Child>,
     /// Instances that outlived their job, and when the last must be gone.
     orphans: Vec<(Member, Time)>,
@@ -127,7 +127,7 @@ impl Trial {
         self.job.as_mut().context("no job runs")
     }
 
-    fn expect_running(&mut self) -> Result<()> {
+    pub(super) fn expect_running(&mut self) -> Result<()> {
         match self.job()?.try_wait()? {
             None => Ok(()),
             Some(status) if status.success() => {
@@ -159,8 +159,15 @@ impl Trial {
         lines[lines.len().saturating_sub(20)..].join("\n")
     }
 
+    /// Where the job's sockets are.
+    pub(super) fn run_folder(&mut self) -> Result<PathBuf> {
+        let pid = self.job()?.id();
+        let found = rundir::jobs(&rundir::base())?.into_iter().find(|f| f.card.pid == pid);
+        Ok(found.with_context(|| format!("the job {pid} has no run folder"))?.path)
+    }
+
     /// What control says, once it does.
-    async fn report(&mut self) -> Result<JobReport> {
+    pub(super) async fn report(&mut self) -> Result<JobReport> {
         let until = self.env.now() + ANSWER;
         loop {
             self.expect_running()?;
@@ -331,11 +338,13 @@ impl Trial {
         let beyond = Beyond::count(&executed, &self.jobs, self.rows);
         let of = |blow| blows.iter().filter(|b| **b == blow).count();
         let (instances, jobs, stops) = (of(Blow::Instance), of(Blow::Job), of(Blow::Stop));
+        let (hung, slow, refused) = (of(Blow::Hang), of(Blow::Slow), of(Blow::Refuse));
         let Verdict { lost, duplicated, wrong } = verdict;
         println!(
             "lost={lost} duplicated={duplicated} wrong={wrong} kills={} (instances={instances}, jobs={jobs}, stops={stops}) \
-             executions beyond the necessary={} ({:.2} %)",
-            blows.len(),
+             faults={} (hung={hung}, slow={slow}, refused={refused}) executions beyond the necessary={} ({:.2} %)",
+            instances + jobs + stops,
+            hung + slow + refused,
             beyond.total(),
             beyond.total() as f64 * 100.0 / self.rows as f64
         );
@@ -346,9 +355,10 @@ impl Trial {
         );
         ensure!(verdict == Verdict::default(), "the output is not right");
         ensure!(self.output.staged() == 0, "{} files are left in _staging", self.output.staged());
+        let gone = instances + hung + slow + refused;
         ensure!(
-            beyond.instances <= instances as u64 * HELD,
-            "{} rows were executed again for {instances} killed instances that held {HELD} at most",
+            beyond.instances <= gone as u64 * HELD,
+            "{} rows were executed again for {gone} instances that died or hung, and held {HELD} at most",
             beyond.instances
         );
         ensure!(
