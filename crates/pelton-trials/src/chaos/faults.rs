@@ -12,6 +12,7 @@ use rand::RngExt;
 use rand::rngs::StdRng;
 use rustix::process::Signal;
 
+use super::counted;
 use super::job::STALL;
 use super::trial::{LOOK_EVERY, REPLACE, Trial};
 use crate::family::{self, Member};
@@ -104,6 +105,31 @@ impl Trial {
             "instance {} hung for {time:.1?}, {limit} than runs may give nothing ({STALL:?}), and {then}",
             chosen.name
         ))
+    }
+
+    /// Makes a batch of an instance never end, while the instance itself lives.
+    pub(crate) async fn wedge_instance(&mut self, rng: &mut StdRng) -> Result<String> {
+        let chosen = self.ready_one(rng).await?;
+        let begun = self.env.now();
+        let trigger = counted::hangs(&self.path("executions"), chosen.member.pid);
+        fs::write(&trigger, "").with_context(|| format!("writing {}", trigger.display()))?;
+        let until = begun + STALL + REPLACE;
+        loop {
+            let report = self.report().await?;
+            let now = &report.services[0].instances[chosen.number];
+            if now.phase == Phase::Ready && now.pid != Some(chosen.member.pid) {
+                break;
+            }
+            ensure!(
+                self.env.now() < until,
+                "a batch of instance {} never ends, and nobody noticed within {:?}: {now:?}",
+                chosen.name,
+                STALL + REPLACE
+            );
+            self.env.sleep(LOOK_EVERY).await;
+        }
+        let took = self.env.now().since(begun).as_secs_f64();
+        Ok(format!("a batch of instance {} never ended; it was replaced after {took:.2} s", chosen.name))
     }
 
     /// Lets an instance run a small part of the time only.

@@ -25,7 +25,7 @@ pub(crate) struct Arguments {
     #[arg(long, default_value_t = 20)]
     pub(crate) kills: usize,
     /// How often something else goes wrong: an instance hangs, is slow, or cannot be connected to
-    #[arg(long, default_value_t = 6)]
+    #[arg(long, default_value_t = 8)]
     pub(crate) faults: usize,
     /// What is killed or goes wrong, and when, is drawn from it; by default another one each time. It is printed
     #[arg(long)]
@@ -60,13 +60,15 @@ pub(crate) enum Blow {
     Stop,
     /// One instance stands still for a while.
     Hang,
+    /// The method of one instance never returns again.
+    Wedge,
     /// One instance is slow for a while.
     Slow,
     /// One instance gets SIGKILL, and nobody can connect to its successor for a while.
     Refuse,
 }
 
-const FAULTS: [Blow; 3] = [Blow::Hang, Blow::Slow, Blow::Refuse];
+const FAULTS: [Blow; 4] = [Blow::Hang, Blow::Wedge, Blow::Slow, Blow::Refuse];
 
 /// Most of what passes between a start or blow and the next blow.
 const LONGEST_PAUSE: Duration = Duration::from_millis(1400);
@@ -119,6 +121,7 @@ async fn trial_of(trial: &mut Trial, blows: &[Blow], rng: &mut StdRng) -> Result
             Blow::Job => trial.kill_job().await,
             Blow::Stop => trial.stop_job().await,
             Blow::Hang => trial.hang_instance(rng).await,
+            Blow::Wedge => trial.wedge_instance(rng).await,
             Blow::Slow => trial.slow_instance(rng).await,
             Blow::Refuse => trial.refuse_connections(rng).await,
         };

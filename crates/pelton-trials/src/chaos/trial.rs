@@ -70,7 +70,7 @@ impl Trial {
         }
     }
 
-    fn path(&self, name: &str) -> PathBuf {
+    pub(super) fn path(&self, name: &str) -> PathBuf {
         self.folder.as_ref().map_or_else(PathBuf::new, |f| f.path().join(name))
     }
 
@@ -338,13 +338,14 @@ impl Trial {
         let beyond = Beyond::count(&executed, &self.jobs, self.rows);
         let of = |blow| blows.iter().filter(|b| **b == blow).count();
         let (instances, jobs, stops) = (of(Blow::Instance), of(Blow::Job), of(Blow::Stop));
-        let (hung, slow, refused) = (of(Blow::Hang), of(Blow::Slow), of(Blow::Refuse));
+        let (hung, wedged) = (of(Blow::Hang), of(Blow::Wedge));
+        let (slow, refused) = (of(Blow::Slow), of(Blow::Refuse));
         let Verdict { lost, duplicated, wrong } = verdict;
         println!(
             "lost={lost} duplicated={duplicated} wrong={wrong} kills={} (instances={instances}, jobs={jobs}, stops={stops}) \
-             faults={} (hung={hung}, slow={slow}, refused={refused}) executions beyond the necessary={} ({:.2} %)",
+             faults={} (hung={hung}, wedged={wedged}, slow={slow}, refused={refused}) executions beyond the necessary={} ({:.2} %)",
             instances + jobs + stops,
-            hung + slow + refused,
+            hung + wedged + slow + refused,
             beyond.total(),
             beyond.total() as f64 * 100.0 / self.rows as f64
         );
@@ -355,7 +356,7 @@ impl Trial {
         );
         ensure!(verdict == Verdict::default(), "the output is not right");
         ensure!(self.output.staged() == 0, "{} files are left in _staging", self.output.staged());
-        let gone = instances + hung + slow + refused;
+        let gone = instances + hung + wedged + slow + refused;
         ensure!(
             beyond.instances <= gone as u64 * HELD,
             "{} rows were executed again for {gone} instances that died or hung, and held {HELD} at most",
