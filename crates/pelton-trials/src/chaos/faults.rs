@@ -201,6 +201,18 @@ impl Trial {
     }
 }
 
+impl Trial {
+    /// One server is gone for a while, and with it all connections to it.
+    pub(crate) async fn outage(&mut self, rng: &mut StdRng) -> Result<String> {
+        let number = rng.random_range(0..self.servers.len());
+        let time = between(HIDDEN, rng);
+        self.servers[number].close();
+        self.pause(time).await?;
+        self.servers[number].open().await?;
+        Ok(format!("server {number} was gone for {time:.1?}"))
+    }
+}
+
 fn between((least, most): (Duration, Duration), rng: &mut StdRng) -> Duration {
     least + (most - least).mul_f64(rng.random_range(0.0..1.0))
 }

@@ -49,7 +49,7 @@ pub(crate) enum Fault {
     Silence,
 }
 
-const FAULTS: [Fault; 9] = [
+pub(crate) const FAULTS: [Fault; 9] = [
     Fault::Late,
     Fault::TooMany,
     Fault::Unavailable,
@@ -60,6 +60,23 @@ const FAULTS: [Fault; 9] = [
     Fault::HangsUp,
     Fault::Silence,
 ];
+
+impl Fault {
+    pub(crate) fn name(self) -> &'static str {
+        match self {
+            Fault::Answered => "answered",
+            Fault::Late => "late",
+            Fault::TooMany => "429",
+            Fault::Unavailable => "503",
+            Fault::Noise => "noise",
+            Fault::NoJson => "no-json",
+            Fault::NoAnswer => "no-answer",
+            Fault::Half => "half",
+            Fault::HangsUp => "hung-up",
+            Fault::Silence => "silence",
+        }
+    }
+}
 
 /// Draws what becomes of requests.
 struct Dice {
@@ -72,8 +89,7 @@ struct Dice {
 impl Dice {
     fn draw(&mut self) -> Fault {
         let faulty = self.rng.random_bool(self.share);
-        let fault =
-            if faulty { FAULTS[self.rng.random_range(0..FAULTS.len())] } else { Fault::Answered };
+        let fault = if faulty { FAULTS[self.rng.random_range(0..FAULTS.len())] } else { Fault::Answered };
         *self.count.entry(fault).or_default() += 1;
         fault
     }
@@ -121,8 +137,12 @@ fn reply(dice: &mut Dice, question: &Message) -> Reply {
 
 /// The right answer to a question, or why it is none.
 fn answer(question: &Message) -> (&'static str, Value) {
-    let wrong = |what: &str| ("400 Bad Request", json!({ "error": { "message": what, "type": "invalid_request_error" } }));
-    let Ok(body) = serde_json::from_slice::<Value>(&question.body) else { return wrong("the body is no JSON") };
+    let wrong = |what: &str| {
+        ("400 Bad Request", json!({ "error": { "message": what, "type": "invalid_request_error" } }))
+    };
+    let Ok(body) = serde_json::from_slice::<Value>(&question.body) else {
+        return wrong("the body is no JSON");
+    };
     match question.first.get(1).map(|path| path.as_str()) {
         Some(path) if path.ends_with("/chat/completions") => {
             let last = body["messages"].as_array().and_then(|m| m.last()).and_then(|m| m["content"].as_str());
@@ -130,7 +150,10 @@ fn answer(question: &Message) -> (&'static str, Value) {
             let message = json!({ "role": "assistant", "content": words(prompt) });
             let choice = json!({ "index": 0, "message": message, "finish_reason": "stop" });
             let usage = json!({ "prompt_tokens": 8, "completion_tokens": 2, "total_tokens": 10 });
-            ("200 OK", json!({ "object": "chat.completion", "model": body["model"], "choices": [choice], "usage": usage }))
+            (
+                "200 OK",
+                json!({ "object": "chat.completion", "model": body["model"], "choices": [choice], "usage": usage }),
+            )
         }
         Some(path) if path.ends_with("/embeddings") => {
             let Some(texts) = body["input"].as_array() else { return wrong("`input` is no list") };
@@ -144,7 +167,10 @@ fn answer(question: &Message) -> (&'static str, Value) {
                 .collect();
             ("200 OK", json!({ "object": "list", "model": body["model"], "data": data }))
         }
-        _ => ("404 Not Found", json!({ "error": { "message": "no such path", "type": "invalid_request_error" } })),
+        _ => (
+            "404 Not Found",
+            json!({ "error": { "message": "no such path", "type": "invalid_request_error" } }),
+        ),
     }
 }
 
@@ -303,8 +329,11 @@ mod tests {
                     said
                 }
             });
-            let said: std::collections::BTreeSet<String> =
-                futures::future::join_all(asking).await.into_iter().filter(|s| !s.starts_with("score")).collect();
+            let said: std::collections::BTreeSet<String> = futures::future::join_all(asking)
+                .await
+                .into_iter()
+                .filter(|s| !s.starts_with("score"))
+                .collect();
             let expected = ["200", "429", "503", "broken", "nothing"];
             assert!(expected.iter().all(|e| said.contains(*e)), "{said:?}");
             assert_eq!(server.count().into_keys().collect::<Vec<_>>(), FAULTS);

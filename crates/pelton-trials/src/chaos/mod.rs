@@ -4,6 +4,7 @@
 mod counted;
 mod executions;
 mod faults;
+mod faulty;
 pub(crate) mod job;
 mod output;
 mod trial;
@@ -41,6 +42,12 @@ pub(crate) struct Arguments {
     /// Also stop the job now and then, as Ctrl-C does
     #[arg(long)]
     pub(crate) stop: bool,
+    /// Servers of other people in place of instances: they refuse, answer with rubbish, with half an answer, late or not at all
+    #[arg(long)]
+    pub(crate) remote: bool,
+    /// The part of requests to those servers that meet with one of these
+    #[arg(long, default_value_t = 0.2)]
+    pub(crate) fault_share: f64,
     /// How long the scripted service takes for a row, in microseconds
     #[arg(long, default_value_t = 500)]
     pub(crate) row_micros: u64,
@@ -66,6 +73,8 @@ pub(crate) enum Blow {
     Slow,
     /// One instance gets SIGKILL, and nobody can connect to its successor for a while.
     Refuse,
+    /// One server is gone for a while.
+    Outage,
 }
 
 const FAULTS: [Blow; 4] = [Blow::Hang, Blow::Wedge, Blow::Slow, Blow::Refuse];
@@ -74,11 +83,11 @@ const FAULTS: [Blow; 4] = [Blow::Hang, Blow::Wedge, Blow::Slow, Blow::Refuse];
 const LONGEST_PAUSE: Duration = Duration::from_millis(1400);
 
 pub(crate) fn run(arguments: &Arguments) -> Result<()> {
-    let kinds = if arguments.stop {
-        &[Blow::Instance, Blow::Job, Blow::Stop][..]
-    } else {
-        &[Blow::Instance, Blow::Job]
-    };
+    let instances = (!arguments.remote).then_some(Blow::Instance);
+    let stops = arguments.stop.then_some(Blow::Stop);
+    let kinds: Vec<Blow> = instances.into_iter().chain([Blow::Job]).chain(stops).collect();
+    let faults = if arguments.remote { &[Blow::Outage][..] } else { &FAULTS };
+    ensure!((0.0..1.0).contains(&arguments.fault_share), "--fault-share must be at least 0 and below 1");
     ensure!(
         arguments.kills >= kinds.len(),
         "--kills must be at least {}, for each kind to occur",
@@ -89,19 +98,23 @@ pub(crate) fn run(arguments: &Arguments) -> Result<()> {
     let seed = arguments.seed.unwrap_or_else(|| host.env().entropy.seed() % 1_000_000);
     let mut rng = StdRng::seed_from_u64(seed);
     let kills = (0..arguments.kills).map(|i| kinds[i % kinds.len()]);
-    let faults = (0..arguments.faults).map(|i| FAULTS[i % FAULTS.len()]);
+    let faults = (0..arguments.faults).map(|i| faults[i % faults.len()]);
     let mut blows: Vec<Blow> = kills.chain(faults).collect();
     blows.shuffle(&mut rng);
     let rows = arguments.rows.unwrap_or_else(|| enough(arguments));
     let order = if arguments.unordered { "unordered" } else { "ordered" };
+    let what = match arguments.remote {
+        true => format!("servers that fail {} of requests", arguments.fault_share),
+        false => format!("{} instances", arguments.instances),
+    };
     println!(
-        "chaos: --seed {seed}, {rows} rows, {} instances, {order}, {} kills, {} other faults",
-        arguments.instances, arguments.kills, arguments.faults
+        "chaos: --seed {seed}, {rows} rows, {what}, {order}, {} kills, {} other faults",
+        arguments.kills, arguments.faults
     );
     let limit = Duration::from_secs(arguments.limit);
     let env = host.env().clone();
     let ended = host.block_on(async {
-        let mut trial = Trial::begin(&env, arguments, rows)?;
+        let mut trial = Trial::begin(&env, arguments, rows, seed)?;
         let finished = env.within(limit, trial_of(&mut trial, &blows, &mut rng)).await;
         let finished = finished.unwrap_or_else(|| bail!("not done after {limit:?} (--limit)"));
         if finished.is_err() {
@@ -123,6 +136,7 @@ async fn trial_of(trial: &mut Trial, blows: &[Blow], rng: &mut StdRng) -> Result
             Blow::Hang => trial.hang_instance(rng).await,
             Blow::Wedge => trial.wedge_instance(rng).await,
             Blow::Slow => trial.slow_instance(rng).await,
+            Blow::Outage => trial.outage(rng).await,
             Blow::Refuse => trial.refuse_connections(rng).await,
         };
         let what = what?;
