@@ -45,7 +45,7 @@ enum Command {
     Ci,
     /// Set up, build, index a book, search it, classify images
     Demo(demo::Arguments),
-    /// Run the real client, control and instances with simulated time, network and processes
+    /// Play flow control against modelled backends, or the service plane under faults, in virtual time
     Sim(sim::Arguments),
     /// Kill a job and its instances at random moments, and check every row of its output
     Chaos(chaos::Arguments),

@@ -12,7 +12,7 @@ use pelton_link::{Door, Link};
 use pelton_wire::{Frame, State, Status, Welcome};
 use tokio::sync::{mpsc, watch};
 
-use crate::report::{InstanceReport, JobReport, ServiceReport};
+use crate::report::{CallerReport, InstanceReport, JobReport, ServiceReport};
 use crate::rundir::{Card, RunDir};
 use crate::supervisor::{Place, Supervisor, Wish};
 
@@ -28,6 +28,9 @@ pub struct Settings {
 
 /// Asks the data plane how far it is; called from control's own tasks, must not block.
 pub type Progress = Arc<dyn Fn() -> serde_json::Value + Send + Sync>;
+
+/// Asks the clients of a service, by its name, what they have seen; as [`Progress`].
+pub type Callers = Arc<dyn Fn(&str) -> CallerReport + Send + Sync>;
 
 /// Supervises a job's services. Dropping it leaves the instances to their leases; [`Control::stop`] ends them.
 pub struct Control {
@@ -46,6 +49,7 @@ pub(crate) struct Shared {
     services: Mutex<Vec<ServiceState>>,
     failure: watch::Sender<Option<Error>>,
     progress: Mutex<Option<Progress>>,
+    callers: Mutex<Option<Callers>>,
     /// Counts changes of any instance.
     changed: watch::Sender<u64>,
 }
@@ -85,6 +89,7 @@ impl Control {
             services: Mutex::new(states.collect()),
             failure: watch::channel(None).0,
             progress: Mutex::new(None),
+            callers: Mutex::new(None),
             changed: watch::channel(0).0,
         });
         let (stop, stopped) = watch::channel(Wish::Run);
@@ -145,6 +150,11 @@ impl Control {
     /// Lets the data plane say how far it is, for those who look.
     pub fn set_progress(&self, progress: Progress) {
         *self.shared.progress.lock().unwrap_or_else(std::sync::PoisonError::into_inner) = Some(progress);
+    }
+
+    /// Lets the clients say what they have seen, for those who look.
+    pub fn set_callers(&self, callers: Callers) {
+        *self.shared.callers.lock().unwrap_or_else(std::sync::PoisonError::into_inner) = Some(callers);
     }
 
     /// Ends all instances, and returns when their processes are gone.
@@ -212,8 +222,13 @@ impl Shared {
         let progress = self.progress.lock().unwrap_or_else(std::sync::PoisonError::into_inner).clone();
         // Asked before the lock below is taken: what others do in there is not ours to know.
         let progress = progress.map_or(serde_json::Value::Null, |p| p());
+        let callers = self.callers.lock().unwrap_or_else(std::sync::PoisonError::into_inner).clone();
+        let names: Vec<String> = self.lock().iter().map(|s| s.declaration.name.clone()).collect();
+        let callers: Vec<CallerReport> =
+            names.iter().map(|name| callers.as_ref().map(|c| c(name)).unwrap_or_default()).collect();
         let services = self.lock();
-        let services = services.iter().map(|state| ServiceReport {
+        let services = services.iter().zip(callers).map(|(state, callers)| ServiceReport {
+            callers,
             name: state.declaration.name.clone(),
             wanted: state.declaration.instances.initial,
             instances: state.instances.iter().flatten().cloned().collect(),

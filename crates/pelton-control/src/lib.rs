@@ -9,5 +9,5 @@ pub mod report;
 pub mod rundir;
 mod supervisor;
 
-pub use control::{Control, Progress, Settings, query};
-pub use report::{InstanceReport, JobReport, ServiceReport};
+pub use control::{Callers, Control, Progress, Settings, query};
+pub use report::{CallerReport, InstanceReport, JobReport, ServiceReport};

@@ -1,7 +1,7 @@
 //! Modelled backends: pure state machines in virtual time. A call comes in, effects come out.
 //!
 //! A [`Machine`] is one kind of backend; a [`Host`] is a replica that runs one: it can fail calls, be removed, run out of memory
-//! and come back. The formulas and their figures are those of the study that FLOW_CONTROL in the README's references describes.
+//! and come back. The formulas stand in `scenarios/README.md`.
 
 pub mod batching;
 pub mod cpu;
