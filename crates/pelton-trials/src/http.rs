@@ -14,7 +14,7 @@ pub(crate) struct Message {
     /// The words of the first line: `POST /path HTTP/1.1` or `HTTP/1.1 200 OK`.
     pub(crate) first: Vec<String>,
     /// Names in lower case.
-    headers: Vec<(String, String)>,
+    pub(crate) headers: Vec<(String, String)>,
     /// Empty where its length is not known beforehand; then the connection is good for nothing more.
     pub(crate) body: Vec<u8>,
 }

@@ -182,13 +182,13 @@ mod tests {
         assert_eq!((verdict.sent, verdict.not_ended, verdict.ended_again), (1300, 0, 0));
         assert!((verdict.share - 1.0).abs() < 0.01, "{verdict:?}");
         assert_eq!(verdict.recovered_seconds, Some(0.0));
-        assert_eq!(verdict.failures, [("deadline".to_owned(), 800)].into());
+        assert_eq!(verdict.failures, [("deadline".to_owned(), 799)].into());
     }
 
     #[test]
     fn late_answers_are_worth_nothing_and_recovery_is_when_they_end() {
         let verdict = judged(|_, at| (if at < Duration::from_millis(4600) { LATE } else { SOON }, true));
-        assert_eq!((verdict.goodput, verdict.answered_late), (0.0, 1230));
+        assert_eq!((verdict.goodput, verdict.answered_late), (0.0, 1229));
         assert_eq!(verdict.recovered_seconds, Some(0.75));
         assert_eq!(judged(|_, _| (LATE, true)).recovered_seconds, None);
     }
