@@ -99,8 +99,8 @@ impl System {
                     batching: true,
                 },
                 Setup {
-                    configuration: "by hand: 40 ms wait, 256 + 256",
-                    arguments: &["--ongoing", "256", "--queued", "256", "--batch-wait", "0.04"],
+                    configuration: "by hand: 40 ms wait, 64 + 64",
+                    arguments: &["--ongoing", "64", "--queued", "64", "--batch-wait", "0.04"],
                     environment: HAPROXY,
                     overload: true,
                     batching: false,
@@ -239,7 +239,7 @@ impl Server {
                 let mut connection = connect(env, &self.address).await?;
                 ask(&mut connection, &self.request).await
             });
-            if matches!(asked.await, Some(Ok(()))) {
+            if matches!(asked.await, Some(Ok(_))) {
                 return Ok(());
             }
             ensure!(env.now() < until, "no answer within {START:?}; its last words:\n{}", self.last_words());
@@ -289,16 +289,15 @@ async fn connect(env: &Env, address: &Address) -> Result<Messages, String> {
     Ok(Messages::new(connection.map_err(|e| format!("connecting: {:?}", e.kind()))?))
 }
 
-/// One request and its answer; the connection is good for another afterwards.
-async fn ask(connection: &mut Messages, request: &[u8]) -> Result<(), String> {
+/// One request and its answer. Whether the connection is good for another afterwards.
+async fn ask(connection: &mut Messages, request: &[u8]) -> Result<bool, String> {
     let broken = |e: io::Error| format!("connection: {:?}", e.kind());
     connection.send(request).await.map_err(broken)?;
     let answer = connection.receive().await.map_err(broken)?;
     let answer = answer.ok_or_else(|| "connection: ended".to_owned())?;
     match answer.status().map_err(broken)? {
         200 if answer.body != PAYLOAD => Err("a wrong answer".to_owned()),
-        200 if answer.keeps() => Ok(()),
-        200 => Err("connection: not kept".to_owned()),
+        200 => Ok(answer.keeps()),
         status => Err(format!("status {status}")),
     }
 }
@@ -335,12 +334,11 @@ async fn overload(env: &Env, server: &Server, course: Course) -> (Requests, f64)
                         Some(connection) => connection,
                         None => connect(&env, &address).await?,
                     };
-                    ask(&mut connection, &request).await?;
-                    Ok(connection)
+                    Ok(ask(&mut connection, &request).await?.then_some(connection))
                 });
                 let failure = match asked.await {
                     Some(Ok(connection)) => {
-                        idle.lock().unwrap_or_else(PoisonError::into_inner).push(connection);
+                        idle.lock().unwrap_or_else(PoisonError::into_inner).extend(connection);
                         None
                     }
                     Some(Err(why)) => Some(why),
@@ -387,12 +385,11 @@ async fn rate(env: &Env, server: &Server, in_flight: usize, time: Duration) -> R
                         Some(messages) => messages,
                         None => connect(env, &server.address).await?,
                     };
-                    ask(&mut messages, &server.request).await?;
-                    Ok::<_, String>(messages)
+                    Ok::<_, String>(ask(&mut messages, &server.request).await?.then_some(messages))
                 });
                 match asked.await {
                     Some(Ok(messages)) => {
-                        connection = Some(messages);
+                        connection = messages;
                         course.borrow_mut().add(env.now(), 1);
                     }
                     Some(Err(_)) | None => {
