@@ -8,6 +8,7 @@ mod demo;
 mod digits;
 mod fetch;
 mod model;
+mod peers;
 mod places;
 mod process;
 mod python;
@@ -49,7 +50,7 @@ enum Command {
     Sim(sim::Arguments),
     /// Kill a job and its instances at random moments, and check every row of its output
     Chaos(chaos::Arguments),
-    /// Measure what calls cost, how full batches are, and a real model in a pipeline
+    /// Measure what calls cost, how full batches are, and a real model in a pipeline; `bench flow`: overload, beside other servers
     Bench(bench::Arguments),
 }
 
