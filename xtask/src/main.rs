@@ -8,9 +8,11 @@ mod demo;
 mod digits;
 mod fetch;
 mod model;
+mod peers;
 mod places;
 mod process;
 mod python;
+mod servers;
 mod setup;
 mod sim;
 mod test;
@@ -34,7 +36,7 @@ struct Menu {
 
 #[derive(Subcommand)]
 enum Command {
-    /// Fetch what tests and the demo need into .cache: the sentence model, images of digits
+    /// Fetch what tests and the demo need into .cache: the sentence model, images of digits, inference servers
     Setup,
     /// Formatting and lints, as CI wants them
     Check,
@@ -48,7 +50,7 @@ enum Command {
     Sim(sim::Arguments),
     /// Kill a job and its instances at random moments, and check every row of its output
     Chaos(chaos::Arguments),
-    /// Measure what calls cost, how full batches are, and a real model in a pipeline
+    /// Measure what calls cost, how full batches are, and a real model in a pipeline; `bench flow`: overload, beside other servers
     Bench(bench::Arguments),
 }
 
