@@ -3,6 +3,7 @@
 use anyhow::{Context, Result};
 use clap::Args;
 
+use crate::peers;
 use crate::places::Places;
 use crate::process::{self, cargo};
 use crate::setup;
@@ -10,16 +11,29 @@ use crate::setup;
 #[derive(Args)]
 #[command(after_help = include_str!("../../crates/pelton-trials/src/bench/how-to-read.txt"))]
 pub(crate) struct Arguments {
-    /// For the measurements, as in `--quick --only batching --json FILE`; `cargo xtask bench -- --help` lists them
+    /// For the measurements, as in `--quick --only batching --json FILE`, or `flow` and what it takes; `cargo xtask bench -- --help` and
+    /// `cargo xtask bench flow --help` list them
     #[arg(trailing_var_arg = true, allow_hyphen_values = true, value_name = "ARGUMENT")]
     rest: Vec<String>,
 }
 
 pub(crate) fn run(places: &Places, arguments: &Arguments) -> Result<()> {
     let asks = |flag: &str| arguments.rest.iter().any(|a| a == flag || a.starts_with(&format!("{flag}=")));
+    let helps = asks("--help") || asks("-h");
+    if arguments.rest.first().is_some_and(|first| first == "flow") {
+        // Without the sentence model, which takes longer to build than all the rest.
+        let trials =
+            ["run", "--release", "--package", "pelton-trials", "--no-default-features", "--", "bench"];
+        let mut bench = cargo(&places.root, trials);
+        bench.args(&arguments.rest);
+        if !helps && !asks("--no-peers") {
+            peers::install(places, &arguments.rest, &mut bench);
+        }
+        return process::run(&mut bench).context("the measurements failed");
+    }
     let mut bench = cargo(&places.root, ["run", "--release", "--package", "pelton-trials", "--", "bench"]);
     bench.args(&arguments.rest);
-    if !asks("--help") && !asks("-h") {
+    if !helps {
         if std::env::var_os("PELTON_MODEL").is_none() {
             setup::run(places)?;
             bench.env("PELTON_MODEL", places.model());

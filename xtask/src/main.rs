@@ -8,6 +8,7 @@ mod demo;
 mod digits;
 mod fetch;
 mod model;
+mod peers;
 mod places;
 mod process;
 mod python;
@@ -45,11 +46,11 @@ enum Command {
     Ci,
     /// Set up, build, index a book, search it, classify images
     Demo(demo::Arguments),
-    /// Run the real client, control and instances with simulated time, network and processes
+    /// Play flow control against modelled backends, or the service plane under faults, in virtual time
     Sim(sim::Arguments),
     /// Kill a job and its instances at random moments, and check every row of its output
     Chaos(chaos::Arguments),
-    /// Measure what calls cost, how full batches are, and a real model in a pipeline
+    /// Measure what calls cost, how full batches are, and a real model in a pipeline; `bench flow`: overload, beside other servers
     Bench(bench::Arguments),
 }
 

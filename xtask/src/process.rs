@@ -17,7 +17,7 @@ pub(crate) fn cargo(root: &Path, arguments: impl IntoIterator<Item = impl AsRef<
 
 /// Runs it with this terminal; fails unless it succeeds.
 pub(crate) fn run(command: &mut Command) -> Result<()> {
-    println!("$ {}", shown(command));
+    eprintln!("$ {}", shown(command));
     let status = command.status().map_err(|e| not_started(command, e))?;
     if !status.success() {
         bail!("`{}` failed ({status}); its words are above", shown(command));
@@ -53,10 +53,10 @@ fn shown(command: &Command) -> String {
 
 /// Says what is done and, afterwards, how long it took.
 pub(crate) fn step<T>(what: &str, work: impl FnOnce() -> Result<T>) -> Result<T> {
-    println!("{what} ...");
+    eprintln!("{what} ...");
     let (done, took) = timed(work);
     let done = done.with_context(|| what.to_owned())?;
-    println!("{what}: done in {:.1} s", took.as_secs_f64());
+    eprintln!("{what}: done in {:.1} s", took.as_secs_f64());
     Ok(done)
 }
 

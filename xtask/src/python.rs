@@ -64,7 +64,12 @@ impl Python {
         arguments: impl IntoIterator<Item = impl AsRef<OsStr>>,
         paths: impl IntoIterator<Item = impl AsRef<OsStr>>,
     ) -> Result<()> {
-        process::run(Command::new(&self.program).args(arguments).args(paths))
+        // What it says is no result of this command.
+        process::run(Command::new(&self.program).args(arguments).args(paths).stdout(std::io::stderr()))
+    }
+
+    pub(crate) fn program(&self) -> &OsStr {
+        &self.program
     }
 
     /// The environment of [`environment`](Self::environment), if it has been made.
@@ -104,7 +109,7 @@ impl Python {
         inside.run(pip, [requirements]).with_context(|| {
             format!(
                 "pip could not install {}; check the network and pip's settings (`{self} -m pip config list`), then run \
-                 `cargo xtask setup` again",
+                 the same command again",
                 requirements.display()
             )
         })?;

@@ -6,6 +6,7 @@ mod pipeline;
 mod progress;
 mod search;
 mod status;
+mod watch;
 
 use std::io::IsTerminal;
 use std::process::ExitCode;

@@ -10,13 +10,26 @@ use pelton::env::real::Host;
 
 #[derive(Args)]
 pub(crate) struct Arguments {
-    /// Print JSON, a line a job
+    /// Print JSON, a line a job (with --watch: a line a service and look)
     #[arg(long)]
     json: bool,
+    /// Look again and again, and show where each second goes for each service
+    #[arg(long, short)]
+    watch: bool,
+    /// From look to look
+    #[arg(long, default_value = "1s", requires = "watch", value_parser = humantime::parse_duration)]
+    interval: Duration,
+    /// So many looks; by default until Ctrl-C
+    #[arg(long, requires = "watch")]
+    times: Option<u64>,
 }
 
 pub(crate) fn run(arguments: &Arguments) -> Result<ExitCode> {
     crate::log();
+    if arguments.watch {
+        crate::watch::run(arguments.interval, arguments.times, arguments.json)?;
+        return Ok(ExitCode::SUCCESS);
+    }
     let found = rundir::jobs(&rundir::base())?;
     if found.is_empty() && !arguments.json {
         println!("no jobs run here");

@@ -7,6 +7,7 @@ use std::time::Duration;
 use pelton_core::call::{Caller, Holder, Receiver, Submission};
 use pelton_core::declaration::Declaration;
 use pelton_core::endpoint::{Endpoint, EndpointDelta};
+use pelton_core::meter::CallerMeter;
 use pelton_core::service::MethodSpec;
 use pelton_core::{Bytes, RequestId};
 use pelton_env::{Env, Place, Task};
@@ -31,7 +32,7 @@ pub struct Settings {
 }
 
 /// What a client has in hand at one moment.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq)]
 pub struct Stats {
     /// Instances that take requests from here.
     pub ready: usize,
@@ -41,6 +42,8 @@ pub struct Stats {
     pub held: usize,
     /// Attempts beyond the first, so far.
     pub retries: u64,
+    /// Where the time of the requests went, and how they ended.
+    pub meter: CallerMeter,
 }
 
 /// A client of one service. Its tasks end when it is dropped.
@@ -73,9 +76,8 @@ impl Client {
         settings: Settings,
         deltas: mpsc::UnboundedReceiver<EndpointDelta>,
     ) -> Arc<Client> {
-        let Declaration { name, retry, timeout, max_message, .. } = settings.declaration.clone();
-        let state =
-            State::new(name.clone(), settings.methods.clone(), retry, timeout, max_message, env.rng());
+        let Declaration { name, max_message, .. } = settings.declaration.clone();
+        let state = State::new(&settings.declaration, settings.methods.clone(), env.rng(), env.now());
         let inner = Inner { state, connections: BTreeMap::new(), tasks: BTreeMap::new(), next_connection: 0 };
         let shared = Arc::new(Shared {
             env: env.clone(),
@@ -98,6 +100,7 @@ impl Client {
             unended: inner.state.unended(),
             held: inner.state.sent(),
             retries: inner.state.retries(),
+            meter: inner.state.meter().clone(),
         }
     }
 }

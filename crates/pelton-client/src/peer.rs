@@ -1,9 +1,12 @@
 //! What a client knows of one instance.
 
 use std::collections::BTreeSet;
+use std::time::Duration;
 
 use pelton_core::endpoint::Endpoint;
 use pelton_core::{RequestId, Time};
+use pelton_policy::health::{Admission, Health, Settings};
+use pelton_wire::Demand;
 
 /// An instance as this client numbers it.
 pub type PeerKey = u64;
@@ -21,6 +24,8 @@ pub(crate) struct Peer {
     pub(crate) held: u64,
     /// Sent to it, not ended.
     pub(crate) in_flight: BTreeSet<RequestId>,
+    /// What it has may be what instances die of: nothing else is sent to it meanwhile.
+    pub(crate) isolates: bool,
     /// Results that it may forget.
     pub(crate) to_acknowledge: Vec<RequestId>,
     pub(crate) acknowledged: Acknowledged,
@@ -31,6 +36,34 @@ pub(crate) struct Peer {
     /// Since when there is no connection.
     pub(crate) lost_since: Option<Time>,
     pub(crate) window: Window,
+    /// Whether it answers.
+    pub(crate) health: Health,
+    /// How long its answers take.
+    pub(crate) answer: Latency,
+}
+
+/// How long answers take from here: the mean and the mean deviation of the newest ones.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct Latency {
+    mean: f64,
+    deviation: f64,
+}
+
+impl Latency {
+    pub(crate) fn observe(&mut self, took: Duration) {
+        let took = took.as_secs_f64();
+        if self.mean == 0.0 {
+            (self.mean, self.deviation) = (took, took / 2.0);
+        } else {
+            self.deviation += 0.1 * ((took - self.mean).abs() - self.deviation);
+            self.mean += 0.1 * (took - self.mean);
+        }
+    }
+
+    /// An answer rarely takes longer. (As TCP sets its timer: mean and four deviations; RFC 6298.)
+    pub(crate) fn usual(&self) -> Duration {
+        Duration::from_secs_f64(self.mean + 4.0 * self.deviation)
+    }
 }
 
 /// Counted from the start of a connection: announced, permitted, sent and returned rows.
@@ -40,6 +73,8 @@ pub(crate) struct Window {
     pub(crate) permitted: u64,
     pub(crate) sent: u64,
     pub(crate) returned: u64,
+    /// What was last said of the rows announced.
+    pub(crate) like: Demand,
 }
 
 impl Window {
@@ -53,19 +88,32 @@ impl Window {
         self.announced.saturating_sub(self.permitted)
     }
 
-    /// The new announcement that says that we want `wanted`, if it is worth a frame. Small changes of a large demand are not; what
-    /// begins or ends always is.
-    pub(crate) fn announce(&mut self, wanted: u64) -> Option<u64> {
+    /// The new announcement that says that we want `wanted` rows like these, if it is worth a frame. Small changes of a large demand are
+    /// not; what begins or ends always is.
+    pub(crate) fn announce(&mut self, wanted: u64, like: Demand) -> Option<u64> {
         let demand = self.demand();
         let worth_it = match (demand, wanted) {
+            (0, 0) => false,
+            _ if self.differs(&like) => true,
             (d, w) if d == w => false,
             (0, _) | (_, 0) => true,
             (d, w) => w.abs_diff(d) > d / 4,
         };
         worth_it.then(|| {
             self.announced = self.permitted + wanted;
+            self.like = like;
             self.announced
         })
+    }
+
+    /// Whether the rows are now of another kind than the instance was told.
+    fn differs(&self, like: &Demand) -> bool {
+        let off = |a: f64, b: f64| (a - b).abs() > 0.1 * a.max(b);
+        let mixed = |d: &Demand| (d.interactive > 0, d.bulk > 0);
+        off(self.like.row_weight, like.row_weight)
+            || self.like.row_bytes.abs_diff(like.row_bytes) > self.like.row_bytes / 2
+            || self.like.patience != like.patience
+            || mixed(&self.like) != mixed(like)
     }
 }
 
@@ -123,22 +171,45 @@ impl Peer {
             draining: false,
             held: 0,
             in_flight: BTreeSet::new(),
+            isolates: false,
             to_acknowledge: Vec::new(),
             acknowledged: Acknowledged::default(),
             to_cancel: Vec::new(),
             failures: 0,
             lost_since: None,
             window: Window::default(),
+            health: Health::new(Settings::default()),
+            answer: Latency::default(),
         }
+    }
+
+    /// It has ended, or lost, this request.
+    pub(crate) fn forget(&mut self, id: RequestId) {
+        self.in_flight.remove(&id);
+        self.isolates &= !self.in_flight.is_empty();
     }
 
     pub(crate) fn takes_requests(&self) -> bool {
         self.connection.is_some() && !self.draining
     }
 
-    /// How much work stands before a new request there.
+    /// How many rows may be sent to it: all that it permits, one to see whether it is back, or none. `suspect`: the next in line may be
+    /// what instances die of, and has one to itself.
+    pub(crate) fn admits(&self, alone: bool, suspect: bool, now: Time) -> u64 {
+        match self.health.admission(alone, now) {
+            _ if !self.takes_requests() || self.isolates => 0,
+            _ if suspect && !self.in_flight.is_empty() => 0,
+            Admission::Yes if suspect => 1,
+            Admission::Yes => u64::MAX,
+            Admission::Probe => 1,
+            Admission::NotBefore(_) | Admission::WaitForProbe => 0,
+        }
+    }
+
+    /// How much work stands before a new request there; failures count as much work.
     pub(crate) fn load(&self) -> u64 {
-        self.held.max(self.in_flight.len() as u64)
+        let held = self.held.max(self.in_flight.len() as u64);
+        ((held as f64 + 1.0) * self.health.bias()) as u64 - 1
     }
 }
 
@@ -149,13 +220,17 @@ mod tests {
     #[test]
     fn only_news_are_announced() {
         let mut window = Window { announced: 10, permitted: 10, ..Window::default() };
-        assert_eq!(window.announce(0), None);
-        assert_eq!(window.announce(100), Some(110));
-        assert_eq!(window.announce(110), None, "a tenth more");
-        assert_eq!(window.announce(200), Some(210));
+        let like = Demand::default();
+        assert_eq!(window.announce(0, like), None);
+        assert_eq!(window.announce(100, like), Some(110));
+        assert_eq!(window.announce(110, like), None, "a tenth more");
+        assert_eq!(window.announce(200, like), Some(210));
+        let urgent = Demand { interactive: 1, ..like };
+        assert_eq!(window.announce(200, urgent), Some(210), "the same number, but of other rows");
         window.permitted = 210;
         assert_eq!((window.demand(), window.available()), (0, 210));
-        assert_eq!(window.announce(1), Some(211));
-        assert_eq!(window.announce(0), Some(210));
+        assert_eq!(window.announce(1, urgent), Some(211));
+        assert_eq!(window.announce(0, like), Some(210));
+        assert_eq!(window.announce(0, urgent), None);
     }
 }

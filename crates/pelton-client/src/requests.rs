@@ -17,6 +17,8 @@ pub(crate) enum Place {
     Backlog { ticket: u64 },
     /// Waits for the time to be tried again.
     Delayed { until: Time },
+    /// Waits for an earlier request of its key.
+    Behind,
     /// An instance has it.
     Sent(PeerKey),
 }
@@ -32,6 +34,21 @@ pub(crate) struct Request {
     pub(crate) attempt_timeout: Option<Duration>,
     /// In the service's unit.
     pub(crate) weight: f64,
+    /// How long its caller waits for an answer.
+    pub(crate) patience: Option<Duration>,
+    /// Requests of one key run one after another.
+    pub(crate) key: Option<Key>,
+    /// Since when it waits for a permit, or since when an instance has it.
+    pub(crate) since: Time,
+    pub(crate) submitted: Time,
+    /// How long it waited for the permit that it was sent on.
+    pub(crate) waited: Duration,
+    /// When this attempt has had its time.
+    pub(crate) attempt_until: Option<Time>,
+    /// How often an instance was lost that had it.
+    pub(crate) losses: u32,
+    /// Its next try has to be paid for by the retry budget.
+    pub(crate) unpaid: bool,
     /// Attempts that may have run.
     pub(crate) attempts: u32,
     pub(crate) receiver: Arc<dyn Receiver>,
@@ -44,6 +61,29 @@ pub(crate) struct Request {
     pub(crate) place: Place,
 }
 
+/// A call site and one of its keys.
+pub(crate) type Key = (u32, u64);
+
+/// Lost with so many instances, a request is run alone from then on: it may be what they die of.
+const SUSPECT: u32 = 2;
+
+impl Request {
+    /// Its time from when it was submitted.
+    fn timeout(&self) -> Option<Duration> {
+        self.deadline.map(|at| at.since(self.submitted))
+    }
+
+    /// Whether it shall run in a batch of its own.
+    pub(crate) fn alone(&self) -> bool {
+        self.losses >= SUSPECT
+    }
+
+    /// What only requests that are equal in it can share a frame.
+    fn kind(&self) -> (u16, bool, bool) {
+        (self.method, self.deadline.is_some() || self.attempt_timeout.is_some(), self.alone())
+    }
+}
+
 /// All requests that have not ended.
 #[derive(Default)]
 pub(crate) struct Requests {
@@ -52,6 +92,15 @@ pub(crate) struct Requests {
     lanes: BTreeMap<Priority, VecDeque<(RequestId, u64)>>,
     backlog_rows: u64,
     backlog_bytes: u64,
+    backlog_weight: f64,
+    /// Rows of the backlog by priority.
+    waiting: [u64; 3],
+    /// How many requests have which patience.
+    patience: BTreeMap<Duration, u64>,
+    /// The requests that wait behind an earlier one of their key, which is not among them.
+    keys: BTreeMap<Key, VecDeque<RequestId>>,
+    /// When attempts have had their time.
+    attempts: BTreeSet<(Time, RequestId)>,
     delayed: BTreeSet<(Time, RequestId)>,
     deadlines: BTreeSet<(Time, RequestId)>,
     next_ticket: u64,
@@ -74,15 +123,35 @@ impl Requests {
         self.backlog_rows
     }
 
+    /// How long a request that was sent had waited for it.
+    pub(crate) fn waited(&self, id: RequestId) -> Duration {
+        self.all.get(&id).map_or(Duration::ZERO, |r| r.waited)
+    }
+
     /// Mean size of the rows that wait.
     pub(crate) fn row_bytes(&self) -> u64 {
         self.backlog_bytes.checked_div(self.backlog_rows).unwrap_or(0)
     }
 
+    /// Mean weight of the rows that wait.
+    pub(crate) fn row_weight(&self) -> f64 {
+        if self.backlog_rows == 0 { 0.0 } else { self.backlog_weight / self.backlog_rows as f64 }
+    }
+
+    /// Rows that wait, by priority.
+    pub(crate) fn waiting(&self) -> [u64; 3] {
+        self.waiting
+    }
+
+    /// The shortest time that any caller waits for an answer.
+    pub(crate) fn patience(&self) -> Option<Duration> {
+        self.patience.first_key_value().map(|(d, _)| *d)
+    }
+
     /// When something is due: a delayed try or a deadline.
     pub(crate) fn due(&self) -> Option<Time> {
         let first = |set: &BTreeSet<(Time, RequestId)>| set.first().map(|(at, _)| *at);
-        first(&self.delayed).into_iter().chain(first(&self.deadlines)).min()
+        [first(&self.delayed), first(&self.deadlines), first(&self.attempts)].into_iter().flatten().min()
     }
 
     /// A new request, at the end of the backlog. `place` is set here. False if the id is in flight already.
@@ -93,18 +162,51 @@ impl Requests {
         if let Some(deadline) = request.deadline {
             self.deadlines.insert((deadline, id));
         }
+        if let Some(patience) = request.patience {
+            *self.patience.entry(patience).or_default() += 1;
+        }
+        let (key, since) = (request.key, request.since);
         self.all.insert(id, request);
-        self.enqueue(id, false);
+        match key.and_then(|key| self.keys.get_mut(&key)) {
+            Some(behind) => {
+                behind.push_back(id);
+                if let Some(request) = self.all.get_mut(&id) {
+                    request.place = Place::Behind;
+                }
+            }
+            None => {
+                key.map(|key| self.keys.insert(key, VecDeque::new()));
+                self.enqueue(id, false, since);
+            }
+        }
         true
     }
 
-    fn enqueue(&mut self, id: RequestId, front: bool) {
+    /// The first request of a key has ended, or was never sent: the next one's turn.
+    fn free(&mut self, key: Key, id: RequestId, was_behind: bool, now: Time) {
+        let Some(behind) = self.keys.get_mut(&key) else { return };
+        if was_behind {
+            behind.retain(|other| *other != id);
+            return;
+        }
+        match behind.pop_front() {
+            Some(next) => self.enqueue(next, false, now),
+            None => {
+                self.keys.remove(&key);
+            }
+        }
+    }
+
+    fn enqueue(&mut self, id: RequestId, front: bool, now: Time) {
         let Some(request) = self.all.get_mut(&id) else { return };
         let ticket = self.next_ticket;
         self.next_ticket += 1;
         request.place = Place::Backlog { ticket };
+        request.since = now;
         self.backlog_rows += 1;
         self.backlog_bytes += request.bytes;
+        self.backlog_weight += request.weight;
+        self.waiting[request.priority as usize] += 1;
         let lane = self.lanes.entry(request.priority).or_default();
         if front { lane.push_front((id, ticket)) } else { lane.push_back((id, ticket)) }
     }
@@ -116,18 +218,25 @@ impl Requests {
             Place::Backlog { .. } => {
                 self.backlog_rows -= 1;
                 self.backlog_bytes -= request.bytes;
+                self.backlog_weight -= request.weight;
+                self.waiting[request.priority as usize] -= 1;
             }
             Place::Delayed { until } => {
                 self.delayed.remove(&(until, id));
             }
-            Place::Sent(_) => {}
+            Place::Sent(_) => {
+                if let Some(at) = request.attempt_until {
+                    self.attempts.remove(&(at, id));
+                }
+            }
+            Place::Behind => {}
         }
     }
 
     /// Puts a request back to the front of the backlog: it has waited longest.
-    pub(crate) fn requeue(&mut self, id: RequestId) {
+    pub(crate) fn requeue(&mut self, id: RequestId, now: Time) {
         self.unplace(id);
-        self.enqueue(id, true);
+        self.enqueue(id, true, now);
     }
 
     pub(crate) fn delay(&mut self, id: RequestId, until: Time) {
@@ -146,18 +255,73 @@ impl Requests {
         })
     }
 
-    pub(crate) fn remove(&mut self, id: RequestId) -> Option<Request> {
+    pub(crate) fn remove(&mut self, id: RequestId, now: Time) -> Option<Request> {
         self.unplace(id);
         let request = self.all.remove(&id)?;
+        if let Some(count) = request.patience.and_then(|p| self.patience.get_mut(&p)) {
+            *count -= 1;
+            if *count == 0 {
+                request.patience.map(|p| self.patience.remove(&p));
+            }
+        }
+        if let Some(key) = request.key {
+            self.free(key, id, request.place == Place::Behind, now);
+        }
+        if self.backlog_rows == 0 {
+            // What rounding left behind.
+            self.backlog_weight = 0.0;
+        }
         if let Some(deadline) = request.deadline {
             self.deadlines.remove(&(deadline, id));
         }
         Some(request)
     }
 
-    /// Takes the next requests to send to `peer`, up to `rows` of one method and priority, all with a deadline or all without,
-    /// and up to `bytes` (at least one).
-    pub(crate) fn take(&mut self, peer: PeerKey, rows: u64, bytes: u64) -> Vec<RequestId> {
+    /// Requests of the backlog that had better end now: they have waited for more than half of their time, and what is left is less
+    /// than `answer`, which an answer takes. Sent, they would only keep others from being in time.
+    pub(crate) fn hopeless(&self, answer: Duration, now: Time) -> Vec<RequestId> {
+        let soon = self.deadlines.iter().take_while(|(at, _)| at.since(now) < answer);
+        let in_vain = |id: &RequestId| {
+            self.all.get(id).is_some_and(|r| {
+                let left = r.deadline.map_or(Duration::MAX, |at| at.since(now));
+                matches!(r.place, Place::Backlog { .. } | Place::Behind)
+                    && r.timeout().is_some_and(|all| left < all / 2)
+            })
+        };
+        soon.map(|(_, id)| *id).filter(in_vain).collect()
+    }
+
+    /// When the next request becomes hopeless, with answers that take so long.
+    pub(crate) fn hopeless_at(&self, answer: Duration) -> Option<Time> {
+        if self.backlog_rows == 0 {
+            return None;
+        }
+        // The first deadline of all is near enough: later ones are found when something happens.
+        let waits = |r: &&Request| matches!(r.place, Place::Backlog { .. } | Place::Behind);
+        let (at, first) = self
+            .deadlines
+            .iter()
+            .find_map(|(at, id)| self.all.get(id).filter(waits).map(|request| (*at, request)))?;
+        let half = first.timeout().unwrap_or_default() / 2;
+        Some(at - answer.min(half) + Duration::from_nanos(1))
+    }
+
+    /// Whether the next in line shall be alone.
+    pub(crate) fn suspect_is_next(&mut self) -> bool {
+        for lane in self.lanes.values_mut() {
+            while let Some(&(id, ticket)) = lane.front() {
+                match self.all.get(&id).filter(|r| r.place == (Place::Backlog { ticket })) {
+                    Some(request) => return request.alone(),
+                    None => lane.pop_front(),
+                };
+            }
+        }
+        false
+    }
+
+    /// The next requests in line, as many as one frame to `peer` may hold; they are there after this. Up to `rows` of one method and
+    /// priority, all with a limit on their time or all without, and up to `bytes` (at least one).
+    pub(crate) fn take(&mut self, peer: PeerKey, rows: u64, bytes: u64, now: Time) -> Vec<RequestId> {
         let mut taken: Vec<RequestId> = Vec::new();
         let mut total = 0;
         let mut kind = None;
@@ -169,8 +333,7 @@ impl Requests {
                     continue;
                 };
                 let fits = taken.is_empty() || total + request.bytes <= bytes;
-                let limited = request.deadline.is_some() || request.attempt_timeout.is_some();
-                let kind_of_this = (request.method, limited);
+                let kind_of_this = request.kind();
                 if taken.len() as u64 >= rows || !fits || kind.is_some_and(|k| k != kind_of_this) {
                     return taken;
                 }
@@ -178,7 +341,15 @@ impl Requests {
                 total += request.bytes;
                 self.backlog_rows -= 1;
                 self.backlog_bytes -= request.bytes;
+                self.backlog_weight -= request.weight;
+                self.waiting[request.priority as usize] -= 1;
                 request.place = Place::Sent(peer);
+                request.waited = now.since(request.since);
+                request.since = now;
+                request.attempt_until = request.attempt_timeout.map(|timeout| now + timeout);
+                if let Some(at) = request.attempt_until {
+                    self.attempts.insert((at, id));
+                }
                 taken.push(id);
                 lane.pop_front();
             }
@@ -189,14 +360,18 @@ impl Requests {
         taken
     }
 
-    /// Puts what is due again into the backlog, and returns those whose deadline has passed.
-    pub(crate) fn tick(&mut self, now: Time) -> Vec<RequestId> {
-        while let Some(&(at, id)) = self.delayed.first() {
-            if at > now {
-                break;
-            }
-            self.requeue(id);
-        }
+    /// Those whose attempt has had its time.
+    pub(crate) fn overdue(&self, now: Time) -> Vec<RequestId> {
+        self.attempts.iter().take_while(|(at, _)| *at <= now).map(|(_, id)| *id).collect()
+    }
+
+    /// Those that were delayed until now.
+    pub(crate) fn again(&self, now: Time) -> Vec<RequestId> {
+        self.delayed.iter().take_while(|(at, _)| *at <= now).map(|(_, id)| *id).collect()
+    }
+
+    /// Those whose deadline has passed.
+    pub(crate) fn late(&self, now: Time) -> Vec<RequestId> {
         self.deadlines.iter().take_while(|(at, _)| *at <= now).map(|(_, id)| *id).collect()
     }
 }
@@ -232,6 +407,14 @@ mod tests {
             deadline: deadline.map(at),
             attempt_timeout: None,
             weight: 1.0,
+            patience: None,
+            key: None,
+            since: Time::ZERO,
+            submitted: Time::ZERO,
+            waited: Duration::ZERO,
+            attempt_until: None,
+            losses: 0,
+            unpaid: false,
             attempts: 0,
             receiver: Arc::new(Nobody),
             explicit: false,
@@ -249,7 +432,7 @@ mod tests {
         }
         let mut frames: Vec<Vec<u64>> = Vec::new();
         loop {
-            let taken = all.take(1, 3, bytes);
+            let taken = all.take(1, 3, bytes, Time::ZERO);
             if taken.is_empty() {
                 break;
             }
@@ -276,14 +459,66 @@ mod tests {
         for i in 0..3 {
             all.insert(id(i), request(0, Priority::Normal, None));
         }
-        assert_eq!(all.take(1, 2, 99), [id(0), id(1)]);
-        all.requeue(id(1));
+        assert_eq!(all.take(1, 2, 99, at(1)), [id(0), id(1)]);
+        all.requeue(id(1), at(1));
         all.delay(id(0), at(5));
         assert_eq!((all.backlog_rows(), all.due()), (2, Some(at(5))));
-        assert_eq!(all.take(1, 9, 99), [id(1), id(2)]);
-        assert!(all.tick(at(5)).is_empty());
-        assert_eq!(all.take(1, 9, 99), [id(0)]);
+        assert_eq!(all.take(1, 9, 99, at(2)), [id(1), id(2)]);
+        assert!(all.late(at(5)).is_empty());
+        assert_eq!(all.again(at(5)), [id(0)]);
+        all.requeue(id(0), at(5));
+        assert_eq!(all.take(1, 9, 99, at(5)), [id(0)]);
         assert_eq!((all.backlog_rows(), all.due()), (0, None));
+    }
+
+    #[test]
+    fn requests_of_a_key_go_one_after_another() {
+        let mut all = Requests::default();
+        for (i, key) in [1, 1, 2, 1].into_iter().enumerate() {
+            all.insert(id(i as u64), Request { key: Some((0, key)), ..request(0, Priority::Normal, None) });
+        }
+        assert_eq!(all.take(1, 9, 99, at(0)), [id(0), id(2)]);
+        // The one in the middle is taken back; the one that failed is tried again before those behind it.
+        all.remove(id(1), at(1));
+        all.requeue(id(0), at(1));
+        assert_eq!(all.take(1, 9, 99, at(1)), [id(0)]);
+        all.remove(id(0), at(2));
+        assert_eq!(all.take(1, 9, 99, at(2)), [id(3)]);
+        all.remove(id(3), at(3));
+        all.remove(id(2), at(3));
+        assert!(all.keys.is_empty());
+    }
+
+    #[test]
+    fn attempts_have_their_time_and_the_hopeless_are_told_early() {
+        let mut all = Requests::default();
+        let attempt_timeout = Some(Duration::from_millis(5));
+        all.insert(id(0), Request { attempt_timeout, ..request(0, Priority::Normal, None) });
+        all.take(1, 9, 99, at(1));
+        assert_eq!((all.due(), all.overdue(at(5)).len(), all.overdue(at(6))), (Some(at(6)), 0, vec![id(0)]));
+        all.requeue(id(0), at(6));
+        assert_eq!(all.due(), None);
+        all.insert(id(1), request(0, Priority::Normal, Some(100)));
+        let answer = Duration::from_millis(30);
+        assert!(all.hopeless(answer, at(69)).is_empty());
+        assert_eq!(all.hopeless(answer, at(71)), [id(1)]);
+        assert!(all.hopeless(answer * 9, at(49)).is_empty(), "half of its time is always its own");
+    }
+
+    #[test]
+    fn what_waits_is_known() {
+        let mut all = Requests::default();
+        for (i, (priority, weight)) in
+            [(Priority::Bulk, 2.0), (Priority::Interactive, 4.0)].into_iter().enumerate()
+        {
+            let patience = Some(Duration::from_secs(1 + i as u64));
+            all.insert(id(i as u64), Request { weight, patience, ..request(0, priority, None) });
+        }
+        assert_eq!((all.row_weight(), all.waiting()), (3.0, [1, 0, 1]));
+        assert_eq!(all.patience(), Some(Duration::from_secs(1)));
+        all.remove(id(0), at(1));
+        assert_eq!((all.row_weight(), all.waiting()), (4.0, [1, 0, 0]));
+        assert_eq!(all.patience(), Some(Duration::from_secs(2)));
     }
 
     #[test]
@@ -293,12 +528,12 @@ mod tests {
             all.insert(id(i as u64), request(0, Priority::Normal, deadline));
         }
         assert!(!all.insert(id(0), request(0, Priority::Normal, None)), "in flight already");
-        assert_eq!(all.tick(at(3)), [id(1)]);
+        assert_eq!(all.late(at(3)), [id(1)]);
         all.delay(id(2), at(9));
         for i in 0..3 {
-            assert!(all.remove(id(i)).is_some());
+            assert!(all.remove(id(i), at(3)).is_some());
         }
         assert_eq!((all.len(), all.backlog_rows(), all.row_bytes(), all.due()), (0, 0, 0, None));
-        assert!(all.take(1, 9, 99).is_empty());
+        assert!(all.take(1, 9, 99, at(9)).is_empty());
     }
 }

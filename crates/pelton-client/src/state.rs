@@ -9,12 +9,15 @@ use std::time::Duration;
 
 use arrow_array::RecordBatch;
 use pelton_core::call::{Acknowledge, Holder, Outcome, Receiver, Submission};
-use pelton_core::declaration::RetryLimits;
+use pelton_core::declaration::{Declaration, RetryLimits};
 use pelton_core::endpoint::{Endpoint, EndpointDelta};
+use pelton_core::meter::CallerMeter;
 use pelton_core::service::{MethodSpec, check_columns};
+use pelton_core::weigh::Scales;
 use pelton_core::{Bytes, Error, Fate, Kind, RequestId, RequestRun, Result, Retry, Time};
 use pelton_link::Message;
-use pelton_policy::balance;
+use pelton_policy::health::Admission;
+use pelton_policy::{balance, retry};
 use pelton_wire::body::{self, Piece, gather};
 use pelton_wire::{Deadlines, Demand, Frame, Welcome};
 use rand::rngs::StdRng;
@@ -74,38 +77,50 @@ pub struct State {
     service: String,
     methods: Arc<[MethodSpec]>,
     retry: RetryLimits,
+    /// What pays for tries after a failure.
+    budget: retry::Budget,
     default_timeout: Option<Duration>,
+    default_attempt_timeout: Option<Duration>,
     max_message: Bytes,
+    scales: Scales,
+    meter: CallerMeter,
     requests: Requests,
     peers: BTreeMap<PeerKey, Peer>,
     next_peer: PeerKey,
     /// Ended requests whose results wait at an instance for the caller's acknowledgement.
     ended: BTreeMap<RequestId, PeerKey>,
     holding: bool,
+    /// When it last looked.
+    seen: Time,
     retries: u64,
     rng: StdRng,
 }
 
 impl State {
-    pub fn new(
-        service: String,
-        methods: Arc<[MethodSpec]>,
-        retry: RetryLimits,
-        default_timeout: Option<Duration>,
-        max_message: Bytes,
-        rng: StdRng,
-    ) -> Self {
+    pub fn new(declaration: &Declaration, methods: Arc<[MethodSpec]>, rng: StdRng, now: Time) -> Self {
+        let Declaration { retry, batch, .. } = declaration;
+        let rows = f64::from(batch.rows);
+        let paid = retry::Settings {
+            share: retry.budget,
+            per_second: rows.max(5.0),
+            saved: (10.0 * rows).max(100.0),
+        };
         State {
-            service,
+            service: declaration.name.clone(),
             methods,
-            retry,
-            default_timeout,
-            max_message,
+            retry: *retry,
+            budget: retry::Budget::new(paid, now),
+            default_timeout: declaration.timeout,
+            default_attempt_timeout: declaration.attempt_timeout,
+            max_message: declaration.max_message,
+            scales: Scales::new(&declaration.weight),
+            meter: CallerMeter::default(),
             requests: Requests::default(),
             peers: BTreeMap::new(),
             next_peer: 0,
             ended: BTreeMap::new(),
             holding: false,
+            seen: now,
             retries: 0,
             rng,
         }
@@ -113,7 +128,23 @@ impl State {
 
     /// When [`Event::Tick`] is due.
     pub fn wake_at(&self) -> Option<Time> {
-        self.requests.due()
+        let alone = self.alone();
+        let probe = |p: &Peer| match p.health.admission(alone, Time::ZERO) {
+            Admission::NotBefore(at) if p.takes_requests() && at > self.seen => Some(at),
+            _ => None,
+        };
+        let probe =
+            if self.requests.backlog_rows() > 0 { self.peers.values().filter_map(probe).min() } else { None };
+        [self.requests.due(), probe, self.hopeless_at()].into_iter().flatten().min()
+    }
+
+    /// Whether no endpoint is left that answers.
+    fn alone(&self) -> bool {
+        !self.peers.values().any(|p| p.takes_requests() && p.health.is_well())
+    }
+
+    pub fn meter(&self) -> &CallerMeter {
+        &self.meter
     }
 
     pub fn unended(&self) -> usize {
@@ -148,10 +179,10 @@ impl State {
             Event::Submitted { submission, receiver } => {
                 self.submitted(submission, receiver, now, &mut actions)
             }
-            Event::Cancelled(ids) => self.cancelled(ids, &mut actions),
+            Event::Cancelled(ids) => self.cancelled(ids, now, &mut actions),
             Event::Acknowledged(ids) => self.acknowledged(ids),
             Event::Held => self.holding = true,
-            Event::Endpoints(delta) => self.endpoints(delta, &mut actions),
+            Event::Endpoints(delta) => self.endpoints(delta, now, &mut actions),
             Event::Connected { peer, connection, welcome } => {
                 self.connected(peer, connection, &welcome, &mut actions)
             }
@@ -164,16 +195,55 @@ impl State {
             }
             Event::Tick => {}
         }
-        for id in self.requests.tick(now) {
-            let fate = self.fate(id);
-            let error = Error::new(Kind::Deadline, fate, Retry::Never, "the deadline passed");
-            self.tell_to_cancel(id, &mut actions);
-            self.end(id, Err(error), &mut actions);
-        }
+        self.seen = now;
+        self.look_at_the_time(now, &mut actions);
         self.send(now, &mut actions);
-        self.announce(&mut actions);
+        self.announce(now, &mut actions);
         self.flush_acknowledgements(&mut actions);
         coalesce(actions)
+    }
+
+    /// What has become due: deadlines, attempts that took too long, tries that were delayed.
+    fn look_at_the_time(&mut self, now: Time, actions: &mut Vec<Action>) {
+        for id in self.requests.late(now) {
+            let error = Error::new(Kind::Deadline, self.fate(id), Retry::Never, "the deadline passed");
+            self.tell_to_cancel(id, actions);
+            self.end(id, Err(error), now, actions);
+        }
+        for id in self.requests.overdue(now) {
+            self.attempt_overdue(id, now, actions);
+        }
+        if let Some(answer) = self.usual_answer() {
+            for id in self.requests.hopeless(answer, now) {
+                let message = format!("the deadline is too near: an answer takes {answer:?}");
+                let error = Error::new(Kind::Deadline, self.fate(id), Retry::Never, message);
+                self.end(id, Err(error), now, actions);
+            }
+        }
+        for id in self.requests.again(now) {
+            let unpaid = self.requests.get(id).is_some_and(|r| r.unpaid);
+            match if unpaid { self.budget.take(now) } else { Ok(()) } {
+                Ok(()) => {
+                    if let Some(request) = self.requests.get_mut(id) {
+                        request.unpaid = false;
+                    }
+                    self.requests.requeue(id, now);
+                }
+                Err(at) => self.requests.delay(id, at),
+            }
+        }
+    }
+
+    /// How long answers take, from the quickest of the instances.
+    fn usual_answer(&self) -> Option<Duration> {
+        let known = self.peers.values().filter(|p| p.takes_requests()).map(|p| p.answer.usual());
+        known.filter(|d| !d.is_zero()).min()
+    }
+
+    /// When the next request of the backlog will have too little time left.
+    fn hopeless_at(&self) -> Option<Time> {
+        let answer = self.usual_answer()?;
+        self.requests.hopeless_at(answer)
     }
 
     fn fate(&self, id: RequestId) -> Fate {
@@ -193,14 +263,18 @@ impl State {
         now: Time,
         actions: &mut Vec<Action>,
     ) {
-        let Submission { method, ids, arguments, timeout, attempt_timeout, priority, keys: _, acknowledge } =
+        let Submission { method, ids, arguments, timeout, attempt_timeout, priority, keys, acknowledge } =
             submission;
-        if let Err(e) = self.check(method, &ids, &arguments) {
+        if let Err(e) = self.check(method, &ids, &arguments, keys.as_deref()) {
             let outcome = |id| Outcome { id, rows: Err(e.clone()), last: true };
             actions.push(Action::Deliver(receiver, ids.into_iter().map(outcome).collect()));
             return;
         }
-        let deadline = timeout.or(self.default_timeout).map(|t| now + t);
+        let timeout = timeout.or(self.default_timeout);
+        let attempt_timeout = attempt_timeout.or(self.default_attempt_timeout);
+        let patience = [timeout, attempt_timeout].into_iter().flatten().min();
+        let deadline = timeout.map(|t| now + t);
+        let weights = self.scales.input(&arguments);
         let bytes = body::bytes(&arguments);
         let each = (bytes / ids.len().max(1) as u64).max(1);
         // Only where the whole could hold one row that is too large, each is looked at.
@@ -230,7 +304,15 @@ impl State {
                 bytes: size,
                 deadline,
                 attempt_timeout,
-                weight: 1.0,
+                weight: weights.at(offset),
+                patience,
+                key: keys.as_ref().map(|keys| (id.operator, keys[offset])),
+                since: now,
+                submitted: now,
+                waited: Duration::ZERO,
+                attempt_until: None,
+                losses: 0,
+                unpaid: false,
                 attempts: 0,
                 receiver: receiver.clone(),
                 explicit: acknowledge == Acknowledge::Explicit,
@@ -242,7 +324,13 @@ impl State {
         }
     }
 
-    fn check(&self, method: usize, ids: &[RequestId], arguments: &RecordBatch) -> Result<()> {
+    fn check(
+        &self,
+        method: usize,
+        ids: &[RequestId],
+        arguments: &RecordBatch,
+        keys: Option<&[u64]>,
+    ) -> Result<()> {
         let Some(spec) = self.methods.get(method) else {
             return Err(Error::invalid(format!("service `{}` has no method number {method}", self.service)));
         };
@@ -250,16 +338,19 @@ impl State {
             let rows = arguments.num_rows();
             return Err(Error::invalid(format!("{} request ids for {rows} rows of arguments", ids.len())));
         }
+        if let Some(keys) = keys.filter(|keys| keys.len() != ids.len()) {
+            return Err(Error::invalid(format!("{} keys for {} requests", keys.len(), ids.len())));
+        }
         check_columns(&format!("arguments of `{}.{}`", self.service, spec.name), arguments, &spec.input)
     }
 
-    fn cancelled(&mut self, ids: Vec<RequestId>, actions: &mut Vec<Action>) {
+    fn cancelled(&mut self, ids: Vec<RequestId>, now: Time, actions: &mut Vec<Action>) {
         for id in ids {
             if self.requests.get(id).is_some() {
                 let error =
                     Error::new(Kind::Cancelled, self.fate(id), Retry::Never, "the request was cancelled");
                 self.tell_to_cancel(id, actions);
-                self.end(id, Err(error), actions);
+                self.end(id, Err(error), now, actions);
             }
         }
     }
@@ -287,12 +378,26 @@ impl State {
 
     /// Uses the permits that are there for what waits; gives back those that are too many.
     fn send(&mut self, now: Time, actions: &mut Vec<Action>) {
+        let alone = self.alone();
         for (&key, peer) in &mut self.peers {
-            while peer.takes_requests() && !self.holding && peer.window.available() > 0 {
-                let rows = peer.window.available().min(FRAME_ROWS);
-                let ids = self.requests.take(key, rows, self.max_message.get());
+            while !self.holding && peer.window.available() > 0 {
+                let suspect = self.requests.suspect_is_next();
+                let admitted = peer.admits(alone, suspect, now);
+                if admitted == 0 {
+                    break;
+                }
+                let rows = peer.window.available().min(FRAME_ROWS).min(admitted);
+                let ids = self.requests.take(key, rows, self.max_message.get(), now);
+                for id in &ids {
+                    let waited = self.requests.waited(*id).as_micros() as u64;
+                    self.meter.permit_wait.record(waited);
+                }
                 let Some(first) = ids.first().and_then(|id| self.requests.get(*id)) else { break };
-                let (method, priority) = (first.method, first.priority);
+                let (method, priority, single) = (first.method, first.priority, first.alone());
+                if !peer.health.is_well() {
+                    peer.health.probing();
+                }
+                peer.isolates = single;
                 let requests = ids.iter().filter_map(|id| self.requests.get(*id));
                 let deadlines = deadlines(requests.clone(), now);
                 let rows =
@@ -300,7 +405,7 @@ impl State {
                 peer.window.sent += ids.len() as u64;
                 peer.in_flight.extend(ids.iter().copied());
                 let runs = RequestRun::pack(ids);
-                let frame = Frame::Request { method, priority, alone: false, deadlines, runs };
+                let frame = Frame::Request { method, priority, alone: single, deadlines, runs };
                 actions.push(Action::Send(key, Message { frame, rows: Some(rows) }));
             }
             let unused = peer.window.available();
@@ -313,18 +418,37 @@ impl State {
     }
 
     /// Tells the instances how much waits for each of them.
-    fn announce(&mut self, actions: &mut Vec<Action>) {
+    fn announce(&mut self, now: Time, actions: &mut Vec<Action>) {
         let backlog = if self.holding { 0 } else { self.requests.backlog_rows() };
-        let row_bytes = self.requests.row_bytes();
+        let [interactive, _, bulk] = self.requests.waiting();
+        let like = Demand {
+            row_bytes: self.requests.row_bytes(),
+            row_weight: self.requests.row_weight(),
+            patience: self.requests.patience(),
+            interactive,
+            bulk,
+        };
+        let alone = self.alone();
         let mut takers: Vec<(PeerKey, &mut Peer)> =
             self.peers.iter_mut().filter(|(_, p)| p.takes_requests()).map(|(k, p)| (*k, p)).collect();
         let loads: Vec<u64> = takers.iter().map(|(_, p)| p.load()).collect();
-        for ((key, peer), share) in takers.iter_mut().zip(balance::pour(backlog, &loads)) {
-            if let Some(rows) = peer.window.announce(share) {
-                actions.push(Action::Send(
-                    *key,
-                    Frame::Announce { rows, like: Demand { row_bytes, ..Demand::default() } }.into(),
-                ));
+        let suspect = self.requests.suspect_is_next();
+        let admitted: Vec<u64> = takers.iter().map(|(_, p)| p.admits(alone, suspect, now)).collect();
+        // One that was ejected has its one row to show that it is back; the others share what there is.
+        let open: Vec<usize> = (0..takers.len()).filter(|i| admitted[*i] == u64::MAX).collect();
+        let open_loads: Vec<u64> = open.iter().map(|i| loads[*i]).collect();
+        let mut shares: Vec<u64> = admitted.iter().map(|most| backlog.min(*most)).collect();
+        for (i, share) in open.into_iter().zip(balance::pour(backlog, &open_loads)) {
+            shares[i] = share;
+        }
+        for ((key, peer), share) in takers.iter_mut().zip(shares) {
+            let like = Demand {
+                interactive: (like.interactive * share).div_ceil(backlog.max(1)),
+                bulk: (like.bulk * share) / backlog.max(1),
+                ..like
+            };
+            if let Some(rows) = peer.window.announce(share, like) {
+                actions.push(Action::Send(*key, Frame::Announce { rows, like }.into()));
             }
         }
     }

@@ -12,7 +12,7 @@ use pelton_link::{Door, Link};
 use pelton_wire::{Frame, State, Status, Welcome};
 use tokio::sync::{mpsc, watch};
 
-use crate::report::{InstanceReport, JobReport, RemoteReport, ServiceReport};
+use crate::report::{CallerReport, InstanceReport, JobReport, RemoteReport, ServiceReport};
 use crate::rundir::{Card, RunDir};
 use crate::supervisor::{Place, Supervisor, Wish};
 
@@ -29,6 +29,8 @@ pub struct Settings {
 /// Asks the data plane how far it is; called from control's own tasks, must not block.
 pub type Progress = Arc<dyn Fn() -> serde_json::Value + Send + Sync>;
 
+/// Asks the clients of a service, by its name, what they have seen; as [`Progress`].
+pub type Callers = Arc<dyn Fn(&str) -> CallerReport + Send + Sync>;
 /// Asks what the callers of services that are not ours see; called from control's own tasks, must not block.
 pub type Remotes = Arc<dyn Fn() -> Vec<RemoteReport> + Send + Sync>;
 
@@ -49,6 +51,7 @@ pub(crate) struct Shared {
     services: Mutex<Vec<ServiceState>>,
     failure: watch::Sender<Option<Error>>,
     progress: Mutex<Option<Progress>>,
+    callers: Mutex<Option<Callers>>,
     remotes: Mutex<Option<Remotes>>,
     /// Counts changes of any instance.
     changed: watch::Sender<u64>,
@@ -89,6 +92,7 @@ impl Control {
             services: Mutex::new(states.collect()),
             failure: watch::channel(None).0,
             progress: Mutex::new(None),
+            callers: Mutex::new(None),
             remotes: Mutex::new(None),
             changed: watch::channel(0).0,
         });
@@ -157,6 +161,11 @@ impl Control {
         *self.shared.progress.lock().unwrap_or_else(std::sync::PoisonError::into_inner) = Some(progress);
     }
 
+    /// Lets the clients say what they have seen, for those who look.
+    pub fn set_callers(&self, callers: Callers) {
+        *self.shared.callers.lock().unwrap_or_else(std::sync::PoisonError::into_inner) = Some(callers);
+    }
+
     /// Ends all instances, and returns when their processes are gone.
     pub async fn stop(self) {
         let _ = self.stop.send(Wish::Stop);
@@ -222,10 +231,15 @@ impl Shared {
         let progress = self.progress.lock().unwrap_or_else(std::sync::PoisonError::into_inner).clone();
         // Asked before the lock below is taken: what others do in there is not ours to know.
         let progress = progress.map_or(serde_json::Value::Null, |p| p());
+        let callers = self.callers.lock().unwrap_or_else(std::sync::PoisonError::into_inner).clone();
+        let names: Vec<String> = self.lock().iter().map(|s| s.declaration.name.clone()).collect();
+        let callers: Vec<CallerReport> =
+            names.iter().map(|name| callers.as_ref().map(|c| c(name)).unwrap_or_default()).collect();
         let remotes = self.remotes.lock().unwrap_or_else(std::sync::PoisonError::into_inner).clone();
         let remotes = remotes.map_or_else(Vec::new, |r| r());
         let services = self.lock();
-        let services = services.iter().map(|state| ServiceReport {
+        let services = services.iter().zip(callers).map(|(state, callers)| ServiceReport {
+            callers,
             name: state.declaration.name.clone(),
             wanted: state.declaration.instances.initial,
             instances: state.instances.iter().flatten().cloned().collect(),

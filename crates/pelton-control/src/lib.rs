@@ -9,5 +9,7 @@ pub mod report;
 pub mod rundir;
 mod supervisor;
 
-pub use control::{Control, Progress, Remotes, Settings, query};
-pub use report::{InstanceReport, JobReport, RemoteEndpointReport, RemoteReport, ServiceReport};
+pub use control::{Callers, Control, Progress, Remotes, Settings, query};
+pub use report::{
+    CallerReport, InstanceReport, JobReport, RemoteEndpointReport, RemoteReport, ServiceReport,
+};

@@ -1,7 +1,9 @@
 //! What control says of a job to those who look.
 
 use std::fmt;
+use std::time::Duration;
 
+use pelton_core::meter::{CallerMeter, InstanceMeter};
 use serde::{Deserialize, Serialize};
 
 /// A job, its services and what its data plane says of itself.
@@ -52,12 +54,26 @@ pub struct ServiceReport {
     pub name: String,
     pub wanted: u32,
     pub instances: Vec<InstanceReport>,
+    /// What the job's own callers have in hand and have seen.
+    #[serde(default)]
+    pub callers: CallerReport,
 }
 
 impl ServiceReport {
     pub fn ready(&self) -> usize {
         self.instances.iter().filter(|i| i.phase == Phase::Ready).count()
     }
+}
+
+/// The callers of a service in the job's process.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct CallerReport {
+    /// Requests that have not ended.
+    pub unended: u64,
+    /// Of those, the ones that instances hold.
+    pub held: u64,
+    pub meter: CallerMeter,
 }
 
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -71,6 +87,11 @@ pub struct InstanceReport {
     pub held: u64,
     pub executed: u64,
     pub batches: u64,
+    /// How long its longest run has given nothing.
+    #[serde(default)]
+    pub standstill: Duration,
+    #[serde(default)]
+    pub meter: InstanceMeter,
     pub last_error: Option<String>,
     pub log: String,
 }

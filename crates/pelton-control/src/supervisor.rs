@@ -233,6 +233,8 @@ impl Supervisor {
             held: status.map_or(0, |s| s.held),
             executed: status.map_or(0, |s| s.executed),
             batches: status.map_or(0, |s| s.batches),
+            standstill: status.map_or(Duration::ZERO, |s| s.standstill),
+            meter: status.map(|s| s.meter.clone()).unwrap_or_default(),
             last_error: self.life.last_error.clone(),
             log: self.place.log.display().to_string(),
         };

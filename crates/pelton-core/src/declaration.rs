@@ -463,11 +463,6 @@ impl Declaration {
     pub fn is_remote(&self) -> bool {
         self.remote.is_some()
     }
-
-    /// How many rows an instance lets its callers have with it at a time.
-    pub fn permitted_rows(&self) -> u32 {
-        self.permits.rows.unwrap_or_else(|| self.batch.rows.saturating_mul(5).div_ceil(2))
-    }
 }
 
 #[cfg(test)]

@@ -13,6 +13,7 @@ mod default;
 mod edge;
 mod explain;
 mod inputs;
+mod keys;
 mod outbox;
 mod pending;
 mod row;

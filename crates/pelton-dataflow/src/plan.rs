@@ -73,6 +73,11 @@ pub struct Call {
     pub order: Order,
     /// How long a row may take in all, from when it is submitted. None: as long as it takes.
     pub timeout: Option<Duration>,
+    /// How long one attempt may take, from when it is sent. None: the service's own.
+    pub attempt_timeout: Option<Duration>,
+    /// The input column of keys (text or whole numbers) whose rows go one after another, those of different keys side by side. The
+    /// order is that of one subtask: rows of one key shall come through one.
+    pub key: Option<String>,
     pub priority: Priority,
     pub on_error: ErrorPolicy,
 }
@@ -86,6 +91,8 @@ impl Call {
             arguments: arguments.iter().map(|a| (*a).to_owned()).collect(),
             order: Order::default(),
             timeout: None,
+            attempt_timeout: None,
+            key: None,
             priority: Priority::default(),
             on_error: ErrorPolicy::default(),
         }

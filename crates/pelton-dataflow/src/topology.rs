@@ -45,6 +45,8 @@ pub struct CallShape {
     pub index: usize,
     /// For each argument its column in the input.
     pub arguments: Vec<usize>,
+    /// The column of keys in the input.
+    pub key: Option<usize>,
     /// The one row of the method's output columns that stands for a failed call.
     pub default: Option<RecordBatch>,
     /// Whether rows that are read again come in the same order and number, so that a row gets the id it had before.

@@ -11,6 +11,7 @@ use pelton_core::{Error, Result};
 
 use crate::batch::error_schema;
 use crate::default::default_row;
+use crate::keys;
 use crate::plan::{Call, Node, NodeId, OnError, Order, Output, Plan, Port, Work};
 use crate::sink::Guarantee;
 use crate::stage::cut;
@@ -293,11 +294,14 @@ fn check_call(
         }
         arguments.push(column);
     }
-    if call.timeout.is_some_and(|t| t.is_zero()) {
-        return Err(Error::invalid(format!(
-            "{what} has a timeout of zero; leave it out to wait as long as it takes"
-        )));
+    for (which, timeout) in [("a timeout", call.timeout), ("an attempt timeout", call.attempt_timeout)] {
+        if timeout.is_some_and(|t| t.is_zero()) {
+            return Err(Error::invalid(format!(
+                "{what} has {which} of zero; leave it out to wait as long as it takes"
+            )));
+        }
     }
+    let key = call.key.as_deref().map(|key| key_column(&what, key, input)).transpose()?;
     let default = match &call.on_error {
         ErrorPolicy::Default(_) if method.cardinality == Cardinality::Many => {
             return Err(Error::invalid(format!(
@@ -313,5 +317,21 @@ fn check_call(
         }
         ErrorPolicy::Fail | ErrorPolicy::ErrorOutput => None,
     };
-    Ok(CallShape { method, index, arguments, default, replayable })
+    Ok(CallShape { method, index, arguments, key, default, replayable })
+}
+
+fn key_column(what: &str, key: &str, input: &Schema) -> Result<usize> {
+    let Some((column, field)) = input.column_with_name(key) else {
+        return Err(Error::invalid(format!(
+            "{what} keeps the order by column `{key}`, which its input does not have; it has ({})",
+            show_columns(input)
+        )));
+    };
+    if !keys::can_be(field.data_type()) {
+        return Err(Error::invalid(format!(
+            "{what} keeps the order by column `{key}`, which is {}; a key is a text or a whole number",
+            field.data_type()
+        )));
+    }
+    Ok(column)
 }

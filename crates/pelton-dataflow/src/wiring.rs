@@ -239,6 +239,7 @@ impl Maker<'_> {
                     operator: node.number,
                     shape,
                     timeout: call.timeout,
+                    attempt_timeout: call.attempt_timeout,
                     priority: call.priority,
                     on_error: call.on_error.clone(),
                     generation: self.generation,

@@ -163,6 +163,15 @@ impl Health {
         self.biased.map(Duration::from_secs_f64)
     }
 
+    /// How much slower its failures make it look: 1 for one that answers.
+    pub fn bias(&self) -> f64 {
+        match (self.biased, self.latency) {
+            (Some(biased), Some(latency)) if self.failing > 0.05 => (biased / latency.max(1e-9)).max(1.0),
+            (Some(_), None) => SLOWER,
+            _ => 1.0,
+        }
+    }
+
     fn measure(&mut self, sample: f64, now: Time) {
         // Dense samples weigh little each, a rare one much: what counts is how old the rest is.
         let age = now.since(self.measured).as_secs_f64() / MEMORY.as_secs_f64();

@@ -135,22 +135,28 @@ fn add_cell(h: u64, column: &ArrayRef, row: usize) -> u64 {
 
 #[cfg(test)]
 mod tests {
+    use std::panic::{AssertUnwindSafe, catch_unwind};
     use std::sync::Arc;
+    use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
     use std::time::Duration;
 
     use arrow_schema::Schema;
+    use futures::FutureExt;
     use pelton_core::BoxFuture;
     use pelton_core::service::{Context, Invocation, Started};
     use pelton_core::time::{Clock, Time};
 
     use super::*;
 
-    struct NoTime;
-    impl Clock for NoTime {
+    /// Time passes when somebody sleeps, and takes none.
+    #[derive(Default)]
+    struct Leaping(AtomicU64);
+    impl Clock for Leaping {
         fn now(&self) -> Time {
-            Time::ZERO
+            Time::from_origin(Duration::from_nanos(self.0.load(Ordering::Relaxed)))
         }
-        fn sleep(&self, _: Duration) -> BoxFuture<()> {
+        fn sleep(&self, d: Duration) -> BoxFuture<()> {
+            self.0.fetch_add(d.as_nanos() as u64, Ordering::Relaxed);
             Box::pin(async {})
         }
         fn unix_millis(&self) -> u64 {
@@ -164,7 +170,7 @@ mod tests {
             instance: 0,
             options: options.as_object().cloned().unwrap_or_default(),
             resources: Default::default(),
-            clock: Arc::new(NoTime),
+            clock: Arc::new(Leaping::default()),
             seed: 1,
             gauge: Default::default(),
             crash: Arc::new(|why| panic!("{why}")),
@@ -213,10 +219,103 @@ mod tests {
         assert_eq!(refused(serde_json::json!({"failure_rate": 1.0})).message(), "scripted to fail");
         assert!(refused(serde_json::json!({"poison_rate": 1.0})).message().contains("row 0"));
         assert!(refused(serde_json::json!({"jitter": 2.0})).message().contains("`jitter` is 2"));
+        assert!(refused(serde_json::json!({"slow_factor": -1.0})).message().contains("`slow_factor` is -1"));
+        assert!(refused(serde_json::json!({"hang_for": "1s"})).message().contains("`hang_after`"));
         assert!(refused(serde_json::json!({"latencie": "1s"})).message().contains("latencie"));
         assert_eq!(refused(serde_json::json!({"open_error": "no model"})).message(), "no model");
-        let crash =
-            std::panic::catch_unwind(|| run(serde_json::json!({"memory_rows": 39}), texts(&["a"; 40])));
-        assert!(crash.is_err());
+        let memory = refused(serde_json::json!({"memory_error_rows": 39}));
+        assert!(memory.message().contains("40 rows; 39 fit"), "{memory}");
+        assert!(run(serde_json::json!({"memory_error_rows": 40}), texts(&["a"; 40])).is_ok());
+        for crashing in [
+            serde_json::json!({"memory_rows": 39}),
+            serde_json::json!({"poison_rate": 1.0, "crash_on_poison": true}),
+            serde_json::json!({"crash_after": 1, "only_instance": 0}),
+        ] {
+            let crash = catch_unwind(AssertUnwindSafe(|| run(crashing.clone(), texts(&["a"; 40]))));
+            assert!(crash.is_err(), "{crashing}");
+        }
+    }
+
+    /// How long each of so many batches of 10 rows takes, in milliseconds, one after another; None for one that hangs.
+    fn times(options: serde_json::Value, batches: usize) -> Vec<Option<u64>> {
+        let context = context(options);
+        let clock = context.clock.clone();
+        let definition = crate::in_place_of(&[method()]).unwrap();
+        let mut service = futures::executor::block_on(definition.open(context)).unwrap();
+        let time = |_| {
+            let begun = clock.now();
+            let started = service.run(0, texts(&["a"; 10]), &Invocation::default(), &mut |_| Ok(()));
+            let Started::Pending(future) = started else { panic!("scripted methods return futures") };
+            future.now_or_never().map(|result| {
+                result.unwrap();
+                clock.now().since(begun).as_millis() as u64
+            })
+        };
+        (0..batches).map(time).collect()
+    }
+
+    #[test]
+    fn batches_take_the_time_that_is_scripted() {
+        let with = |more: serde_json::Value| {
+            let mut options = serde_json::json!({"latency": "20ms", "per_row": "500us"});
+            options.as_object_mut().unwrap().extend(more.as_object().unwrap().clone());
+            times(options, 3)
+        };
+        assert_eq!(with(serde_json::json!({})), [Some(25); 3]);
+        assert_eq!(with(serde_json::json!({"slow_after": 2})), [Some(25), Some(250), Some(250)]);
+        assert_eq!(
+            with(serde_json::json!({"slow_after": 2, "slow_factor": 2.0})),
+            [Some(25), Some(50), Some(50)]
+        );
+        assert_eq!(with(serde_json::json!({"slow_after": 2, "only_instance": 1})), [Some(25); 3]);
+        assert_eq!(with(serde_json::json!({"hang_after": 2})), [Some(25), None, None]);
+        assert_eq!(
+            with(serde_json::json!({"hang_after": 2, "hang_for": "1s"})),
+            [Some(25), Some(1025), Some(25)]
+        );
+    }
+
+    #[test]
+    fn batches_beyond_what_runs_well_take_longer() {
+        let context =
+            context(serde_json::json!({"latency": "10ms", "overload_beyond": 2, "overload_growth": 3.0}));
+        let clock = context.clock.clone();
+        let concurrent = MethodSpec { concurrency: Some(8), ..method() };
+        let definition = crate::in_place_of(&[concurrent]).unwrap();
+        let mut service = futures::executor::block_on(definition.open(context)).unwrap();
+        // Each takes its time when it is looked at, and is one of those that run from when it was started.
+        let mut started: Vec<_> = (0..4)
+            .map(|_| match service.run(0, texts(&["a"]), &Invocation::default(), &mut |_| Ok(())) {
+                Started::Pending(future) => future,
+                Started::Done(_) => panic!("scripted methods return futures"),
+            })
+            .collect();
+        let took: Vec<u128> = started
+            .drain(..)
+            .map(|future| {
+                let begun = clock.now();
+                futures::executor::block_on(future).unwrap();
+                clock.now().since(begun).as_millis()
+            })
+            .collect();
+        assert_eq!(took, [10, 10, 40, 70]);
+    }
+
+    #[test]
+    fn nobody_waiting_ends_a_long_batch_early_unless_it_ignores_that() {
+        let ended = |options: serde_json::Value| {
+            let context = context(options);
+            let clock = context.clock.clone();
+            let definition = crate::in_place_of(&[method()]).unwrap();
+            let mut service = futures::executor::block_on(definition.open(context)).unwrap();
+            let nobody = Invocation::new(None, Arc::new(AtomicBool::new(true)));
+            let Started::Pending(future) = service.run(0, texts(&["a"]), &nobody, &mut |_| Ok(())) else {
+                panic!("scripted methods return futures")
+            };
+            let kind = futures::executor::block_on(future).err().map(|e| e.kind());
+            (kind, clock.now().since_origin().as_millis())
+        };
+        assert_eq!(ended(serde_json::json!({"latency": "1s"})), (Some(pelton_core::Kind::Cancelled), 50));
+        assert_eq!(ended(serde_json::json!({"latency": "1s", "ignore_cancel": true})), (None, 1000));
     }
 }

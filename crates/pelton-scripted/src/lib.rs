@@ -5,12 +5,14 @@
 
 mod answer;
 
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use arrow_array::RecordBatch;
 use arrow_schema::{DataType, Field};
 use pelton_core::service::{Context, Definition, Invocation, MethodSpec, Methods};
-use pelton_core::{BoxFuture, Error, Result};
+use pelton_core::{BoxFuture, Error, Fate, Kind, Result, Retry};
 use rand::rngs::StdRng;
 use rand::{RngExt, SeedableRng};
 use serde::Deserialize;
@@ -37,12 +39,31 @@ pub struct Script {
     pub failure_rate: f64,
     /// The share of rows that always fail, each with its whole batch. Which ones depends on their content.
     pub poison_rate: f64,
+    /// A poisoned row kills the process at the end of its batch, instead of failing it.
+    pub crash_on_poison: bool,
     /// A batch of more rows kills the process, as running out of memory does.
     pub memory_rows: Option<u64>,
+    /// A batch of more rows fails with an error of kind `out-of-memory`, and the process lives on.
+    pub memory_error_rows: Option<u64>,
+    /// With more batches than this running at a time, each one that starts takes longer, by `overload_growth`. It matters for
+    /// methods that run several batches at a time.
+    pub overload_beyond: Option<u64>,
+    /// How much longer, for each batch beyond: 1.0 makes a batch that starts as one too many take twice its time.
+    pub overload_growth: f64,
     /// The process crashes at the start of this batch, counted from 1.
     pub crash_after: Option<u64>,
-    /// From this batch on, counted from 1, none ever ends.
+    /// From this batch on, counted from 1, none ever ends, whether somebody waits for it or not.
     pub hang_after: Option<u64>,
+    /// With `hang_after`: only that one batch hangs, and only so long on top of its usual time.
+    #[serde(with = "humantime_serde")]
+    pub hang_for: Option<Duration>,
+    /// From this batch on, counted from 1, each takes `slow_factor` times as long.
+    pub slow_after: Option<u64>,
+    pub slow_factor: f64,
+    /// `crash_after`, `hang_after` and `slow_after` apply to the instance of this number alone. None: to each.
+    pub only_instance: Option<u32>,
+    /// A batch for which nobody waits any more runs to its end. Without it, one looks now and then, and stops.
+    pub ignore_cancel: bool,
     /// What the random choices are drawn from; by default each instance draws its own.
     pub seed: Option<u64>,
 }
@@ -57,9 +78,18 @@ impl Default for Script {
             jitter: 0.0,
             failure_rate: 0.0,
             poison_rate: 0.0,
+            crash_on_poison: false,
             memory_rows: None,
+            memory_error_rows: None,
+            overload_beyond: None,
+            overload_growth: 1.0,
             crash_after: None,
             hang_after: None,
+            hang_for: None,
+            slow_after: None,
+            slow_factor: 10.0,
+            only_instance: None,
+            ignore_cancel: false,
             seed: None,
         }
     }
@@ -69,14 +99,59 @@ impl Script {
     fn checked(self) -> Result<Script> {
         let shares =
             [("jitter", self.jitter), ("failure_rate", self.failure_rate), ("poison_rate", self.poison_rate)];
-        match shares.into_iter().find(|(_, share)| !(0.0..=1.0).contains(share)) {
-            Some((name, share)) => {
-                Err(Error::invalid(format!("scripted service: `{name}` is {share}; it must be 0 to 1")))
-            }
-            None => Ok(self),
+        if let Some((name, share)) = shares.into_iter().find(|(_, share)| !(0.0..=1.0).contains(share)) {
+            return Err(Error::invalid(format!("scripted service: `{name}` is {share}; it must be 0 to 1")));
         }
+        let factors = [("overload_growth", self.overload_growth), ("slow_factor", self.slow_factor)];
+        if let Some((name, factor)) = factors.into_iter().find(|(_, f)| !(0.0..=MOST_FACTOR).contains(f)) {
+            return Err(Error::invalid(format!(
+                "scripted service: `{name}` is {factor}; it must be 0 to {MOST_FACTOR}"
+            )));
+        }
+        if self.hang_for.is_some() && self.hang_after.is_none() {
+            return Err(Error::invalid(
+                "scripted service: `hang_for` says how long; say with `hang_after` which batch hangs",
+            ));
+        }
+        Ok(self)
+    }
+
+    /// What happens to the batch of this number, counted from 1, at this instance.
+    fn turn(&self, batch: u64, instance: u32) -> Turn {
+        if self.only_instance.is_some_and(|only| only != instance) {
+            return Turn::Runs { factor: 1.0, hang: Duration::ZERO };
+        }
+        if self.crash_after == Some(batch) {
+            return Turn::Crashes;
+        }
+        let hang = match (self.hang_after, self.hang_for) {
+            (Some(first), None) if batch >= first => return Turn::Hangs,
+            (Some(first), Some(time)) if batch == first => time,
+            _ => Duration::ZERO,
+        };
+        let slow = self.slow_after.is_some_and(|first| batch >= first);
+        Turn::Runs { factor: if slow { self.slow_factor } else { 1.0 }, hang }
+    }
+
+    /// How many times its usual time a batch takes that starts as one of `running`.
+    fn overload(&self, running: u64) -> f64 {
+        let beyond = self.overload_beyond.map_or(0, |most| running.saturating_sub(most));
+        1.0 + self.overload_growth * beyond as f64
     }
 }
+
+/// What the number of a batch brings.
+#[derive(Clone, Copy, Debug, PartialEq)]
+enum Turn {
+    Crashes,
+    Hangs,
+    Runs { factor: f64, hang: Duration },
+}
+
+/// More would be no time that anybody means.
+const MOST_FACTOR: f64 = 1e6;
+/// How long a batch runs on without looking whether somebody waits for it.
+const LOOK_EVERY: Duration = Duration::from_millis(50);
 
 /// A service of one method, `call(payload: Binary) -> (payload: Binary)`, that gives back what it gets.
 pub fn echo() -> Definition {
@@ -111,6 +186,7 @@ pub struct Scripted {
     context: Context,
     rng: StdRng,
     batches: u64,
+    running: Arc<AtomicU64>,
 }
 
 impl Scripted {
@@ -123,43 +199,87 @@ impl Scripted {
             ctx.clock.sleep(script.open).await;
         }
         let rng = StdRng::seed_from_u64(script.seed.map_or(ctx.seed, |seed| seed ^ u64::from(ctx.instance)));
-        Ok(Scripted { script, context: ctx, rng, batches: 0 })
+        Ok(Scripted { script, context: ctx, rng, batches: 0, running: Arc::default() })
     }
 
     fn run(
         &mut self,
         batch: RecordBatch,
-        _: Invocation,
+        invocation: Invocation,
         answer: impl FnOnce(&RecordBatch) -> Result<RecordBatch> + Send + 'static,
     ) -> BoxFuture<Result<RecordBatch>> {
         self.batches += 1;
         let Script { latency, per_row, jitter, failure_rate, poison_rate, .. } = self.script;
+        let Script { crash_on_poison, ignore_cancel, .. } = self.script;
         let rows = batch.num_rows() as u64;
         if self.script.memory_rows.is_some_and(|most| rows > most) {
             (self.context.crash)(&format!("out of memory: a batch of {rows} rows"));
         }
-        if self.script.crash_after == Some(self.batches) {
-            (self.context.crash)(&format!("scripted to crash at batch {}", self.batches));
+        if let Some(most) = self.script.memory_error_rows.filter(|most| rows > *most) {
+            let why = format!("scripted to run out of memory: a batch of {rows} rows; {most} fit");
+            return Box::pin(async move { Err(Error::out_of_memory(why)) });
         }
-        if self.script.hang_after.is_some_and(|n| self.batches >= n) {
-            return Box::pin(std::future::pending());
-        }
+        let (slow, hang) = match self.script.turn(self.batches, self.context.instance) {
+            Turn::Runs { factor, hang } => (factor, hang),
+            Turn::Hangs => return Box::pin(std::future::pending()),
+            Turn::Crashes => {
+                (self.context.crash)(&format!("scripted to crash at batch {}", self.batches));
+                return Box::pin(std::future::pending());
+            }
+        };
         let fails = failure_rate > 0.0 && self.rng.random::<f64>() < failure_rate;
         let factor = if jitter > 0.0 { 1.0 + jitter * (self.rng.random::<f64>() * 2.0 - 1.0) } else { 1.0 };
+        let running = Running::begin(&self.running);
+        let factor = factor * slow * self.script.overload(running.now());
         let time =
             (latency + per_row.saturating_mul(u32::try_from(rows).unwrap_or(u32::MAX))).mul_f64(factor);
-        let clock = self.context.clock.clone();
+        let (clock, crash) = (self.context.clock.clone(), self.context.crash.clone());
         Box::pin(async move {
-            if !time.is_zero() {
-                clock.sleep(time).await;
+            let _running = running;
+            if !hang.is_zero() {
+                clock.sleep(hang).await;
+            }
+            let until = clock.now() + time;
+            let mut left = time;
+            while !left.is_zero() {
+                clock.sleep(if ignore_cancel { left } else { left.min(LOOK_EVERY) }).await;
+                left = until.since(clock.now());
+                if !ignore_cancel && invocation.is_cancelled() {
+                    let why = "stopped: nobody waits for the answer any more";
+                    return Err(Error::new(Kind::Cancelled, Fate::Executed, Retry::Never, why));
+                }
             }
             if fails {
                 return Err(Error::transient("scripted to fail"));
             }
             if let Some(row) = answer::poisoned(&batch, poison_rate) {
+                if crash_on_poison {
+                    crash(&format!("scripted to crash on row {row} of the batch"));
+                }
                 return Err(Error::user(format!("scripted to fail on row {row} of the batch")));
             }
             answer(&batch)
         })
+    }
+}
+
+/// One batch among those that run.
+struct Running(Arc<AtomicU64>);
+
+impl Running {
+    fn begin(all: &Arc<AtomicU64>) -> Running {
+        all.fetch_add(1, Ordering::Relaxed);
+        Running(all.clone())
+    }
+
+    /// How many run, this one included.
+    fn now(&self) -> u64 {
+        self.0.load(Ordering::Relaxed)
+    }
+}
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, Ordering::Relaxed);
     }
 }

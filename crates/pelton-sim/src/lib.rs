@@ -1,61 +1,8 @@
-//! The seeded simulation of the service plane: the real client, control and instances in one thread, with faults.
+//! Simulations of the service plane: one thread, virtual time, everything decided by a seed.
 //!
-//! [`world`] is time and tasks, [`network`] connections, [`process`] instances that can be killed; together they are an
-//! [`Env`](pelton_env::Env). [`probe`] is the service that runs, [`stage`] what a [`scenario`] plays on. Each run is
-//! decided by its seed alone: the same seed gives the same [`trace`].
+//! [`faults`] asks whether it is correct: the real client, control and instances, with their tasks and connections, while
+//! processes die and links break. [`flow`] asks whether it is good: the real state machines of client and instance against
+//! modelled backends, beside other ways to decide how much may be in flight, and beside the best that hindsight finds.
 
-pub mod network;
-pub mod probe;
-pub mod process;
-pub mod scenario;
-pub mod stage;
-pub mod trace;
-pub mod world;
-
-use std::time::Duration;
-
-use scenario::Scenario;
-use stage::Stage;
-use trace::Trace;
-use world::World;
-
-/// Virtual time after which a scenario is not coming to an end.
-const LIMIT: Duration = Duration::from_secs(600);
-
-/// How one run went.
-pub struct Run {
-    pub result: Result<(), String>,
-    pub trace: Trace,
-    /// Virtual time that it took.
-    pub took: Duration,
-}
-
-/// Plays a scenario under a seed.
-pub fn run(scenario: Scenario, seed: u64) -> Run {
-    let world = World::new(seed);
-    let trace = Trace::default();
-    let began = world.now();
-    let mut setup = scenario::setup(&world);
-    (scenario.setup)(&world, &mut setup);
-    let result = match Stage::new(world.clone(), trace.clone(), setup) {
-        Ok(stage) => world.run(LIMIT, (scenario.play)(stage)).and_then(|played| played),
-        Err(e) => Err(format!("control did not start: {e}")),
-    };
-    let took = world.now().since(began);
-    if let Err(why) = &result {
-        trace.add(world.now(), format_args!("FAILED: {why}"));
-    }
-    world.clear();
-    Run { result, trace, took }
-}
-
-/// What to say of a run that failed: the end of its trace, and how to see it again.
-pub fn report(scenario: Scenario, seed: u64, run: &Run, lines: usize) -> String {
-    let all = run.trace.lines();
-    let shown = all[all.len().saturating_sub(lines)..].join("\n");
-    let why = run.result.as_ref().err().map_or("it did not fail", |why| why);
-    format!(
-        "{shown}\n\nscenario {} fails with seed {seed}: {why}\nrun it again: cargo xtask sim --scenario {} --seed {seed} --trace",
-        scenario.name, scenario.name
-    )
-}
+pub mod faults;
+pub mod flow;

@@ -5,6 +5,8 @@
 
 mod bench;
 mod chaos;
+mod family;
+mod http;
 
 use std::process::ExitCode;
 
@@ -26,6 +28,7 @@ enum Command {
     /// Measure what calls cost, how full batches are, and a real model
     Bench(bench::Arguments),
     /// What `bench` starts several times: calls the model in a loop
+    #[cfg(feature = "model")]
     #[command(hide = true)]
     ModelLoop(bench::model::Loop),
 }
@@ -35,6 +38,7 @@ fn main() -> ExitCode {
         Command::Chaos(arguments) => chaos::run(&arguments).map(|()| ExitCode::SUCCESS),
         Command::ChaosJob(arguments) => chaos::job::run(&arguments),
         Command::Bench(arguments) => bench::run(&arguments).map(|()| ExitCode::SUCCESS),
+        #[cfg(feature = "model")]
         Command::ModelLoop(arguments) => bench::model::run_loop(&arguments).map(|()| ExitCode::SUCCESS),
     };
     ended.unwrap_or_else(|e| {

@@ -2,18 +2,18 @@
 
 use std::process::Command;
 
-fn survives(seed: &str, more: &[&str]) {
+fn survives(seed: &str, rows: &str, more: &[&str]) {
     let trial = Command::new(env!("CARGO_BIN_EXE_pelton-trials"))
         .args([
             "chaos",
             "--kills",
             "6",
             "--rows",
-            "8000",
+            rows,
             "--row-micros",
             "2000",
             "--limit",
-            "60",
+            "90",
             "--seed",
             seed,
         ])
@@ -27,5 +27,10 @@ fn survives(seed: &str, more: &[&str]) {
 
 #[test]
 fn kills_and_stops_lose_nothing() {
-    survives("1", &["--stop"]);
+    survives("1", "8000", &["--stop", "--faults", "0"]);
+}
+
+#[test]
+fn instances_that_hang_and_crawl_and_are_out_of_reach_lose_nothing() {
+    survives("2", "24000", &["--faults", "4"]);
 }

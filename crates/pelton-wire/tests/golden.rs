@@ -14,7 +14,17 @@ fn run(group: u64, sequence: u64, count: u32) -> RequestRun {
 }
 
 fn status(state: State) -> Box<Status> {
-    Box::new(Status { state, pid: 42, held: 1, executed: 2, batches: 3, ledger_bytes: 4, evicted: 5 })
+    Box::new(Status {
+        state,
+        pid: 42,
+        held: 1,
+        executed: 2,
+        batches: 3,
+        ledger_bytes: 4,
+        evicted: 5,
+        standstill: Duration::from_millis(8),
+        meter: Default::default(),
+    })
 }
 
 /// One of every kind.

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use pelton_client::{Client, Stats};
-use pelton_control::{Control, JobReport, RemoteEndpointReport, RemoteReport};
+use pelton_control::{CallerReport, Control, JobReport, RemoteEndpointReport, RemoteReport};
 use pelton_core::remote::{Remote, Url};
 use pelton_core::service::{Definition, show_columns};
 use pelton_core::{Declaration, Error, Fate, Kind, Result, Retry};
@@ -74,7 +74,17 @@ fn start(
         let client = Client::start(env.clone(), client_settings, control.follow(&declaration.name));
         (declaration.name.clone(), client)
     });
-    let clients = clients.collect();
+    let clients: BTreeMap<String, Arc<Client>> = clients.collect();
+    let by_name: BTreeMap<String, std::sync::Weak<Client>> =
+        clients.iter().map(|(name, client)| (name.clone(), Arc::downgrade(client))).collect();
+    control.set_callers(Arc::new(move |name| {
+        let stats = by_name.get(name).and_then(std::sync::Weak::upgrade).map(|client| client.stats());
+        stats.map_or_else(CallerReport::default, |stats| CallerReport {
+            unended: stats.unended as u64,
+            held: stats.held as u64,
+            meter: stats.meter,
+        })
+    }));
     let for_report = remotes.clone();
     control.set_remotes(Arc::new(move || for_report.iter().map(|(name, r)| report(name, r)).collect()));
     let remotes = remotes.into_iter().map(|(name, remote)| (name, remote.caller)).collect();
@@ -288,11 +298,11 @@ pub(crate) fn explain_service(declaration: &Declaration, definition: &Definition
     );
     let _ = writeln!(
         text,
-        "    batches: up to {} rows or {}, linger {:?}; {} rows permitted ahead",
+        "    batches: up to {} rows or {}, linger {:?}; permitted ahead: {}",
         batch.rows,
         batch.bytes,
         batch.linger,
-        declaration.permitted_rows()
+        declaration.permits.rows.map_or_else(|| "as measured".to_owned(), |rows| format!("{rows} rows"))
     );
     let timeout = timeout.map_or_else(|| "none".to_owned(), |t| format!("{t:?}"));
     let _ = writeln!(text, "    timeout: {timeout}; attempts: {}; lease: {lease:?}", retry.attempts);

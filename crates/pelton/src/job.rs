@@ -7,6 +7,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use pelton_core::service::{Definition, Service};
+use pelton_core::weigh::Scales;
 use pelton_core::{Bytes, Declaration, Error, Result, remote};
 use pelton_dataflow::job::{Options, Summary};
 use pelton_dataflow::plan::{OnError, Plan};
@@ -200,6 +201,7 @@ pub(crate) fn resolve(declaration: &Declaration, definition: Definition) -> Resu
 
 fn check_definition(declaration: &Declaration, definition: &Definition) -> Result<()> {
     let name = &declaration.name;
+    Scales::new(&declaration.weight).check(name, &definition.methods)?;
     if definition.methods.is_empty() {
         return Err(Error::invalid(format!("service `{name}` has no methods")));
     }

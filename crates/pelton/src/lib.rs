@@ -25,8 +25,8 @@ pub use local::Local;
 pub use pelton_client::Stats;
 pub use pelton_control as control;
 pub use pelton_core::{
-    Bytes, Declaration, Error, Fate, Kind, RequestId, Result, Retry, call::ErrorPolicy, call::Priority,
-    declaration, service,
+    Bytes, Declaration, Error, Fate, Kind, RequestId, Result, Retry, Time, call::ErrorPolicy, call::Priority,
+    declaration, meter, service,
 };
 pub use pelton_dataflow as dataflow;
 pub use pelton_env as env;

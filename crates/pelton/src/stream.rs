@@ -45,6 +45,19 @@ impl Method {
         self
     }
 
+    /// How long one attempt at a row may take, from when it is sent; then another is made, as far as attempts and the retry budget go.
+    pub fn attempt_timeout(mut self, timeout: Duration) -> Self {
+        self.call.attempt_timeout = Some(timeout);
+        self
+    }
+
+    /// Rows with the same value in this column (text or whole numbers) are called one after another, in their order; those of different
+    /// values go side by side. Rows of one value must come through the same subtask for that.
+    pub fn in_order_by(mut self, column: &str) -> Self {
+        self.call.key = Some(column.to_owned());
+        self
+    }
+
     pub fn priority(mut self, priority: Priority) -> Self {
         self.call.priority = priority;
         self

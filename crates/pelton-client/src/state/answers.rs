@@ -2,6 +2,9 @@
 
 use arrow_array::RecordBatch;
 use pelton_core::call::Outcome;
+use std::time::Duration;
+
+use pelton_core::meter;
 use pelton_core::{Error, Fate, Kind, RequestId, RequestRun, Result, Retry, Time};
 use pelton_link::Message;
 use pelton_policy::backoff;
@@ -33,7 +36,7 @@ impl State {
             Frame::Draining => peer.draining = true,
             Frame::Results { entries, .. } => {
                 if let Some(rows) = message.rows {
-                    self.results(key, &entries, &rows, actions);
+                    self.results(key, &entries, &rows, now, actions);
                 }
             }
             Frame::Failure { runs, error } => self.failure(key, &runs, &error, now, actions),
@@ -41,7 +44,7 @@ impl State {
                 let ids: Vec<RequestId> = runs.iter().flat_map(|r| r.ids()).collect();
                 for id in ids.into_iter().rev() {
                     if self.retrieve(key, id) {
-                        self.hand_back(id, actions);
+                        self.hand_back(id, now, actions);
                     }
                 }
             }
@@ -56,11 +59,11 @@ impl State {
     }
 
     /// Nothing of it ran there, or nothing is known of it any more.
-    pub(super) fn hand_back(&mut self, id: RequestId, actions: &mut Vec<Action>) {
+    pub(super) fn hand_back(&mut self, id: RequestId, now: Time, actions: &mut Vec<Action>) {
         if self.requests.get(id).is_some_and(|r| r.parts > 0) {
-            self.try_again(id, None, actions);
+            self.try_again(id, None, "hand-back", now, actions);
         } else {
-            self.requests.requeue(id);
+            self.requests.requeue(id, now);
         }
     }
 
@@ -68,7 +71,7 @@ impl State {
     pub(super) fn retrieve(&mut self, key: PeerKey, id: RequestId) -> bool {
         let here = self.requests.get(id).is_some_and(|r| r.place == Place::Sent(key));
         if here && let Some(peer) = self.peers.get_mut(&key) {
-            peer.in_flight.remove(&id);
+            peer.forget(id);
         }
         here
     }
@@ -78,8 +81,14 @@ impl State {
         key: PeerKey,
         entries: &[Entry],
         rows: &RecordBatch,
+        now: Time,
         actions: &mut Vec<Action>,
     ) {
+        let took = self.took(key, entries.iter().map(|e| e.run), now);
+        if let Some((peer, took)) = self.peers.get_mut(&key).zip(took) {
+            peer.health.succeeded(took, now);
+            peer.answer.observe(took);
+        }
         let mut offset = 0;
         for entry in entries {
             let each = entry.rows as usize;
@@ -93,7 +102,7 @@ impl State {
                         let outcome = Outcome { id, rows: Ok(part), last: false };
                         actions.push(Action::Deliver(request.receiver.clone(), vec![outcome]));
                     }
-                    Some(_) => self.end(id, Ok(part), actions),
+                    Some(_) => self.end(id, Ok(part), now, actions),
                     // Of an attempt that was given up since: nobody waits for it, and it can be forgotten there.
                     None => {
                         if entry.last
@@ -117,38 +126,103 @@ impl State {
         actions: &mut Vec<Action>,
     ) {
         let ids: Vec<RequestId> = runs.iter().flat_map(|r| r.ids()).collect();
+        // Refused unseen, for want of a permit: not an attempt.
+        let unseen = error.kind() == Kind::Overload && error.fate() == Fate::Refused;
+        if !unseen {
+            self.judge(key, runs, error, now);
+        }
         for id in ids.into_iter().rev() {
             if !self.retrieve(key, id) {
                 continue;
             }
-            // Refused unseen: not an attempt.
-            if error.kind() == Kind::Overload && error.fate() == Fate::Refused {
-                self.requests.requeue(id);
+            if unseen {
+                self.requests.requeue(id, now);
                 continue;
             }
-            let attempts = self.requests.count_attempt(id);
-            if error.retry() == Retry::Never {
-                self.end(id, Err(error.clone()), actions);
-            } else if attempts >= self.retry.attempts {
-                let error =
-                    error.clone().context(format_args!("attempt {attempts} of {attempts} (retry.attempts)"));
-                self.end(id, Err(error.with_retry(Retry::Never)), actions);
-            } else {
-                let wait =
-                    backoff::delay(attempts, self.retry.backoff, self.retry.max_backoff, self.rng.random());
-                let wait = if let Retry::After(asked) = error.retry() { wait.max(asked) } else { wait };
-                self.try_again(id, Some(now + wait), actions);
-            }
+            self.attempt_failed(id, error, now, actions);
         }
     }
 
+    /// What a failure says of the endpoint that gave it: nothing if the caller is to blame, or the row.
+    fn judge(&mut self, key: PeerKey, runs: &[RequestRun], error: &Error, now: Time) {
+        let random = self.rng.random();
+        let took = self.took(key, runs.iter().copied(), now).unwrap_or_default();
+        let Some(peer) = self.peers.get_mut(&key) else { return };
+        let to_blame = error.kind().counts_against_endpoint() || error.retry() == Retry::Elsewhere;
+        if !to_blame {
+            peer.health.answered();
+        } else if peer.health.failed(took, now, random) {
+            tracing::warn!("{} gets nothing for a while: {error}", peer.endpoint.instance);
+            meter::count(&mut self.meter.ejections, error.kind().name(), 1);
+        }
+    }
+
+    /// How long ago the first of these that is there was sent to it.
+    fn took(&self, key: PeerKey, mut runs: impl Iterator<Item = RequestRun>, now: Time) -> Option<Duration> {
+        let sent = |run: RequestRun| {
+            let request = self.requests.get(run.first).filter(|r| r.place == Place::Sent(key))?;
+            Some(now.since(request.since))
+        };
+        runs.find_map(sent)
+    }
+
+    /// One attempt has failed: another one, if there may be one.
+    fn attempt_failed(&mut self, id: RequestId, error: &Error, now: Time, actions: &mut Vec<Action>) {
+        let attempts = self.requests.count_attempt(id);
+        if error.retry() == Retry::Never {
+            self.end(id, Err(error.clone()), now, actions);
+        } else if attempts >= self.retry.attempts {
+            let error =
+                error.clone().context(format_args!("attempt {attempts} of {attempts} (retry.attempts)"));
+            self.end(id, Err(error.with_retry(Retry::Never)), now, actions);
+        } else {
+            let wait =
+                backoff::delay(attempts, self.retry.backoff, self.retry.max_backoff, self.rng.random());
+            let wait = if let Retry::After(asked) = error.retry() { wait.max(asked) } else { wait };
+            if let Some(request) = self.requests.get_mut(id) {
+                request.unpaid = true;
+            }
+            self.try_again(id, Some(now + wait), error.kind().name(), now, actions);
+        }
+    }
+
+    /// An attempt has had its time. The instance is told to stop; it may be slow, or stand still.
+    pub(super) fn attempt_overdue(&mut self, id: RequestId, now: Time, actions: &mut Vec<Action>) {
+        let Some(Place::Sent(key)) = self.requests.get(id).map(|r| r.place) else { return };
+        let timeout = self.requests.get(id).and_then(|r| r.attempt_timeout).unwrap_or_default();
+        let error = Error::new(
+            Kind::NoProgress,
+            Fate::Unknown,
+            Retry::Elsewhere,
+            format!("no answer within {timeout:?} (attempt_timeout)"),
+        );
+        self.judge(key, &[RequestRun::one(id)], &error, now);
+        self.tell_to_cancel(id, actions);
+        self.retrieve(key, id);
+        self.attempt_failed(id, &error, now, actions);
+    }
+
     /// A request's one and only end.
-    pub(super) fn end(&mut self, id: RequestId, rows: Result<RecordBatch>, actions: &mut Vec<Action>) {
-        let Some(request) = self.requests.remove(id) else { return };
+    pub(super) fn end(
+        &mut self,
+        id: RequestId,
+        rows: Result<RecordBatch>,
+        now: Time,
+        actions: &mut Vec<Action>,
+    ) {
+        let Some(request) = self.requests.remove(id, now) else { return };
+        match &rows {
+            Ok(_) => {
+                self.budget.succeeded(now);
+                self.meter.answer.record(now.since(request.since).as_micros() as u64);
+                meter::count(&mut self.meter.ended, "ok", 1);
+            }
+            Err(e) => meter::count(&mut self.meter.ended, e.kind().name(), 1),
+        }
         if let Place::Sent(key) = request.place
             && let Some(peer) = self.peers.get_mut(&key)
         {
-            peer.in_flight.remove(&id);
+            peer.forget(id);
             if rows.is_ok() {
                 if request.explicit {
                     self.ended.insert(id, key);

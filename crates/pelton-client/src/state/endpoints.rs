@@ -2,6 +2,7 @@
 
 use pelton_core::endpoint::{Endpoint, EndpointDelta};
 use pelton_core::id::InstanceId;
+use pelton_core::meter;
 use pelton_core::{Error, Fate, Kind, RequestId, RequestRun, Retry, Time};
 use pelton_policy::backoff;
 use pelton_wire::{Frame, Welcome};
@@ -12,7 +13,7 @@ use super::{Action, GIVE_UP_AFTER, RECONNECT, State};
 use crate::peer::{ConnectionId, Peer, PeerKey, Window};
 
 impl State {
-    pub(super) fn endpoints(&mut self, delta: EndpointDelta, actions: &mut Vec<Action>) {
+    pub(super) fn endpoints(&mut self, delta: EndpointDelta, now: Time, actions: &mut Vec<Action>) {
         match delta {
             EndpointDelta::Reset(endpoints) => {
                 let gone: Vec<InstanceId> = (self.peers.values())
@@ -20,7 +21,7 @@ impl State {
                     .map(|p| p.endpoint.instance.clone())
                     .collect();
                 for instance in gone {
-                    self.removed(&instance, actions);
+                    self.removed(&instance, now, actions);
                 }
                 for endpoint in endpoints {
                     self.added(endpoint, actions);
@@ -32,7 +33,7 @@ impl State {
                     peer.draining = true;
                 }
             }
-            EndpointDelta::Remove(instance) => self.removed(&instance, actions),
+            EndpointDelta::Remove(instance) => self.removed(&instance, now, actions),
         }
     }
 
@@ -46,52 +47,65 @@ impl State {
         actions.push(Action::Connect { peer: key, endpoint, after: Duration::ZERO });
     }
 
-    pub(super) fn removed(&mut self, instance: &InstanceId, actions: &mut Vec<Action>) {
+    pub(super) fn removed(&mut self, instance: &InstanceId, now: Time, actions: &mut Vec<Action>) {
         let Some(&key) = self.peers.iter().find(|(_, p)| p.endpoint.instance == *instance).map(|(k, _)| k)
         else {
             return;
         };
-        self.abandon(key, actions);
+        self.abandon(key, now, actions);
         self.peers.remove(&key);
         self.ended.retain(|_, peer| *peer != key);
         actions.push(Action::Disconnect(key));
     }
 
     /// What an instance held is tried elsewhere: whether it ran is not known.
-    pub(super) fn abandon(&mut self, key: PeerKey, actions: &mut Vec<Action>) {
+    pub(super) fn abandon(&mut self, key: PeerKey, now: Time, actions: &mut Vec<Action>) {
         let Some(peer) = self.peers.get_mut(&key) else { return };
         let ids = std::mem::take(&mut peer.in_flight);
+        peer.isolates = false;
         peer.to_cancel.extend(ids.iter().copied());
         let instance = peer.endpoint.instance.clone();
         // The last first, because each is put before those that were put back before it.
         for id in ids.into_iter().rev() {
             let attempts = self.requests.count_attempt(id);
+            if let Some(request) = self.requests.get_mut(id) {
+                request.losses += 1;
+            }
             if attempts < self.retry.attempts {
-                self.try_again(id, None, actions);
+                self.try_again(id, None, "lost", now, actions);
             } else {
                 let message = format!(
                     "lost with instance {instance}, the last of {attempts} attempts (retry.attempts)"
                 );
                 let error = Error::new(Kind::Reset, Fate::Unknown, Retry::Never, message);
-                self.end(id, Err(error), actions);
+                self.end(id, Err(error), now, actions);
             }
         }
     }
 
     /// Puts a request back that an instance does not have any more: until `until`, or for the next permit. Not one whose caller has
     /// a part of the answer: another run need not give the same parts.
-    pub(super) fn try_again(&mut self, id: RequestId, until: Option<Time>, actions: &mut Vec<Action>) {
+    pub(super) fn try_again(
+        &mut self,
+        id: RequestId,
+        until: Option<Time>,
+        why: &str,
+        now: Time,
+        actions: &mut Vec<Action>,
+    ) {
         let parts = self.requests.get(id).map_or(0, |r| r.parts);
         if parts > 0 {
             let message = format!(
                 "lost after {parts} parts of its answer were given out, so that it cannot be tried again"
             );
-            return self.end(id, Err(Error::new(Kind::Reset, Fate::Unknown, Retry::Never, message)), actions);
+            let error = Error::new(Kind::Reset, Fate::Unknown, Retry::Never, message);
+            return self.end(id, Err(error), now, actions);
         }
         self.retries += 1;
+        meter::count(&mut self.meter.retries, why, 1);
         match until {
             Some(until) => self.requests.delay(id, until),
-            None => self.requests.requeue(id),
+            None => self.requests.requeue(id, now),
         }
     }
 
@@ -148,7 +162,7 @@ impl State {
         }
         let lost_since = *peer.lost_since.get_or_insert(now);
         if failures >= GIVE_UP_AFTER.0 && now.since(lost_since) >= GIVE_UP_AFTER.1 {
-            self.abandon(key, actions);
+            self.abandon(key, now, actions);
         }
         let after = backoff::delay(failures, RECONNECT.0, RECONNECT.1, self.rng.random());
         actions.push(Action::Connect { peer: key, endpoint, after });

@@ -51,8 +51,17 @@ fn instance(number: u32) -> InstanceId {
 }
 
 fn welcome(number: u32) -> Box<Welcome> {
-    let status =
-        Status { state: Phase::Ready, pid: 1, held: 0, executed: 0, batches: 0, ledger_bytes: 0, evicted: 0 };
+    let status = Status {
+        state: Phase::Ready,
+        pid: 1,
+        held: 0,
+        executed: 0,
+        batches: 0,
+        ledger_bytes: 0,
+        evicted: 0,
+        standstill: std::time::Duration::ZERO,
+        meter: Default::default(),
+    };
     Box::new(Welcome {
         version: 1,
         instance: instance(number),
@@ -171,8 +180,11 @@ fn show(action: &Action) -> String {
 /// Plays `EVENT => ACTIONS` lines. Two attempts at a request.
 fn check(script: &str) -> State {
     let retry = RetryLimits { attempts: 2, ..RetryLimits::default() };
-    let mut state =
-        State::new("s".into(), methods().into(), retry, None, Bytes::mib(1), StdRng::seed_from_u64(1));
+    check_with(&Declaration { retry, max_message: Bytes::mib(1), ..Declaration::new("s") }, script)
+}
+
+fn check_with(declaration: &Declaration, script: &str) -> State {
+    let mut state = State::new(declaration, methods().into(), StdRng::seed_from_u64(1), Time::ZERO);
     let receiver: Arc<dyn Receiver> = Arc::new(Nobody);
     let (mut told, mut expected) = (Vec::new(), Vec::new());
     for line in script.lines().map(str::trim).filter(|l| !l.is_empty()) {

@@ -12,6 +12,7 @@ use tokio::sync::Notify;
 
 use super::chain::Chain;
 use crate::batch::Batch;
+use crate::keys;
 use crate::outbox::Outbox;
 use crate::pending::{Emission, Pending, SavedLane};
 use crate::progress::add;
@@ -36,6 +37,7 @@ pub(crate) struct Terms {
     pub(crate) operator: u32,
     pub(crate) shape: CallShape,
     pub(crate) timeout: Option<Duration>,
+    pub(crate) attempt_timeout: Option<Duration>,
     pub(crate) priority: Priority,
     pub(crate) on_error: ErrorPolicy,
     pub(crate) generation: u64,
@@ -140,6 +142,8 @@ impl Calling {
         let arguments = RecordBatch::try_new_with_options(shape.method.input.clone(), columns, &count)?;
         let submission = Submission {
             timeout: self.terms.timeout,
+            attempt_timeout: self.terms.attempt_timeout,
+            keys: shape.key.map(|column| keys::of(rows.column(column))),
             priority: self.terms.priority,
             acknowledge: Acknowledge::Explicit,
             ..Submission::new(shape.index, ids, arguments)

@@ -39,7 +39,6 @@ pub(crate) fn env() -> Env {
         processes: Arc::new(Nothing),
         tasks: Arc::new(Nothing),
         entropy: Arc::new(Nothing),
-        gauge: Default::default(),
         crash: Arc::new(|why| panic!("nothing crashes here: {why}")),
     }
 }

@@ -15,22 +15,31 @@ use super::Effort;
 use super::figure::{Course, Figure};
 
 const PART: &str = "batching";
-const ROWS: u32 = 32;
-const LATENCY: Duration = Duration::from_millis(20);
-const PER_ROW: Duration = Duration::from_micros(500);
-const WARM_UP: Duration = Duration::from_millis(700);
+pub(super) const ROWS: u32 = 32;
+pub(super) const LATENCY: Duration = Duration::from_millis(20);
+pub(super) const PER_ROW: Duration = Duration::from_micros(500);
+pub(super) const WARM_UP: Duration = Duration::from_millis(700);
+pub(super) const PAYLOAD: [u8; 100] = [7; 100];
 /// The services, by how many instances they have.
 const SERVICES: [(&str, u32); 2] = [("one", 1), ("two", 2)];
+
+/// A service of which each batch takes `LATENCY`, and each row in it `PER_ROW`.
+pub(super) fn declaration(name: &str) -> Declaration {
+    Declaration::new(name)
+        .max_rows(ROWS)
+        .option("latency", format!("{}us", LATENCY.as_micros()))
+        .option("per_row", format!("{}us", PER_ROW.as_micros()))
+}
+
+/// Rows a second of one such instance, if it runs full batches without a gap.
+pub(super) fn ideal() -> f64 {
+    f64::from(ROWS) / (LATENCY + ROWS * PER_ROW).as_secs_f64()
+}
 
 pub(super) fn job(state: &Path) -> Result<Job> {
     let mut job = Job::with("bench-batching", Settings::new(state.join("batching")));
     for (name, instances) in SERVICES {
-        let declaration = Declaration::new(name)
-            .instances(instances)
-            .max_rows(ROWS)
-            .option("latency", format!("{}us", LATENCY.as_micros()))
-            .option("per_row", format!("{}us", PER_ROW.as_micros()));
-        job.service_with(declaration, scripted::echo())?;
+        job.service_with(declaration(name).instances(instances), scripted::echo())?;
     }
     Ok(job)
 }
@@ -50,8 +59,7 @@ pub(super) fn measure(state: &Path, effort: Effort) -> Result<Vec<Figure>> {
             for _ in 0..effort.rounds.min(3) {
                 rounds.push(rate(services, service, in_flight, effort.batching).await?);
             }
-            let batch = LATENCY + ROWS * PER_ROW;
-            let ideal = f64::from(ROWS * instances) / batch.as_secs_f64();
+            let ideal = ideal() * f64::from(instances);
             let name = format!("{in_flight} calls in flight, {instances} instance(s)");
             figures.push(
                 Figure::new(PART, name, "rows/s", rounds).against("full batches without a gap", &[ideal]),
@@ -62,13 +70,23 @@ pub(super) fn measure(state: &Path, effort: Effort) -> Result<Vec<Figure>> {
     Ok(figures)
 }
 
+/// What is sent: 100 bytes.
+pub(super) fn row() -> pelton::Result<RecordBatch> {
+    let row = BinaryArray::from_iter_values([PAYLOAD]);
+    Ok(RecordBatch::try_from_iter([("payload", Arc::new(row) as _)])?)
+}
+
 /// Rows a second, of loops that call for one row after another.
-async fn rate(services: &Services, service: &str, in_flight: usize, time: Duration) -> pelton::Result<f64> {
+pub(super) async fn rate(
+    services: &Services,
+    service: &str,
+    in_flight: usize,
+    time: Duration,
+) -> pelton::Result<f64> {
     let env = services.env();
     let begin = env.now() + WARM_UP;
     let until = begin + time;
-    let row = BinaryArray::from_iter_values([[7u8; 100]]);
-    let row = RecordBatch::try_from_iter([("payload", Arc::new(row) as _)])?;
+    let row = row()?;
     let course = RefCell::new(Course::default());
     let mut loops: FuturesUnordered<_> = (0..in_flight)
         .map(|_| async {

@@ -2,21 +2,27 @@
 
 mod batching;
 mod figure;
+mod flow;
+#[cfg(feature = "model")]
 pub(crate) mod model;
 mod overhead;
 
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use anyhow::{Context, Result, ensure};
-use clap::{Args, ValueEnum};
+#[cfg(feature = "model")]
+use anyhow::ensure;
+use anyhow::{Context, Result};
+use clap::{Args, Subcommand, ValueEnum};
 use pelton::env::real::Host;
 
 use figure::Figure;
 
 #[derive(Args)]
-#[command(after_help = include_str!("how-to-read.txt"))]
+#[command(after_help = include_str!("how-to-read.txt"), args_conflicts_with_subcommands = true)]
 pub(crate) struct Arguments {
+    #[command(subcommand)]
+    more: Option<More>,
     /// Shorter and fewer measurements: to see whether it works, not to compare
     #[arg(long)]
     quick: bool,
@@ -26,15 +32,23 @@ pub(crate) struct Arguments {
     /// Only these parts
     #[arg(long, value_enum)]
     only: Vec<Part>,
+    #[cfg(feature = "model")]
     /// The folder of the sentence model; by default what PELTON_MODEL says, or what `cargo xtask setup` made
     #[arg(long, value_name = "DIR")]
     model: Option<PathBuf>,
+}
+
+#[derive(Subcommand)]
+enum More {
+    /// Too much at a time, full batches, and what flow control costs; other servers beside it
+    Flow(flow::Arguments),
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 enum Part {
     Overhead,
     Batching,
+    #[cfg(feature = "model")]
     Model,
 }
 
@@ -46,6 +60,7 @@ struct Effort {
     calls: Duration,
     /// One throughput of batches.
     batching: Duration,
+    #[cfg_attr(not(feature = "model"), expect(dead_code, reason = "for the model alone"))]
     /// One throughput of the model.
     model: Duration,
 }
@@ -62,14 +77,20 @@ impl Effort {
 }
 
 pub(crate) fn run(arguments: &Arguments) -> Result<()> {
+    if let Some(More::Flow(arguments)) = &arguments.more {
+        return flow::run(arguments);
+    }
+    #[cfg(feature = "model")]
     let model = arguments.model.clone().unwrap_or_else(default_model);
     // In a process that was started as an instance, one of these serves and does not return.
     let nowhere = Path::new("");
     overhead::job(nowhere)?;
     batching::job(nowhere)?;
+    #[cfg(feature = "model")]
     model::job(nowhere, &model)?;
 
     let wanted = |part| arguments.only.is_empty() || arguments.only.contains(&part);
+    #[cfg(feature = "model")]
     ensure!(
         !wanted(Part::Model) || model.is_dir(),
         "there is no model folder {}; run `cargo xtask setup`, or name one with --model",
@@ -92,6 +113,7 @@ pub(crate) fn run(arguments: &Arguments) -> Result<()> {
     if wanted(Part::Batching) {
         add(batching::measure(scratch.path(), effort)?);
     }
+    #[cfg(feature = "model")]
     if wanted(Part::Model) {
         add(model::measure(host.env(), scratch.path(), &model, effort)?);
     }
@@ -104,6 +126,7 @@ pub(crate) fn run(arguments: &Arguments) -> Result<()> {
     Ok(())
 }
 
+#[cfg(feature = "model")]
 fn default_model() -> PathBuf {
     let workspace = Path::new(env!("CARGO_MANIFEST_DIR")).join("../..");
     std::env::var_os("PELTON_MODEL")

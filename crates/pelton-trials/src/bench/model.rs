@@ -145,7 +145,7 @@ pub(crate) fn run_loop(arguments: &Loop) -> Result<()> {
 
 /// What all instances have with them at most. While that much is left, none of them waits for work.
 fn held(model: &Path) -> u64 {
-    u64::from(INSTANCES * declaration(model).permitted_rows())
+    u64::from(3 * INSTANCES * declaration(model).batch.rows)
 }
 
 /// Chunks a second through a job, from when all instances are ready until there is too little left for all of them.

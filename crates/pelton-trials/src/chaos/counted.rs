@@ -22,7 +22,16 @@ pub(crate) const FOLDER: &str = "executions";
 struct Counted {
     inner: Box<dyn Opened>,
     notes: File,
+    /// Once there is such a file, no batch ends any more.
+    hangs: PathBuf,
 }
+
+/// The file that makes an instance hang, by its process.
+pub(crate) fn hangs(folder: &Path, pid: u32) -> PathBuf {
+    folder.join(format!("{HANGS}{pid}"))
+}
+
+const HANGS: &str = "hang-";
 
 fn columns() -> (Vec<Field>, Vec<Field>) {
     (
@@ -58,9 +67,10 @@ async fn open(inner: Definition, mut ctx: Context) -> Result<Counted> {
     let folder =
         folder.as_ref().and_then(|f| f.as_str()).ok_or_else(|| Error::invalid("no folder for executions"))?;
     let job = rustix::process::getppid().map_or(0, |pid| pid.as_raw_pid());
-    let path = Path::new(folder).join(format!("{job}-{}.ids", std::process::id()));
+    let folder = Path::new(folder);
+    let path = folder.join(format!("{job}-{}.ids", std::process::id()));
     let notes = OpenOptions::new().create(true).append(true).open(path)?;
-    Ok(Counted { inner: inner.open(ctx).await?, notes })
+    Ok(Counted { inner: inner.open(ctx).await?, notes, hangs: hangs(folder, std::process::id()) })
 }
 
 impl Counted {
@@ -70,6 +80,9 @@ impl Counted {
         // One write, so that a kill finds all of a batch noted, or none of it.
         if let Err(e) = self.notes.write_all(&bytes) {
             return Box::pin(async move { Err(e.into()) });
+        }
+        if self.hangs.exists() {
+            return Box::pin(std::future::pending());
         }
         match self.inner.run(0, batch, &invocation, &mut |_| Ok(())) {
             Started::Done(result) => Box::pin(async move { result }),
@@ -83,6 +96,9 @@ pub(crate) fn read(folder: &Path) -> anyhow::Result<BTreeMap<u32, Vec<u64>>> {
     let mut executed: BTreeMap<u32, Vec<u64>> = BTreeMap::new();
     for entry in fs::read_dir(folder).with_context(|| folder.display().to_string())? {
         let path: PathBuf = entry?.path();
+        if path.file_name().and_then(|n| n.to_str()).is_some_and(|n| n.starts_with(HANGS)) {
+            continue;
+        }
         let job = path.file_name().and_then(|n| n.to_str()?.split('-').next()?.parse().ok());
         let job = job.with_context(|| format!("{} is no note of executions", path.display()))?;
         let bytes = fs::read(&path)?;

@@ -1,5 +1,6 @@
 //! The job that is killed: numbers, made into texts, scored by a scripted service, written as JSON lines.
 
+use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::process::ExitCode;
 use std::sync::Arc;
@@ -8,12 +9,14 @@ use std::time::Duration;
 use anyhow::Result;
 use arrow_array::cast::AsArray;
 use arrow_array::types::UInt64Type;
-use arrow_array::{RecordBatch, StringArray};
+use arrow_array::{RecordBatch, StringArray, UInt64Array};
 use arrow_schema::{DataType, Field};
 use clap::Args;
 use pelton::dataflow::job::End;
 use pelton::dataflow::source::{Read, Reader, Source, Split};
-use pelton::{Declaration, Job, Settings};
+use pelton::service::{Definition, Methods};
+use pelton::{Declaration, Job, Method, Settings};
+use pelton_core::remote::{self, Protocol, Remote};
 use serde::{Deserialize, Serialize};
 
 use super::counted;
@@ -21,8 +24,13 @@ use super::counted;
 /// The exit status of a job that was stopped and goes on when it is started again.
 pub(crate) const STOPPED: u8 = 4;
 pub(crate) const NAME: &str = "chaos-job";
+/// How long a server may take to answer.
+const ATTEMPT: Duration = Duration::from_secs(1);
 /// How long an instance outlives its job.
 pub(crate) const LEASE: Duration = Duration::from_secs(1);
+
+/// How long a run may give nothing before its instance is taken for wedged; many times what a batch takes here.
+pub(crate) const STALL: Duration = Duration::from_secs(1);
 
 #[derive(Args, Clone)]
 pub(crate) struct Arguments {
@@ -40,6 +48,9 @@ pub(crate) struct Arguments {
     pub(crate) executions: PathBuf,
     #[arg(long, default_value_t = 2)]
     pub(crate) instances: u32,
+    /// Servers that answer in place of instances
+    #[arg(long, value_name = "URL")]
+    pub(crate) remote: Vec<String>,
     /// Let answers leave as they come, instead of in the order of the rows
     #[arg(long)]
     pub(crate) unordered: bool,
@@ -60,20 +71,25 @@ pub(crate) fn run(arguments: &Arguments) -> Result<ExitCode> {
     let settings =
         Settings { checkpoint_interval: Duration::from_millis(300), ..Settings::new(&arguments.state) };
     let mut job = Job::with(NAME, settings);
-    let mut declaration = Declaration::new("scorer")
-        .instances(arguments.instances)
-        .option("latency", "5ms")
-        .option("per_row", format!("{}us", arguments.row_micros))
-        .option("jitter", 0.5)
-        .option(counted::FOLDER, arguments.executions.display().to_string());
-    declaration.lease = LEASE;
-    let scorer = job.service_with(declaration, counted::scorer())?;
-    let score = scorer.method("score");
-    let score = if arguments.unordered { score.unordered() } else { score };
-    job.read("numbers", Numbers { rows: arguments.rows, splits: SPLITS })
-        .map("texts", vec![id_field(), Field::new("text", DataType::Utf8, false)], texts)
-        .call(&score, &["id", "text"])
-        .write("scores", pelton::json_lines(&arguments.output)?);
+    let numbers = job.read("numbers", Numbers { rows: arguments.rows, splits: SPLITS }).map(
+        "texts",
+        vec![id_field(), Field::new("text", DataType::Utf8, false)],
+        texts,
+    );
+    let order = |method: Method| if arguments.unordered { method.unordered() } else { method };
+    let scores = if arguments.remote.is_empty() {
+        let scorer = job.service_with(instances(arguments), counted::scorer())?;
+        numbers.call(&order(scorer.method("score")), &["id", "text"])
+    } else {
+        let scorer = job.service_with(servers(arguments), asked())?;
+        let columns = vec![
+            id_field(),
+            Field::new("text", DataType::Utf8, false),
+            Field::new("score", DataType::UInt64, false),
+        ];
+        numbers.call(&order(scorer.method("ask")), &["text"]).map("scores", columns, understood)
+    };
+    scores.write("scores", pelton::json_lines(&arguments.output)?);
     let summary = job.run()?;
     let end = format!("{:?}", summary.end);
     let ended = Ended { end, checkpoints: summary.checkpoints, restored_from: summary.restored_from };
@@ -82,6 +98,62 @@ pub(crate) fn run(arguments: &Arguments) -> Result<ExitCode> {
         End::Stopped => ExitCode::from(STOPPED),
         End::Finished | End::AlreadyFinished => ExitCode::SUCCESS,
     })
+}
+
+/// The scripted service of our own instances.
+fn instances(arguments: &Arguments) -> Declaration {
+    let mut declaration = Declaration::new("scorer")
+        .instances(arguments.instances)
+        .option("latency", "5ms")
+        .option("per_row", format!("{}us", arguments.row_micros))
+        .option("jitter", 0.5)
+        .option(counted::FOLDER, arguments.executions.display().to_string());
+    declaration.lease = LEASE;
+    declaration.stall = Some(STALL);
+    declaration
+}
+
+/// Servers of other people, which fail at any time and for any row: no row may be given up for that.
+fn servers(arguments: &Arguments) -> Declaration {
+    let mut declaration = Declaration::new("scorer");
+    declaration.kind = Some(remote::KIND.into());
+    declaration.remote = Some(Remote {
+        protocol: Protocol::OpenAi,
+        urls: arguments.remote.clone(),
+        model: "scorer".into(),
+        version: None,
+        api_key_env: None,
+        methods: BTreeMap::new(),
+    });
+    declaration.attempt_timeout = Some(ATTEMPT);
+    declaration.retry.attempts = 1000;
+    declaration.retry.backoff = Duration::from_millis(5);
+    declaration.retry.max_backoff = Duration::from_millis(200);
+    declaration.retry.budget = 1.0;
+    declaration
+}
+
+/// `ask(text) -> (answer)`: what the servers are asked for. Nothing of it runs here.
+fn asked() -> Definition {
+    let column = |name| vec![Field::new(name, DataType::Utf8, false)];
+    let methods = Methods::<()>::new().serial("ask", column("text"), column("answer"), |(), _, _| {
+        Err(pelton::Error::internal("a method of servers was run by an instance"))
+    });
+    Definition::with(|_| Box::pin(async { Ok(()) }), methods, |()| Ok(()))
+}
+
+/// The numbers that the answers name; 0 for one that names none, which is wrong for every row.
+fn understood(rows: RecordBatch) -> pelton::Result<RecordBatch> {
+    let answers = rows.column_by_name("answer").map(|a| a.as_string::<i32>());
+    let answers = answers.ok_or_else(|| pelton::Error::internal("no answers"))?;
+    let score = |answer: Option<&str>| answer?.strip_prefix("score ")?.parse().ok();
+    let scores = UInt64Array::from_iter_values(answers.iter().map(|answer| score(answer).unwrap_or(0)));
+    let column = |i: usize| rows.column(i).clone();
+    Ok(RecordBatch::try_from_iter([
+        ("id", column(0)),
+        ("text", column(1)),
+        ("score", Arc::new(scores) as _),
+    ])?)
 }
 
 const SPLITS: u64 = 7;

@@ -1,8 +1,10 @@
-//! Kills a job, or its instances, at random moments, and checks that nothing is lost, doubled, or wrong.
+//! Kills a job, or its instances, at random moments, lets instances hang, be slow and out of reach, and checks that nothing is lost,
+//! doubled, or wrong.
 
 mod counted;
 mod executions;
-mod family;
+mod faults;
+mod faulty;
 pub(crate) mod job;
 mod output;
 mod trial;
@@ -23,7 +25,10 @@ pub(crate) struct Arguments {
     /// How often something is killed
     #[arg(long, default_value_t = 20)]
     pub(crate) kills: usize,
-    /// What is killed, and when, is drawn from it; by default another one each time. It is printed
+    /// How often something else goes wrong: an instance hangs, is slow, or cannot be connected to
+    #[arg(long, default_value_t = 8)]
+    pub(crate) faults: usize,
+    /// What is killed or goes wrong, and when, is drawn from it; by default another one each time. It is printed
     #[arg(long)]
     pub(crate) seed: Option<u64>,
     /// Rows to go through the job; by default enough for the job to outlast the kills
@@ -37,6 +42,12 @@ pub(crate) struct Arguments {
     /// Also stop the job now and then, as Ctrl-C does
     #[arg(long)]
     pub(crate) stop: bool,
+    /// Servers of other people in place of instances: they refuse, answer with rubbish, with half an answer, late or not at all
+    #[arg(long)]
+    pub(crate) remote: bool,
+    /// The part of requests to those servers that meet with one of these
+    #[arg(long, default_value_t = 0.2)]
+    pub(crate) fault_share: f64,
     /// How long the scripted service takes for a row, in microseconds
     #[arg(long, default_value_t = 500)]
     pub(crate) row_micros: u64,
@@ -54,17 +65,29 @@ pub(crate) enum Blow {
     Job,
     /// The job gets SIGINT, ends by itself, and is started again.
     Stop,
+    /// One instance stands still for a while.
+    Hang,
+    /// The method of one instance never returns again.
+    Wedge,
+    /// One instance is slow for a while.
+    Slow,
+    /// One instance gets SIGKILL, and nobody can connect to its successor for a while.
+    Refuse,
+    /// One server is gone for a while.
+    Outage,
 }
+
+const FAULTS: [Blow; 4] = [Blow::Hang, Blow::Wedge, Blow::Slow, Blow::Refuse];
 
 /// Most of what passes between a start or blow and the next blow.
 const LONGEST_PAUSE: Duration = Duration::from_millis(1400);
 
 pub(crate) fn run(arguments: &Arguments) -> Result<()> {
-    let kinds = if arguments.stop {
-        &[Blow::Instance, Blow::Job, Blow::Stop][..]
-    } else {
-        &[Blow::Instance, Blow::Job]
-    };
+    let instances = (!arguments.remote).then_some(Blow::Instance);
+    let stops = arguments.stop.then_some(Blow::Stop);
+    let kinds: Vec<Blow> = instances.into_iter().chain([Blow::Job]).chain(stops).collect();
+    let faults = if arguments.remote { &[Blow::Outage][..] } else { &FAULTS };
+    ensure!((0.0..1.0).contains(&arguments.fault_share), "--fault-share must be at least 0 and below 1");
     ensure!(
         arguments.kills >= kinds.len(),
         "--kills must be at least {}, for each kind to occur",
@@ -74,19 +97,24 @@ pub(crate) fn run(arguments: &Arguments) -> Result<()> {
     let host = Host::new(1, 1).context("starting threads")?;
     let seed = arguments.seed.unwrap_or_else(|| host.env().entropy.seed() % 1_000_000);
     let mut rng = StdRng::seed_from_u64(seed);
-    let mut blows: Vec<Blow> = (0..arguments.kills).map(|i| kinds[i % kinds.len()]).collect();
+    let kills = (0..arguments.kills).map(|i| kinds[i % kinds.len()]);
+    let faults = (0..arguments.faults).map(|i| faults[i % faults.len()]);
+    let mut blows: Vec<Blow> = kills.chain(faults).collect();
     blows.shuffle(&mut rng);
     let rows = arguments.rows.unwrap_or_else(|| enough(arguments));
     let order = if arguments.unordered { "unordered" } else { "ordered" };
+    let what = match arguments.remote {
+        true => format!("servers that fail {} of requests", arguments.fault_share),
+        false => format!("{} instances", arguments.instances),
+    };
     println!(
-        "chaos: --seed {seed}, {rows} rows, {} instances, {order}, {} kills",
-        arguments.instances,
-        blows.len()
+        "chaos: --seed {seed}, {rows} rows, {what}, {order}, {} kills, {} other faults",
+        arguments.kills, arguments.faults
     );
     let limit = Duration::from_secs(arguments.limit);
     let env = host.env().clone();
     let ended = host.block_on(async {
-        let mut trial = Trial::begin(&env, arguments, rows)?;
+        let mut trial = Trial::begin(&env, arguments, rows, seed)?;
         let finished = env.within(limit, trial_of(&mut trial, &blows, &mut rng)).await;
         let finished = finished.unwrap_or_else(|| bail!("not done after {limit:?} (--limit)"));
         if finished.is_err() {
@@ -105,6 +133,11 @@ async fn trial_of(trial: &mut Trial, blows: &[Blow], rng: &mut StdRng) -> Result
             Blow::Instance => trial.kill_instance(rng).await,
             Blow::Job => trial.kill_job().await,
             Blow::Stop => trial.stop_job().await,
+            Blow::Hang => trial.hang_instance(rng).await,
+            Blow::Wedge => trial.wedge_instance(rng).await,
+            Blow::Slow => trial.slow_instance(rng).await,
+            Blow::Outage => trial.outage(rng).await,
+            Blow::Refuse => trial.refuse_connections(rng).await,
         };
         let what = what?;
         trial.look()?;
@@ -115,9 +148,11 @@ async fn trial_of(trial: &mut Trial, blows: &[Blow], rng: &mut StdRng) -> Result
     trial.judge(blows)
 }
 
-/// Rows that take all instances longer than the kills; the mean pause is half of the longest.
+/// Rows that take all instances longer than the kills and faults; the mean pause is half of the longest, and a fault takes a while itself.
 fn enough(arguments: &Arguments) -> u64 {
     let batch = Duration::from_millis(5) + 32 * Duration::from_micros(arguments.row_micros);
     let a_second = 32.0 / batch.as_secs_f64() * f64::from(arguments.instances);
-    (a_second * LONGEST_PAUSE.as_secs_f64() * (4.0 + 0.65 * arguments.kills as f64)) as u64
+    (a_second
+        * LONGEST_PAUSE.as_secs_f64()
+        * (4.0 + 0.65 * arguments.kills as f64 + 1.5 * arguments.faults as f64)) as u64
 }

@@ -90,9 +90,8 @@ impl Output {
     }
 
     /// Every row once, with the right answer?
-    pub(crate) fn judge(&self, env: &Env, rows: u64) -> Result<Verdict> {
-        let expected = expected(env, rows)?;
-        let mut times = vec![0u64; rows as usize];
+    pub(crate) fn judge(&self, expected: &[u64]) -> Verdict {
+        let mut times = vec![0u64; expected.len()];
         let mut verdict = Verdict::default();
         for row in &self.rows {
             match times.get_mut(row.id as usize) {
@@ -104,12 +103,12 @@ impl Output {
         }
         verdict.lost = times.iter().filter(|n| **n == 0).count() as u64;
         verdict.duplicated = times.iter().map(|n| n.saturating_sub(1)).sum();
-        Ok(verdict)
+        verdict
     }
 }
 
 /// The scores of all rows, from the scripted service in this process.
-fn expected(env: &Env, rows: u64) -> Result<Vec<u64>> {
+pub(crate) fn expected(env: &Env, rows: u64) -> Result<Vec<u64>> {
     let mut local = Local::open_with(env, Declaration::new("scorer"), counted::plain())?;
     let ids = UInt64Array::from_iter_values(0..rows);
     let texts = StringArray::from_iter_values((0..rows).map(job::text));
@@ -131,7 +130,7 @@ mod tests {
         let host = pelton::env::real::Host::new(1, 1)?;
         let mut output = Output::new(dir.path());
         output.look()?;
-        output.judge(host.env(), rows)
+        Ok(output.judge(&expected(host.env(), rows)?))
     }
 
     fn line(id: u64) -> String {

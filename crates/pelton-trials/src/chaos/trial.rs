@@ -1,5 +1,6 @@
 //! One trial: the job as a child process, its instances, its output, and what is done to them.
 
+use std::collections::BTreeMap;
 use std::fs::{self, File};
 use std::path::PathBuf;
 use std::process::{Child, Command, ExitStatus, Stdio};
@@ -15,38 +16,47 @@ use rustix::process::Signal;
 use tempfile::TempDir;
 
 use super::executions::Beyond;
-use super::family::{self, Member};
+use super::faulty::{self, Fault, Faulty};
 use super::job::{Ended, LEASE, NAME, STOPPED};
-use super::output::{Output, Verdict};
-use super::{Arguments, Blow, counted};
+use super::output::{self, Output, Verdict};
+use super::{Arguments, Blow, counted, job};
+use crate::family::{self, Member};
 
-const LOOK_EVERY: Duration = Duration::from_millis(20);
+pub(super) const LOOK_EVERY: Duration = Duration::from_millis(20);
 /// How much later than its lease an instance may be gone, on a busy machine.
 const MARGIN: Duration = Duration::from_secs(4);
 /// How long the job may take to answer, to replace an instance, to stop, and to finish what is left.
 const ANSWER: Duration = Duration::from_secs(20);
-const REPLACE: Duration = Duration::from_secs(20);
+pub(super) const REPLACE: Duration = Duration::from_secs(20);
 const STOP: Duration = Duration::from_secs(30);
+/// How many servers answer in place of instances.
+const SERVERS: u64 = 2;
 /// Rows that an instance may have begun to execute when it dies, and whose results nobody has: what it is permitted to hold.
 const HELD: u64 = 80;
 
 pub(crate) struct Trial {
-    env: Env,
+    pub(super) env: Env,
     began: Time,
     arguments: Arguments,
     rows: u64,
     folder: Option<TempDir>,
-    mark: String,
+    pub(super) mark: String,
     job: Option<Child>,
     /// Instances that outlived their job, and when the last must be gone.
     orphans: Vec<(Member, Time)>,
+    /// What answers in place of instances, in a trial of servers.
+    pub(super) servers: Vec<Faulty>,
     output: Output,
     /// All jobs so far, with what ended them.
     jobs: Vec<(u32, Option<Blow>)>,
 }
 
 impl Trial {
-    pub(crate) fn begin(env: &Env, arguments: &Arguments, rows: u64) -> Result<Trial> {
+    pub(crate) fn begin(env: &Env, arguments: &Arguments, rows: u64, seed: u64) -> Result<Trial> {
+        let mut servers = Vec::new();
+        for number in 0..if arguments.remote { SERVERS } else { 0 } {
+            servers.push(Faulty::begin(env, seed ^ number, arguments.fault_share)?);
+        }
         let folder = tempfile::Builder::new().prefix("pelton-chaos-").tempdir().context("making a folder")?;
         fs::create_dir(folder.path().join("executions"))?;
         Ok(Trial {
@@ -59,6 +69,7 @@ impl Trial {
             mark: env.entropy.secret(),
             job: None,
             orphans: Vec::new(),
+            servers,
             jobs: Vec::new(),
         })
     }
@@ -70,7 +81,7 @@ impl Trial {
         }
     }
 
-    fn path(&self, name: &str) -> PathBuf {
+    pub(super) fn path(&self, name: &str) -> PathBuf {
         self.folder.as_ref().map_or_else(PathBuf::new, |f| f.path().join(name))
     }
 
@@ -91,6 +102,7 @@ impl Trial {
             .args(["--rows", &self.rows.to_string(), "--instances", &self.arguments.instances.to_string()])
             .args(["--row-micros", &self.arguments.row_micros.to_string()])
             .args(self.arguments.unordered.then_some("--unordered"))
+            .args(self.servers.iter().flat_map(|server| ["--remote".to_owned(), server.url()]))
             .arg("--output")
             .arg(self.path("output"))
             .arg("--state")
@@ -127,7 +139,7 @@ impl Trial {
         self.job.as_mut().context("no job runs")
     }
 
-    fn expect_running(&mut self) -> Result<()> {
+    pub(super) fn expect_running(&mut self) -> Result<()> {
         match self.job()?.try_wait()? {
             None => Ok(()),
             Some(status) if status.success() => {
@@ -159,8 +171,15 @@ impl Trial {
         lines[lines.len().saturating_sub(20)..].join("\n")
     }
 
+    /// Where the job's sockets are.
+    pub(super) fn run_folder(&mut self) -> Result<PathBuf> {
+        let pid = self.job()?.id();
+        let found = rundir::jobs(&rundir::base())?.into_iter().find(|f| f.card.pid == pid);
+        Ok(found.with_context(|| format!("the job {pid} has no run folder"))?.path)
+    }
+
     /// What control says, once it does.
-    async fn report(&mut self) -> Result<JobReport> {
+    pub(super) async fn report(&mut self) -> Result<JobReport> {
         let until = self.env.now() + ANSWER;
         loop {
             self.expect_running()?;
@@ -169,7 +188,7 @@ impl Trial {
                 rundir::jobs(&rundir::base())?.into_iter().find(|f| f.card.pid == pid && f.card.name == NAME);
             if let Some(found) = found
                 && let Ok(report) = query(&self.env, &found).await
-                && report.services.iter().all(|s| !s.instances.is_empty())
+                && (self.arguments.remote || report.services.iter().all(|s| !s.instances.is_empty()))
             {
                 return Ok(report);
             }
@@ -326,16 +345,23 @@ impl Trial {
     }
 
     pub(crate) fn judge(&self, blows: &[Blow]) -> Result<()> {
-        let verdict = self.output.judge(&self.env, self.rows)?;
+        let expected = match self.servers.is_empty() {
+            true => output::expected(&self.env, self.rows)?,
+            false => (0..self.rows).map(|id| faulty::score(&job::text(id))).collect(),
+        };
+        let verdict = self.output.judge(&expected);
         let executed = counted::read(&self.path("executions"))?;
         let beyond = Beyond::count(&executed, &self.jobs, self.rows);
         let of = |blow| blows.iter().filter(|b| **b == blow).count();
         let (instances, jobs, stops) = (of(Blow::Instance), of(Blow::Job), of(Blow::Stop));
+        let (hung, wedged) = (of(Blow::Hang), of(Blow::Wedge));
+        let (slow, refused, outages) = (of(Blow::Slow), of(Blow::Refuse), of(Blow::Outage));
         let Verdict { lost, duplicated, wrong } = verdict;
         println!(
             "lost={lost} duplicated={duplicated} wrong={wrong} kills={} (instances={instances}, jobs={jobs}, stops={stops}) \
-             executions beyond the necessary={} ({:.2} %)",
-            blows.len(),
+             faults={} (hung={hung}, wedged={wedged}, slow={slow}, refused={refused}, outages={outages}) executions beyond the necessary={} ({:.2} %)",
+            instances + jobs + stops,
+            hung + wedged + slow + refused + outages,
             beyond.total(),
             beyond.total() as f64 * 100.0 / self.rows as f64
         );
@@ -344,17 +370,43 @@ impl Trial {
             self.output.files(),
             self.jobs.len()
         );
+        self.tell_of_servers()?;
         ensure!(verdict == Verdict::default(), "the output is not right");
         ensure!(self.output.staged() == 0, "{} files are left in _staging", self.output.staged());
+        let gone = instances + hung + wedged + slow + refused;
         ensure!(
-            beyond.instances <= instances as u64 * HELD,
-            "{} rows were executed again for {instances} killed instances that held {HELD} at most",
+            beyond.instances <= gone as u64 * HELD,
+            "{} rows were executed again for {gone} instances that died or hung, and held {HELD} at most",
             beyond.instances
         );
         ensure!(
             beyond.stops == 0,
             "{} rows were executed again after a stop, which waits for what runs",
             beyond.stops
+        );
+        Ok(())
+    }
+}
+
+impl Trial {
+    /// What the servers did, all of it together.
+    fn tell_of_servers(&self) -> Result<()> {
+        if self.servers.is_empty() {
+            return Ok(());
+        }
+        let mut all: BTreeMap<Fault, u64> = BTreeMap::new();
+        for (fault, times) in self.servers.iter().flat_map(Faulty::count) {
+            *all.entry(fault).or_default() += times;
+        }
+        let told: Vec<String> =
+            all.iter().map(|(fault, times)| format!("{}={times}", fault.name())).collect();
+        println!("requests to the servers: {}", told.join(" "));
+        let missing: Vec<&str> =
+            faulty::FAULTS.iter().filter(|f| !all.contains_key(f)).map(|f| f.name()).collect();
+        ensure!(
+            missing.is_empty() || self.arguments.fault_share == 0.0,
+            "no request met: {}; give the trial more --rows, or a larger --fault-share",
+            missing.join(", ")
         );
         Ok(())
     }

@@ -12,9 +12,9 @@ use pelton_env::{Entropy, Env, Exit, Place, Process, ProcessSpec, Processes, Tas
 use pelton_wire::Bootstrap;
 use tokio::sync::watch;
 
-use crate::network::Net;
-use crate::trace::Trace;
-use crate::world::{HOST, Pid, World};
+use crate::faults::network::Net;
+use crate::faults::trace::Trace;
+use crate::faults::world::{HOST, Pid, World};
 
 /// What a started process runs: its definition, told who it is.
 pub type Program = Arc<dyn Fn(&Started) -> Definition + Send + Sync>;

@@ -1,15 +1,15 @@
 //! Every scenario under a fixed number of seeds, and the seeds that once failed.
 
-use pelton_sim::scenario::{self, Scenario};
+use pelton_sim::faults::scenario::{self, Scenario};
 
-/// Seeds of each scenario; `cargo xtask sim` plays more.
+/// Seeds of each scenario; `cargo xtask sim --faults` plays more.
 const SEEDS: u64 = 60;
 
 fn play(name: &str, seeds: impl IntoIterator<Item = u64>) {
     let scenario: Scenario = scenario::find(name).expect("a scenario of this name");
     for seed in seeds {
-        let run = pelton_sim::run(scenario, seed);
-        assert!(run.result.is_ok(), "{}", pelton_sim::report(scenario, seed, &run, 40));
+        let run = pelton_sim::faults::run(scenario, seed);
+        assert!(run.result.is_ok(), "{}", pelton_sim::faults::report(scenario, seed, &run, 40));
     }
 }
 
@@ -36,7 +36,7 @@ scenarios! {
 fn the_same_seed_gives_the_same_trace() {
     for scenario in scenario::ALL {
         for seed in [1, 7, 1234] {
-            let [first, second] = [0, 1].map(|_| pelton_sim::run(*scenario, seed).trace);
+            let [first, second] = [0, 1].map(|_| pelton_sim::faults::run(*scenario, seed).trace);
             assert_eq!(first.lines(), second.lines(), "{} {seed}", scenario.name);
             assert_eq!(first.hash(), second.hash());
         }

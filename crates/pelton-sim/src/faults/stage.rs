@@ -14,11 +14,11 @@ use pelton_core::service::MethodSpec;
 use pelton_core::{Bytes, Declaration, Kind, RequestId, Time};
 use pelton_wire::{Role, Status};
 
-use crate::network::{Net, Weather};
-use crate::probe::{self, Executions, Plan};
-use crate::process::Machine;
-use crate::trace::Trace;
-use crate::world::{HOST, Pid, World};
+use crate::faults::network::{Net, Weather};
+use crate::faults::probe::{self, Executions, Plan};
+use crate::faults::process::Machine;
+use crate::faults::trace::Trace;
+use crate::faults::world::{HOST, Pid, World};
 
 /// Everything that a scenario can set.
 #[derive(Clone, Debug)]
@@ -51,7 +51,7 @@ impl Stage {
         let executions = Executions::default();
         let program = {
             let (world, executions, plan) = (world.clone(), executions.clone(), setup.plan.clone());
-            Arc::new(move |started: &crate::process::Started| {
+            Arc::new(move |started: &crate::faults::process::Started| {
                 probe::definition(&world, &executions, &plan, started)
             })
         };
@@ -318,7 +318,8 @@ impl Book {
         }
     }
 
-    /// A request with a deadline ends by then; one ends in `deadline` only when its own has come.
+    /// A request with a deadline ends by then; one ends in `deadline` only when its own has come, or is too near for an answer and more
+    /// than half of its time is over.
     pub fn deadlines_held(&self) -> Result<(), String> {
         for (id, Entry { opened, timeout, end, .. }) in &*self.lock() {
             let Some((at, error)) = end else { continue };
@@ -326,7 +327,8 @@ impl Book {
             if due.is_some_and(|due| *at > due + Duration::from_millis(1)) {
                 return Err(format!("{id} ended at {at}, past its deadline"));
             }
-            if *error == Some(Kind::Deadline) && due.is_none_or(|due| *at < due) {
+            let half = timeout.map(|t| *opened + t / 2);
+            if *error == Some(Kind::Deadline) && half.is_none_or(|half| *at < half) {
                 return Err(format!("{id} ended with a deadline that is not its own at {at}: {due:?}"));
             }
         }

@@ -11,8 +11,8 @@ use arrow_schema::{DataType, Field, SchemaRef};
 use pelton_core::service::{Context, Definition, Invocation, MethodSpec, Methods, Opened, Started};
 use pelton_core::{BoxFuture, Error, Result, Time};
 
-use crate::process;
-use crate::world::{Pid, World};
+use crate::faults::process;
+use crate::faults::world::{Pid, World};
 
 /// The method that answers a key with itself and a number made of it.
 pub const CALL: usize = 0;

@@ -12,8 +12,8 @@ use pelton_env::{Address, Connection, Listener, Network};
 use pelton_wire::Frame;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
-use crate::trace::{Tap, Trace, describe};
-use crate::world::{Pid, Sleep, World};
+use crate::faults::trace::{Tap, Trace, describe};
+use crate::faults::world::{Pid, Sleep, World};
 
 /// A connection attempt that gets no answer fails after this.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(3);

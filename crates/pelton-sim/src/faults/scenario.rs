@@ -8,10 +8,10 @@ use pelton_core::call::{Acknowledge, Caller, Priority};
 use pelton_core::{BoxFuture, Bytes, Declaration, Kind, RequestId};
 use pelton_wire::Frame;
 
-use crate::network::{Cut, Weather};
-use crate::probe::{BadStart, CALL, Plan, STREAM};
-use crate::stage::{Order, Setup, Stage};
-use crate::world::World;
+use crate::faults::network::{Cut, Weather};
+use crate::faults::probe::{BadStart, CALL, Plan, STREAM};
+use crate::faults::stage::{Order, Setup, Stage};
+use crate::faults::world::World;
 
 /// Virtual time in which every request of a scenario has to end.
 const PATIENCE: Duration = Duration::from_secs(120);
@@ -310,7 +310,7 @@ async fn starts(stage: Stage) -> Result<(), String> {
     let hopeless = kind == BadStart::Impossible || n == 1000;
     let mut failure = stage.with_control(|c| c.failure());
     let given_up = failure.wait_for(Option::is_some);
-    let env = stage.machine.env(crate::world::HOST, "watcher");
+    let env = stage.machine.env(crate::faults::world::HOST, "watcher");
     if hopeless {
         let Some(Ok(_)) = env.within(PATIENCE, given_up).await else {
             return Err("control never gave up".into());
@@ -350,7 +350,7 @@ async fn drains(stage: Stage) -> Result<(), String> {
     stage.book.only(&[])?;
     // Nothing that an instance ran while it left was lost on the way.
     for id in stage.book.ids() {
-        let runs = stage.executions.of(crate::stage::key_of(id));
+        let runs = stage.executions.of(crate::faults::stage::key_of(id));
         if runs.len() != 1 {
             return Err(format!("{id} ran {} times: {runs:?}", runs.len()));
         }
@@ -498,7 +498,7 @@ async fn chaos(stage: Stage) -> Result<(), String> {
             (2, Some(pid)) => stage.net.refuse(pid, Duration::from_millis(stage.world.below(3_000))),
             (3 | 4, _) => cut_some(&stage),
             (5, Some(pid)) => {
-                let env = stage.machine.env(crate::world::HOST, "drainer");
+                let env = stage.machine.env(crate::faults::world::HOST, "drainer");
                 let link = env.within(Duration::from_millis(20), stage.supervise(pid)).await.flatten();
                 link.iter().for_each(|link| link.sender.send(Frame::Drain));
                 links.extend(link);

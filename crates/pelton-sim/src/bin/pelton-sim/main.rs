@@ -1,0 +1,44 @@
+//! `pelton-sim`: simulations of the service plane.
+
+mod faults;
+mod flow;
+
+use std::process::ExitCode;
+
+use clap::Parser;
+
+/// Plays Pelton's own code in virtual time: flow control against modelled backends, beside other ways and an oracle; or, with
+/// --faults, the whole service plane while processes die and links break
+#[derive(Parser)]
+#[command(name = "pelton-sim")]
+struct Arguments {
+    /// Play the service plane under faults
+    #[arg(long)]
+    faults: bool,
+    /// Only this scenario, by name (or, without --faults, file); may be said more than once
+    #[arg(long, value_name = "NAME")]
+    scenario: Vec<String>,
+    /// Only this seed, or the first of --seeds
+    #[arg(long)]
+    seed: Option<u64>,
+    /// How many seeds [default: 1 with --seed, else 3, or 200 with --faults]
+    #[arg(long)]
+    seeds: Option<u64>,
+    /// Show what happens over time; with --faults, everything that happens
+    #[arg(long)]
+    trace: bool,
+    #[command(flatten)]
+    flow: flow::Arguments,
+}
+
+fn main() -> ExitCode {
+    let arguments = Arguments::parse();
+    let result = if arguments.faults { faults::run(&arguments) } else { flow::run(&arguments) };
+    match result {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(e) => {
+            eprintln!("{e}");
+            ExitCode::FAILURE
+        }
+    }
+}
