@@ -12,6 +12,7 @@ mod peers;
 mod places;
 mod process;
 mod python;
+mod servers;
 mod setup;
 mod sim;
 mod test;
@@ -35,7 +36,7 @@ struct Menu {
 
 #[derive(Subcommand)]
 enum Command {
-    /// Fetch what tests and the demo need into .cache: the sentence model, images of digits
+    /// Fetch what tests and the demo need into .cache: the sentence model, images of digits, inference servers
     Setup,
     /// Formatting and lints, as CI wants them
     Check,

@@ -72,8 +72,14 @@ impl Python {
         &self.program
     }
 
-    /// A virtual environment with these requirements, made unless it is there. What it gives is its interpreter.
-    pub(crate) fn environment(&self, places: &Places, name: &str, requirements: &Path) -> Result<Python> {
+    /// The environment of [`environment`](Self::environment), if it has been made.
+    pub(crate) fn made(&self, places: &Places, name: &str, requirements: &Path) -> Result<Option<Python>> {
+        let (_, folder) = self.place(places, name, requirements)?;
+        Ok(folder.join(COMPLETE).exists().then(|| self.inside(&folder)))
+    }
+
+    /// The key of an environment with these requirements, and its folder.
+    fn place(&self, places: &Places, name: &str, requirements: &Path) -> Result<(String, PathBuf)> {
         let wanted = fs::read(requirements).with_context(|| format!("reading {}", requirements.display()))?;
         let key = hex(&Sha256::new()
             .chain_update(&self.version)
@@ -81,7 +87,17 @@ impl Python {
             .chain_update(&wanted)
             .finalize());
         let folder = places.cache().join("python").join(format!("{name}-{}", &key[..12]));
-        let inside = Python { program: interpreter(&folder).into(), version: self.version.clone() };
+        Ok((key, folder))
+    }
+
+    fn inside(&self, folder: &Path) -> Python {
+        Python { program: interpreter(folder).into(), version: self.version.clone() }
+    }
+
+    /// A virtual environment with these requirements, made unless it is there. What it gives is its interpreter.
+    pub(crate) fn environment(&self, places: &Places, name: &str, requirements: &Path) -> Result<Python> {
+        let (key, folder) = self.place(places, name, requirements)?;
+        let inside = self.inside(&folder);
         if folder.join(COMPLETE).exists() {
             return Ok(inside);
         }

@@ -5,7 +5,7 @@ use std::fs::{self, File, TryLockError};
 use anyhow::{Context, Result};
 
 use crate::places::Places;
-use crate::{digits, model};
+use crate::{digits, model, servers};
 
 /// Does nothing that is done already. Interrupted at any point, it leaves nothing half-done where others look.
 pub(crate) fn run(places: &Places) -> Result<()> {
@@ -13,6 +13,7 @@ pub(crate) fn run(places: &Places) -> Result<()> {
     places.remove_unfinished()?;
     model::install(places)?;
     digits::install(places)?;
+    servers::install(places)?;
     places.remove_unfinished()
 }
 

@@ -15,5 +15,6 @@ pub(crate) struct Arguments {
 
 pub(crate) fn run(places: &Places, arguments: &Arguments) -> Result<()> {
     let simulator = ["run", "--release", "--package", "pelton-sim", "--"];
-    process::run(cargo(&places.root, simulator).args(&arguments.rest)).context("the simulation ended in an error")
+    process::run(cargo(&places.root, simulator).args(&arguments.rest))
+        .context("the simulation ended in an error")
 }

@@ -5,7 +5,7 @@ use clap::Args;
 
 use crate::places::Places;
 use crate::process::{self, cargo};
-use crate::setup;
+use crate::{servers, setup};
 
 #[derive(Args, Default)]
 pub(crate) struct Arguments {
@@ -21,6 +21,7 @@ pub(crate) fn run(places: &Places, arguments: &Arguments) -> Result<()> {
         test.arg("--workspace");
     }
     test.args(&arguments.rest).env("PELTON_MODEL", places.model()).env("PELTON_DIGITS", places.digits());
+    test.env("PELTON_SERVERS", servers::install(places)?.to_string());
     process::run(&mut test).context("tests failed")
 }
 

@@ -5,7 +5,7 @@ use std::process::Command;
 
 /// Each crate with all crates of this workspace that it may depend on. Siblings (client, instance, control, dataflow)
 /// never know one another: that is how "deployed, scaled and recovered apart" is kept by the compiler.
-const MAY_KNOW: [(&str, &[&str]); 17] = [
+const MAY_KNOW: [(&str, &[&str]); 18] = [
     ("pelton-core", &[]),
     ("pelton-policy", &["pelton-core"]),
     ("pelton-wire", &["pelton-core"]),
@@ -16,6 +16,7 @@ const MAY_KNOW: [(&str, &[&str]); 17] = [
     ("pelton-instance", &["pelton-core", "pelton-env", "pelton-link", "pelton-policy", "pelton-wire"]),
     ("pelton-control", &["pelton-core", "pelton-env", "pelton-link", "pelton-policy", "pelton-wire"]),
     ("pelton-dataflow", &["pelton-core", "pelton-env"]),
+    ("pelton-remote", &["pelton-core", "pelton-env", "pelton-policy", "pelton-wire"]),
     ("pelton-files", &["pelton-core", "pelton-dataflow"]),
     ("pelton-text", &["pelton-core", "pelton-dataflow"]),
     ("pelton-models", &["pelton-core", "pelton-dataflow"]),
@@ -29,6 +30,7 @@ const MAY_KNOW: [(&str, &[&str]); 17] = [
             "pelton-env",
             "pelton-files",
             "pelton-instance",
+            "pelton-remote",
             "pelton-scripted",
             "pelton-wire",
         ],
@@ -42,11 +44,14 @@ const MAY_KNOW: [(&str, &[&str]); 17] = [
 const ANYTHING: [&str; 1] = ["pelton-sim"];
 
 /// What only these may link: heavy crates stay at the edge.
-const HEAVY: [(&str, &[&str]); 4] = [
+const HEAVY: [(&str, &[&str]); 7] = [
     ("candle-core", &["pelton-models"]),
     ("tokenizers", &["pelton-models", "pelton-text"]),
     ("rten", &["pelton-models"]),
     ("parquet", &["pelton-files"]),
+    ("hyper", &["pelton-remote"]),
+    ("prost", &["pelton-remote"]),
+    ("tokio-rustls", &["pelton-remote"]),
 ];
 
 /// Each crate of the workspace with the names of what it depends on, tests aside.

@@ -61,6 +61,19 @@ fn show(report: &JobReport) {
             }
         }
     }
+    for service in &report.remotes {
+        println!(
+            "  service {}  remote, {}, model {}; {} unended, {} sent, {} retries",
+            service.name, service.protocol, service.model, service.unended, service.sent, service.retries
+        );
+        for e in &service.endpoints {
+            let state = if e.ejected { "ejected" } else { "takes calls" };
+            println!(
+                "    {:<32} {state:<11} window {:<7.1} in flight {:<6} answers {:<9} refusals {:<7} failures {}",
+                e.url, e.window, e.in_flight, e.answers, e.refusals, e.failures
+            );
+        }
+    }
     for node in report.progress["nodes"].as_array().into_iter().flatten() {
         let number = |key: &str| node[key].as_u64().unwrap_or(0);
         let name = node["name"].as_str().unwrap_or("?");

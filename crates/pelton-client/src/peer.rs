@@ -24,6 +24,8 @@ pub(crate) struct Peer {
     pub(crate) held: u64,
     /// Sent to it, not ended.
     pub(crate) in_flight: BTreeSet<RequestId>,
+    /// What it has may be what instances die of: nothing else is sent to it meanwhile.
+    pub(crate) isolates: bool,
     /// Results that it may forget.
     pub(crate) to_acknowledge: Vec<RequestId>,
     pub(crate) acknowledged: Acknowledged,
@@ -169,6 +171,7 @@ impl Peer {
             draining: false,
             held: 0,
             in_flight: BTreeSet::new(),
+            isolates: false,
             to_acknowledge: Vec::new(),
             acknowledged: Acknowledged::default(),
             to_cancel: Vec::new(),
@@ -180,14 +183,23 @@ impl Peer {
         }
     }
 
+    /// It has ended, or lost, this request.
+    pub(crate) fn forget(&mut self, id: RequestId) {
+        self.in_flight.remove(&id);
+        self.isolates &= !self.in_flight.is_empty();
+    }
+
     pub(crate) fn takes_requests(&self) -> bool {
         self.connection.is_some() && !self.draining
     }
 
-    /// How many rows may be on the way to it: all that it permits, one to see whether it is back, or none.
-    pub(crate) fn admits(&self, alone: bool, now: Time) -> u64 {
+    /// How many rows may be sent to it: all that it permits, one to see whether it is back, or none. `suspect`: the next in line may be
+    /// what instances die of, and has one to itself.
+    pub(crate) fn admits(&self, alone: bool, suspect: bool, now: Time) -> u64 {
         match self.health.admission(alone, now) {
-            _ if !self.takes_requests() => 0,
+            _ if !self.takes_requests() || self.isolates => 0,
+            _ if suspect && !self.in_flight.is_empty() => 0,
+            Admission::Yes if suspect => 1,
             Admission::Yes => u64::MAX,
             Admission::Probe => 1,
             Admission::NotBefore(_) | Admission::WaitForProbe => 0,

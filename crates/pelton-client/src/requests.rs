@@ -306,6 +306,19 @@ impl Requests {
         Some(at - answer.min(half) + Duration::from_nanos(1))
     }
 
+    /// Whether the next in line shall be alone.
+    pub(crate) fn suspect_is_next(&mut self) -> bool {
+        for lane in self.lanes.values_mut() {
+            while let Some(&(id, ticket)) = lane.front() {
+                match self.all.get(&id).filter(|r| r.place == (Place::Backlog { ticket })) {
+                    Some(request) => return request.alone(),
+                    None => lane.pop_front(),
+                };
+            }
+        }
+        false
+    }
+
     /// The next requests in line, as many as one frame to `peer` may hold; they are there after this. Up to `rows` of one method and
     /// priority, all with a limit on their time or all without, and up to `bytes` (at least one).
     pub(crate) fn take(&mut self, peer: PeerKey, rows: u64, bytes: u64, now: Time) -> Vec<RequestId> {

@@ -380,8 +380,12 @@ impl State {
     fn send(&mut self, now: Time, actions: &mut Vec<Action>) {
         let alone = self.alone();
         for (&key, peer) in &mut self.peers {
-            let mut admitted = peer.admits(alone, now);
-            while admitted > 0 && !self.holding && peer.window.available() > 0 {
+            while !self.holding && peer.window.available() > 0 {
+                let suspect = self.requests.suspect_is_next();
+                let admitted = peer.admits(alone, suspect, now);
+                if admitted == 0 {
+                    break;
+                }
                 let rows = peer.window.available().min(FRAME_ROWS).min(admitted);
                 let ids = self.requests.take(key, rows, self.max_message.get(), now);
                 for id in &ids {
@@ -390,10 +394,10 @@ impl State {
                 }
                 let Some(first) = ids.first().and_then(|id| self.requests.get(*id)) else { break };
                 let (method, priority, single) = (first.method, first.priority, first.alone());
-                if admitted == 1 {
+                if !peer.health.is_well() {
                     peer.health.probing();
                 }
-                admitted = if admitted == 1 { 0 } else { admitted };
+                peer.isolates = single;
                 let requests = ids.iter().filter_map(|id| self.requests.get(*id));
                 let deadlines = deadlines(requests.clone(), now);
                 let rows =
@@ -428,7 +432,8 @@ impl State {
         let mut takers: Vec<(PeerKey, &mut Peer)> =
             self.peers.iter_mut().filter(|(_, p)| p.takes_requests()).map(|(k, p)| (*k, p)).collect();
         let loads: Vec<u64> = takers.iter().map(|(_, p)| p.load()).collect();
-        let admitted: Vec<u64> = takers.iter().map(|(_, p)| p.admits(alone, now)).collect();
+        let suspect = self.requests.suspect_is_next();
+        let admitted: Vec<u64> = takers.iter().map(|(_, p)| p.admits(alone, suspect, now)).collect();
         // One that was ejected has its one row to show that it is back; the others share what there is.
         let open: Vec<usize> = (0..takers.len()).filter(|i| admitted[*i] == u64::MAX).collect();
         let open_loads: Vec<u64> = open.iter().map(|i| loads[*i]).collect();

@@ -12,7 +12,7 @@ use pelton_link::{Door, Link};
 use pelton_wire::{Frame, State, Status, Welcome};
 use tokio::sync::{mpsc, watch};
 
-use crate::report::{CallerReport, InstanceReport, JobReport, ServiceReport};
+use crate::report::{CallerReport, InstanceReport, JobReport, RemoteReport, ServiceReport};
 use crate::rundir::{Card, RunDir};
 use crate::supervisor::{Place, Supervisor, Wish};
 
@@ -31,6 +31,8 @@ pub type Progress = Arc<dyn Fn() -> serde_json::Value + Send + Sync>;
 
 /// Asks the clients of a service, by its name, what they have seen; as [`Progress`].
 pub type Callers = Arc<dyn Fn(&str) -> CallerReport + Send + Sync>;
+/// Asks what the callers of services that are not ours see; called from control's own tasks, must not block.
+pub type Remotes = Arc<dyn Fn() -> Vec<RemoteReport> + Send + Sync>;
 
 /// Supervises a job's services. Dropping it leaves the instances to their leases; [`Control::stop`] ends them.
 pub struct Control {
@@ -50,6 +52,7 @@ pub(crate) struct Shared {
     failure: watch::Sender<Option<Error>>,
     progress: Mutex<Option<Progress>>,
     callers: Mutex<Option<Callers>>,
+    remotes: Mutex<Option<Remotes>>,
     /// Counts changes of any instance.
     changed: watch::Sender<u64>,
 }
@@ -90,6 +93,7 @@ impl Control {
             failure: watch::channel(None).0,
             progress: Mutex::new(None),
             callers: Mutex::new(None),
+            remotes: Mutex::new(None),
             changed: watch::channel(0).0,
         });
         let (stop, stopped) = watch::channel(Wish::Run);
@@ -145,6 +149,11 @@ impl Control {
 
     pub fn report(&self) -> JobReport {
         self.shared.job_report()
+    }
+
+    /// Lets the callers of services that are not ours say what they see, for those who look.
+    pub fn set_remotes(&self, remotes: Remotes) {
+        *self.shared.remotes.lock().unwrap_or_else(std::sync::PoisonError::into_inner) = Some(remotes);
     }
 
     /// Lets the data plane say how far it is, for those who look.
@@ -226,6 +235,8 @@ impl Shared {
         let names: Vec<String> = self.lock().iter().map(|s| s.declaration.name.clone()).collect();
         let callers: Vec<CallerReport> =
             names.iter().map(|name| callers.as_ref().map(|c| c(name)).unwrap_or_default()).collect();
+        let remotes = self.remotes.lock().unwrap_or_else(std::sync::PoisonError::into_inner).clone();
+        let remotes = remotes.map_or_else(Vec::new, |r| r());
         let services = self.lock();
         let services = services.iter().zip(callers).map(|(state, callers)| ServiceReport {
             callers,
@@ -239,6 +250,7 @@ impl Shared {
             pid: self.card.pid,
             started: self.card.started,
             services: services.collect(),
+            remotes,
             progress,
         }
     }

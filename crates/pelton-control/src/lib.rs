@@ -9,5 +9,7 @@ pub mod report;
 pub mod rundir;
 mod supervisor;
 
-pub use control::{Callers, Control, Progress, Settings, query};
-pub use report::{CallerReport, InstanceReport, JobReport, ServiceReport};
+pub use control::{Callers, Control, Progress, Remotes, Settings, query};
+pub use report::{
+    CallerReport, InstanceReport, JobReport, RemoteEndpointReport, RemoteReport, ServiceReport,
+};

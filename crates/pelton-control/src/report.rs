@@ -15,8 +15,38 @@ pub struct JobReport {
     /// Milliseconds since the Unix epoch.
     pub started: u64,
     pub services: Vec<ServiceReport>,
+    /// Services that are servers of other people.
+    #[serde(default)]
+    pub remotes: Vec<RemoteReport>,
     /// Progress of the data plane, if there is one.
     pub progress: serde_json::Value,
+}
+
+/// A service that is not ours, as its caller sees it.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct RemoteReport {
+    pub name: String,
+    pub protocol: String,
+    pub model: String,
+    /// Requests that have not ended, and those of them that servers have.
+    pub unended: u64,
+    pub sent: u64,
+    pub retries: u64,
+    pub endpoints: Vec<RemoteEndpointReport>,
+}
+
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct RemoteEndpointReport {
+    pub url: String,
+    /// Calls that may be in flight, as measured.
+    pub window: f64,
+    pub in_flight: u64,
+    pub answers: u64,
+    /// Answers that said "not now" (429).
+    pub refusals: u64,
+    pub failures: u64,
+    /// It gets nothing but a call now and then that tries whether it is back.
+    pub ejected: bool,
 }
 
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]

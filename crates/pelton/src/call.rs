@@ -10,6 +10,7 @@ use pelton_control::Control;
 use pelton_core::call::{Caller, Outcome, Priority, Receiver, Submission, no_such_method};
 use pelton_core::{Error, RequestId, Result};
 use pelton_env::Env;
+use pelton_remote::RemoteCaller;
 use tokio::sync::{oneshot, watch};
 
 /// The operator number of calls that come from no operator.
@@ -20,15 +21,21 @@ pub struct Services {
     env: Env,
     control: Control,
     clients: BTreeMap<String, Arc<Client>>,
+    remotes: BTreeMap<String, Arc<RemoteCaller>>,
     /// Calls of this process are told from those of others by it.
     group: u64,
     next: AtomicU64,
 }
 
 impl Services {
-    pub(crate) fn new(env: Env, control: Control, clients: BTreeMap<String, Arc<Client>>) -> Self {
+    pub(crate) fn new(
+        env: Env,
+        control: Control,
+        clients: BTreeMap<String, Arc<Client>>,
+        remotes: BTreeMap<String, Arc<RemoteCaller>>,
+    ) -> Self {
         let group = env.entropy.seed();
-        Services { env, control, clients, group, next: AtomicU64::new(0) }
+        Services { env, control, clients, remotes, group, next: AtomicU64::new(0) }
     }
 
     pub(crate) fn control(&self) -> &Control {
@@ -40,27 +47,29 @@ impl Services {
         self.control.report()
     }
 
-    /// What each client has in hand.
+    /// What the callers of services that are not ours have in hand, and see of the servers.
+    pub fn remotes(&self) -> BTreeMap<String, pelton_remote::Stats> {
+        self.remotes.iter().map(|(name, caller)| (name.clone(), caller.stats())).collect()
+    }
+
+    /// What each client of instances has in hand.
     pub fn stats(&self) -> BTreeMap<String, Stats> {
         self.clients.iter().map(|(name, client)| (name.clone(), client.stats())).collect()
     }
 
-    /// The client of a service.
+    /// The caller of a service, be it instances of ours or servers of others.
     pub fn caller(&self, service: &str) -> Result<Arc<dyn Caller>> {
-        match self.clients.get(service) {
-            Some(client) => Ok(client.clone()),
-            None => {
-                let names: Vec<&str> = self.clients.keys().map(String::as_str).collect();
-                Err(Error::invalid(format!(
-                    "no service `{service}` in this job; it has: {}",
-                    names.join(", ")
-                )))
-            }
-        }
+        let mut callers = self.callers();
+        callers.remove(service).ok_or_else(|| {
+            let names: Vec<&str> = callers.keys().map(String::as_str).collect();
+            Error::invalid(format!("no service `{service}` in this job; it has: {}", names.join(", ")))
+        })
     }
 
     pub(crate) fn callers(&self) -> BTreeMap<String, Arc<dyn Caller>> {
-        self.clients.iter().map(|(name, client)| (name.clone(), client.clone() as Arc<dyn Caller>)).collect()
+        let ours = self.clients.iter().map(|(name, c)| (name.clone(), c.clone() as Arc<dyn Caller>));
+        let others = self.remotes.iter().map(|(name, c)| (name.clone(), c.clone() as Arc<dyn Caller>));
+        ours.chain(others).collect()
     }
 
     /// Waits until every instance of every service is ready, or a service gives up.
@@ -119,8 +128,8 @@ impl Services {
 
     /// Ends all instances, and returns when they are gone.
     pub async fn stop(self) {
-        let Services { control, clients, .. } = self;
-        drop(clients);
+        let Services { control, clients, remotes, .. } = self;
+        drop((clients, remotes));
         control.stop().await;
     }
 

@@ -6,7 +6,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use pelton_client::{Client, Stats};
-use pelton_control::{CallerReport, Control, JobReport};
+use pelton_control::{CallerReport, Control, JobReport, RemoteEndpointReport, RemoteReport};
+use pelton_core::remote::{Remote, Url};
 use pelton_core::service::{Definition, show_columns};
 use pelton_core::{Declaration, Error, Fate, Kind, Result, Retry};
 use pelton_dataflow::job::{Options, Running, Summary};
@@ -14,6 +15,7 @@ use pelton_dataflow::progress::Progress;
 use pelton_dataflow::topology::Topology;
 use pelton_env::Env;
 use pelton_env::real::Host;
+use pelton_remote::{RemoteCaller, Secret};
 use tokio::signal::unix::{Signal, SignalKind, signal};
 
 use crate::call::{Services, given_up};
@@ -48,16 +50,19 @@ fn start(
     settings: &Settings,
     services: &[(Declaration, Definition)],
 ) -> Result<Services> {
+    let ours = || services.iter().filter(|(declaration, _)| !declaration.is_remote());
+    // First, because it may find something missing, and then nothing has been started.
+    let remotes = start_remotes(env, services)?;
     let control = Control::start(
         env,
         pelton_control::Settings {
             name: name.to_owned(),
             run_base: pelton_control::rundir::base(),
             logs: settings.state.join("logs"),
-            services: services.iter().map(|(declaration, _)| declaration.clone()).collect(),
+            services: ours().map(|(declaration, _)| declaration.clone()).collect(),
         },
     )?;
-    let clients = services.iter().map(|(declaration, definition)| {
+    let clients = ours().map(|(declaration, definition)| {
         let client_settings = pelton_client::Settings {
             declaration: declaration.clone(),
             methods: definition.methods.clone(),
@@ -80,7 +85,64 @@ fn start(
             meter: stats.meter,
         })
     }));
-    Ok(Services::new(env.clone(), control, clients))
+    let for_report = remotes.clone();
+    control.set_remotes(Arc::new(move || for_report.iter().map(|(name, r)| report(name, r)).collect()));
+    let remotes = remotes.into_iter().map(|(name, remote)| (name, remote.caller)).collect();
+    Ok(Services::new(env.clone(), control, clients, remotes))
+}
+
+#[derive(Clone)]
+struct RemoteService {
+    declared: Remote,
+    caller: Arc<RemoteCaller>,
+}
+
+/// Makes a caller for each service that is not ours.
+fn start_remotes(
+    env: &Env,
+    services: &[(Declaration, Definition)],
+) -> Result<BTreeMap<String, RemoteService>> {
+    let mut remotes = BTreeMap::new();
+    for (declaration, definition) in services {
+        let Some(declared) = declaration.remote.clone() else { continue };
+        let key = match &declared.api_key_env {
+            None => None,
+            Some(variable) => match std::env::var(variable) {
+                Ok(key) if !key.is_empty() => Some(Secret::new(key)),
+                _ => {
+                    return Err(Error::invalid(format!(
+                        "service `{}`: the environment variable `{variable}` (remote.api_key_env) is not set; put the API key there",
+                        declaration.name
+                    )));
+                }
+            },
+        };
+        let caller = RemoteCaller::start(env, declaration, definition.methods.clone(), key)?;
+        remotes.insert(declaration.name.clone(), RemoteService { declared, caller });
+    }
+    Ok(remotes)
+}
+
+fn report(name: &str, remote: &RemoteService) -> RemoteReport {
+    let stats = remote.caller.stats();
+    let endpoints = stats.endpoints.into_iter().map(|(url, e)| RemoteEndpointReport {
+        url,
+        window: e.window,
+        in_flight: e.in_flight,
+        answers: e.answers,
+        refusals: e.refusals,
+        failures: e.failures,
+        ejected: e.ejected,
+    });
+    RemoteReport {
+        name: name.to_owned(),
+        protocol: remote.declared.protocol.to_string(),
+        model: remote.declared.model.clone(),
+        unended: stats.unended as u64,
+        sent: stats.sent as u64,
+        retries: stats.retries,
+        endpoints: endpoints.collect(),
+    }
 }
 
 /// Runs services alone.
@@ -216,6 +278,9 @@ fn show_progress(progress: &Progress) -> serde_json::Value {
 
 /// A service and its resources, for people.
 pub(crate) fn explain_service(declaration: &Declaration, definition: &Definition) -> String {
+    if let Some(remote) = &declaration.remote {
+        return explain_remote(declaration, remote, definition);
+    }
     let Declaration { name, instances, batch, resources, retry, timeout, lease, .. } = declaration;
     let mut text = String::new();
     let kind = declaration.kind.as_deref().unwrap_or(definition.type_name);
@@ -246,6 +311,37 @@ pub(crate) fn explain_service(declaration: &Declaration, definition: &Definition
             method.concurrency.map_or("serial".to_owned(), |n| format!("up to {n} batches at a time"));
         let (input, output) = (show_columns(&method.input), show_columns(&method.output));
         let _ = writeln!(text, "    {}({input}) -> ({output}), {order}", method.name);
+    }
+    text
+}
+
+/// The same for servers of other people. Names where the key comes from, never the key.
+fn explain_remote(declaration: &Declaration, remote: &Remote, definition: &Definition) -> String {
+    let Declaration { name, batch, retry, timeout, attempt_timeout, .. } = declaration;
+    let mut text = String::new();
+    let urls: Vec<String> =
+        remote.urls.iter().filter_map(|u| Url::parse(u).ok()).map(|u| u.to_string()).collect();
+    let key = remote.api_key_env.as_ref().map_or_else(|| "none".to_owned(), |v| format!("in variable {v}"));
+    let _ =
+        writeln!(text, "  {name}: remote, not ours; protocol {}, model {}", remote.protocol, remote.model);
+    let _ = writeln!(text, "    servers: {}; api key: {key}", urls.join(", "));
+    let _ = writeln!(
+        text,
+        "    in flight: as many calls as answers allow, measured at each server; calls of up to {}",
+        batch.bytes
+    );
+    let shown = |t: &Option<Duration>| t.map_or_else(|| "none".to_owned(), |t| format!("{t:?}"));
+    let attempt = attempt_timeout.unwrap_or(pelton_remote::state::ATTEMPT_TIMEOUT);
+    let _ = writeln!(
+        text,
+        "    timeout: {}; attempts: {}, each within {attempt:?}",
+        shown(timeout),
+        retry.attempts
+    );
+    let calls = pelton_remote::mapping::explain(declaration, &definition.methods).unwrap_or_default();
+    for (method, call) in definition.methods.iter().zip(calls) {
+        let (input, output) = (show_columns(&method.input), show_columns(&method.output));
+        let _ = writeln!(text, "    {}({input}) -> ({output}), {call}", method.name);
     }
     text
 }

@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use pelton_core::service::{Definition, Service};
 use pelton_core::weigh::Scales;
-use pelton_core::{Bytes, Declaration, Error, Result};
+use pelton_core::{Bytes, Declaration, Error, Result, remote};
 use pelton_dataflow::job::{Options, Summary};
 use pelton_dataflow::plan::{OnError, Plan};
 use pelton_dataflow::source::Source;
@@ -186,12 +186,15 @@ pub(crate) fn resolve(declaration: &Declaration, definition: Definition) -> Resu
     match declaration.kind.as_deref() {
         None => Ok(definition),
         Some(kind) if kind == declaration.name => Ok(definition),
+        // Nothing of it runs here; its methods are what callers see.
+        Some(remote::KIND) => Ok(definition),
         Some(pelton_scripted::KIND) => pelton_scripted::in_place_of(&definition.methods)
             .map_err(|e| e.context(format_args!("service `{}`", declaration.name))),
         Some(other) => Err(Error::invalid(format!(
-            "service `{}`: kind `{other}` is not known; leave it out for the program's own, or write `{}`",
+            "service `{}`: kind `{other}` is not known; leave it out for the program's own, or write `{}` or `{}`",
             declaration.name,
-            pelton_scripted::KIND
+            pelton_scripted::KIND,
+            remote::KIND
         ))),
     }
 }
@@ -214,6 +217,9 @@ fn check_definition(declaration: &Declaration, definition: &Definition) -> Resul
         }
         pelton_wire::body::check_schema(&what, &method.input)?;
         pelton_wire::body::check_schema(&what, &method.output)?;
+    }
+    if declaration.is_remote() {
+        pelton_remote::mapping::check(declaration, &definition.methods)?;
     }
     Ok(())
 }

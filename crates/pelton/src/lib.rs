@@ -31,6 +31,7 @@ pub use pelton_core::{
 pub use pelton_dataflow as dataflow;
 pub use pelton_env as env;
 pub use pelton_files as files;
+pub use pelton_remote as remote;
 pub use pelton_scripted as scripted;
 pub use shorthand::{json_lines, parquet, read_files, read_lines};
 pub use stream::{Method, Stream};

@@ -5,7 +5,7 @@ use arrow_array::RecordBatch;
 use pelton_core::service::{
     Cardinality, Context, Definition, Invocation, Opened, Service, Started, check_columns,
 };
-use pelton_core::{Declaration, Result};
+use pelton_core::{Declaration, Error, Result};
 use pelton_env::Env;
 
 /// An opened service.
@@ -23,6 +23,12 @@ impl Local {
 
     pub fn open_with(env: &Env, declaration: Declaration, definition: Definition) -> Result<Local> {
         let declaration = declaration.checked()?;
+        if declaration.is_remote() {
+            return Err(Error::invalid(format!(
+                "service `{}` is of kind `remote`, and nothing of it can be opened here; call it through a job's services",
+                declaration.name
+            )));
+        }
         let definition = crate::job::resolve(&declaration, definition)?;
         let context = Context {
             service: declaration.name.clone(),

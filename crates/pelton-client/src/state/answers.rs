@@ -71,7 +71,7 @@ impl State {
     pub(super) fn retrieve(&mut self, key: PeerKey, id: RequestId) -> bool {
         let here = self.requests.get(id).is_some_and(|r| r.place == Place::Sent(key));
         if here && let Some(peer) = self.peers.get_mut(&key) {
-            peer.in_flight.remove(&id);
+            peer.forget(id);
         }
         here
     }
@@ -222,7 +222,7 @@ impl State {
         if let Place::Sent(key) = request.place
             && let Some(peer) = self.peers.get_mut(&key)
         {
-            peer.in_flight.remove(&id);
+            peer.forget(id);
             if rows.is_ok() {
                 if request.explicit {
                     self.ended.insert(id, key);

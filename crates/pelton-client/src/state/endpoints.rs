@@ -62,6 +62,7 @@ impl State {
     pub(super) fn abandon(&mut self, key: PeerKey, now: Time, actions: &mut Vec<Action>) {
         let Some(peer) = self.peers.get_mut(&key) else { return };
         let ids = std::mem::take(&mut peer.in_flight);
+        peer.isolates = false;
         peer.to_cancel.extend(ids.iter().copied());
         let instance = peer.endpoint.instance.clone();
         // The last first, because each is put before those that were put back before it.

@@ -50,14 +50,7 @@ impl Caller {
     pub(super) fn new(service: &Service, seed: u64, place: usize) -> Self {
         let declaration = &service.declaration;
         let rng = StdRng::seed_from_u64(seed ^ (CLIENTS + place as u64));
-        let state = State::new(
-            declaration.name.clone(),
-            service.methods.clone(),
-            declaration.retry,
-            declaration.timeout,
-            declaration.max_message,
-            rng,
-        );
+        let state = State::new(declaration, service.methods.clone(), rng, Time::ZERO);
         Caller {
             state,
             draws: Draws::new(seed, place as u64),

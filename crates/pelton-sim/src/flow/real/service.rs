@@ -123,7 +123,6 @@ fn concurrency(scenario: &Scenario) -> Option<usize> {
 fn declaration(scenario: &Scenario) -> Declaration {
     let mut declaration = Declaration::new(NAME).instances(scenario.replicas() as u32);
     declaration.weight.column = Some(WEIGHT.into());
-    declaration.batch.latency = Some(Duration::from_secs_f64(scenario.callers.deadline));
     // A source that always has more tries again until it has its answer.
     declaration.retry.attempts = 1000;
     declaration.retry.backoff = Duration::from_secs_f64(scenario.callers.retry_after);
