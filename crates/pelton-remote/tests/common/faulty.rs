@@ -198,6 +198,11 @@ async fn request(connection: &mut Connection, read: &mut Vec<u8>) -> std::io::Re
         }
     };
     let head = String::from_utf8_lossy(&read[..head_end]).into_owned();
+    if head.starts_with("PRI * HTTP/2.0") {
+        // Not spoken here; and what is said to it is nonsense there.
+        connection.write.write_all(b"HTTP/1.1 400 Bad Request\r\n\r\n").await?;
+        return Ok(None);
+    }
     let length =
         head.lines().find_map(|l| l.to_ascii_lowercase().strip_prefix("content-length:").map(str::to_owned));
     let length: usize = length.and_then(|l| l.trim().parse().ok()).expect("requests say their length");
