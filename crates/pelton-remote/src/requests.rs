@@ -154,7 +154,11 @@ impl Requests {
             && let Some(line) = self.keys.get_mut(&key)
         {
             let first = line.front() == Some(&id);
-            line.retain(|other| *other != id);
+            if first {
+                line.pop_front();
+            } else {
+                line.retain(|other| *other != id);
+            }
             match line.front().copied() {
                 None => {
                     self.keys.remove(&key);

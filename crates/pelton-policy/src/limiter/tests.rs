@@ -131,7 +131,8 @@ fn a_gateway_is_used_up_with_few_refusals_and_shared_fairly() {
         let ideal = 150.0 * 280.0;
         let per_1000 = 1000.0 * outcome.refused as f64 / (outcome.refused + outcome.answers) as f64;
         assert!(outcome.answers as f64 >= 0.93 * ideal, "{clients}: {outcome:?}");
-        assert!(per_1000 <= 45.0, "{clients}: {per_1000} refusals in 1000");
+        // More than where each client has more calls to take off.
+        assert!(per_1000 <= 55.0, "{clients}: {per_1000} refusals in 1000");
         let (least, most) =
             outcome.windows.iter().fold((f64::MAX, 0.0f64), |(l, m), w| (l.min(*w), m.max(*w)));
         assert!(most < 2.0 * least, "{clients}: {:?}", outcome.windows);
