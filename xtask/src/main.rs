@@ -48,7 +48,7 @@ enum Command {
     Demo(demo::Arguments),
     /// Play flow control against modelled backends, or the service plane under faults, in virtual time
     Sim(sim::Arguments),
-    /// Kill a job and its instances at random moments, and check every row of its output
+    /// Kill a job and its instances at random moments, let them hang, crawl and be out of reach, and check every row of the output
     Chaos(chaos::Arguments),
     /// Measure what calls cost, how full batches are, and a real model in a pipeline; `bench flow`: overload, beside other servers
     Bench(bench::Arguments),

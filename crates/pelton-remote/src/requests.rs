@@ -212,10 +212,10 @@ impl Requests {
 
     /// Puts what is due again into the backlog, and returns those whose deadline has passed.
     pub(crate) fn tick(&mut self, now: Time) -> Vec<RequestId> {
-        while let Some(&(at, id)) = self.delayed.first() {
-            if at > now {
-                break;
-            }
+        let due: Vec<RequestId> =
+            self.delayed.iter().take_while(|(at, _)| *at <= now).map(|(_, id)| *id).collect();
+        // The last first, because each is put before those that were put back before it.
+        for id in due.into_iter().rev() {
             self.requeue(id);
         }
         self.deadlines.iter().take_while(|(at, _)| *at <= now).map(|(_, id)| *id).collect()

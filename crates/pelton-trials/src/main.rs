@@ -21,7 +21,7 @@ struct Menu {
 
 #[derive(Subcommand)]
 enum Command {
-    /// Kill a job and its instances at random moments, and check every row of its output
+    /// Kill a job and its instances at random moments, let them hang, crawl and be out of reach, and check every row of the output
     Chaos(chaos::Arguments),
     /// The job that `chaos` kills: exits with 0 when it has finished, with 4 when it was stopped and can go on
     ChaosJob(chaos::job::Arguments),
