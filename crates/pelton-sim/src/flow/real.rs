@@ -1,11 +1,14 @@
-//! The project's own client and instance, in virtual time: their state machines, nothing of them left out.
+//! The project's own client and instance, in virtual time: their state machines, nothing of them left out. Where the backend is somebody
+//! else's, its caller of those ([`foreign`]).
 //!
 //! What the loops around them do in use is done here: messages take the network's delay, timers are kept, batches run on a
 //! modelled backend, and control's news of instances that come and go reach the clients.
 
 mod caller;
+mod foreign;
 mod instance;
 mod service;
+mod source;
 
 use std::collections::BTreeMap;
 
@@ -23,7 +26,7 @@ use self::service::Service;
 use super::backend::{Alarm, Answer, Effect};
 use super::clock::{Agenda, at, seconds};
 use super::record::Record;
-use super::scenario::Scenario;
+use super::scenario::{Backend, Scenario};
 
 /// Numbers a connection on both of its sides.
 type Connection = u64;
@@ -33,7 +36,10 @@ type Life = u32;
 
 /// Plays a scenario under a seed.
 pub fn play(scenario: &Scenario, seed: u64) -> Record {
-    play_counted(scenario, seed).record
+    match scenario.regimes[0].replicas[0].backend {
+        Backend::Gateway(_) => foreign::play(scenario, seed),
+        _ => play_counted(scenario, seed).record,
+    }
 }
 
 /// A run, and what was said in it.
@@ -228,9 +234,8 @@ impl World<'_> {
 
     fn arrival(&mut self, caller: usize, now: Time) {
         let work = &self.scenario.regimes[self.regime].work;
-        let Some(rate) = work.rate_at(seconds(now)) else { return };
-        let each = (rate / self.callers.len() as f64).max(1e-4 * work.rate.unwrap_or(1.0));
-        let next = self.callers[caller].draws.exponential(1.0 / each);
+        let Some(each) = work.rate_of_one(seconds(now), self.callers.len()) else { return };
+        let next = self.callers[caller].source.draws.exponential(1.0 / each);
         self.agenda.after(next, Event::Arrival(caller));
         self.fill_by(caller, 1);
     }
@@ -247,7 +252,7 @@ impl World<'_> {
     fn fill_by(&mut self, caller: usize, rows: usize) {
         let now = self.agenda.now();
         let work = &self.scenario.regimes[self.regime].work;
-        let submissions = self.callers[caller].draw(work, rows, self.scenario, &self.service, now);
+        let submissions = self.callers[caller].source.draw(work, rows, self.scenario, &self.service, now);
         for submission in submissions {
             let receiver = self.service.receiver.clone();
             self.tell_caller(caller, client::Event::Submitted { submission, receiver });
@@ -280,7 +285,7 @@ impl World<'_> {
                 }
                 client::Action::Deliver(_, outcomes) => {
                     for outcome in outcomes {
-                        self.callers[caller].outcome(
+                        self.callers[caller].source.outcome(
                             &outcome,
                             self.scenario,
                             self.regime,
