@@ -13,7 +13,7 @@ mod source;
 use std::collections::BTreeMap;
 
 use pelton_client::state as client;
-use pelton_core::endpoint::EndpointDelta;
+use pelton_core::endpoint::{Endpoint, EndpointDelta};
 use pelton_core::error::{Error, Fate, Kind, Retry};
 use pelton_core::{RequestRun, Time};
 use pelton_instance::state as server;
@@ -138,11 +138,12 @@ impl World<'_> {
         for (i, regime) in scenario.regimes.iter().enumerate().skip(1) {
             self.agenda.at(at(regime.at), Event::Shift(i));
         }
-        for instance in 0..self.instances.len() {
-            if !scenario.regimes[0].replicas[instance].removed {
-                self.come_up(instance);
-            }
-        }
+        let there = |i: &usize| !scenario.regimes[0].replicas[*i].removed;
+        let all: Vec<usize> = (0..self.instances.len()).filter(there).collect();
+        all.iter().for_each(|&instance| self.begin(instance));
+        let endpoint = |&i: &usize| self.service.endpoint(i, self.instances[i].life);
+        let endpoints: Vec<Endpoint> = all.iter().map(endpoint).collect();
+        self.tell_all(|| EndpointDelta::Reset(endpoints.clone()));
         for caller in 0..self.callers.len() {
             self.agenda.after(0.0, Event::Arrival(caller));
             self.fill(caller);
@@ -435,11 +436,15 @@ impl World<'_> {
         self.tell_all(|| EndpointDelta::Remove(gone.clone()));
     }
 
-    fn come_up(&mut self, instance: usize) {
+    fn begin(&mut self, instance: usize) {
         self.instances[instance].begin(&self.service);
-        let endpoint = self.service.endpoint(instance, self.instances[instance].life);
         self.tell_instance(instance, server::Event::Opened(Ok(())));
         self.gauge(instance, self.agenda.now());
+    }
+
+    fn come_up(&mut self, instance: usize) {
+        self.begin(instance);
+        let endpoint = self.service.endpoint(instance, self.instances[instance].life);
         self.tell_all(|| EndpointDelta::Add(endpoint.clone()));
     }
 

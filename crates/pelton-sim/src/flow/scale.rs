@@ -14,9 +14,9 @@ use super::scenario::Scenario;
 pub const SIZES: [(usize, usize); 5] = [(10, 100), (30, 300), (100, 1000), (300, 3000), (1000, 10_000)];
 
 /// More connections than this are not simulated: each takes memory at both ends.
-const MOST_CONNECTIONS: usize = 400_000;
-/// Seconds that are simulated.
-const LENGTH: f64 = 4.0;
+const MOST_CONNECTIONS: usize = 1_000_000;
+/// How long is simulated.
+const LENGTH: &str = "1s";
 /// Requests a second for each instance where there is a rate; about half of what it can do.
 const RATE: f64 = 60.0;
 
@@ -105,14 +105,14 @@ fn change(without: &Scenario, with: &Scenario) -> Change {
 fn scenario(instances: usize, callers: usize, rate: Option<f64>, changes: bool) -> Scenario {
     let rate = rate.map_or(String::new(), |rate| format!("work = {{ rate = {rate:?} }}"));
     let changes = if changes {
-        r#"{ at = "2s", name = "one less", replicas = [{ number = 0, removed = true }] }, { at = "3s", name = "one more" },"#
+        r#"{ at = "400ms", name = "one less", replicas = [{ number = 0, removed = true }] }, { at = "700ms", name = "one more" },"#
     } else {
         ""
     };
     let text = format!(
         r#"
         name = "scale"
-        length = "{LENGTH}s"
+        length = "{LENGTH}"
         replicas = {instances}
         callers = {{ number = {callers}, deadline = "1s" }}
         backend = {{ kind = "batching", run = "20ms", per_cost = "4ms", max_rows = 32 }}
@@ -133,7 +133,7 @@ mod tests {
         let counts = measured.counts.expect("few connections");
         // Announce, permit, request and result at least; a request and a result for each where they come one by one.
         let single = &counts.one_by_one;
-        assert!(single.requests > 500 && (4.0..20.0).contains(&single.messages_per_request), "{single:?}");
+        assert!(single.requests > 150 && (4.0..20.0).contains(&single.messages_per_request), "{single:?}");
         assert!(single.by_kind["request"] > 0.5 && single.by_kind["request"] <= 1.01, "{single:?}");
         assert!(counts.saturated.messages_per_request < single.messages_per_request, "{counts:?}");
         // Each caller hears of the one that goes and of the one that comes.
