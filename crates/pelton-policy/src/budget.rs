@@ -140,9 +140,14 @@ impl Continuous {
             return None;
         }
         let known = self.pace.known();
-        let most = (0.92 / self.need - alone) / each * self.trim();
-        // Not far beyond what has been seen: the line says little there.
-        Some(most.clamp(1.0, (2.0 * known).max(FIRST)))
+        let all = alone + each * known;
+        // Where the number that runs has hardly changed, the line's slope is a guess: a quarter at least is theirs.
+        let (alone, each) = if alone > 0.75 * all { (0.75 * all, 0.25 * all / known) } else { (alone, each) };
+        let allowed = 0.92 / self.need;
+        let most = (allowed - alone) / each * self.trim();
+        // Not far beyond what has been seen, nor far below: the line says little there.
+        let least = 0.5 * known * (allowed / all).min(1.0) * self.trim();
+        Some(most.clamp(least.max(1.0), (2.0 * known).max(FIRST)))
     }
 
     /// What a request that is looked at while it runs has grown by on average: long ones are seen more often.
