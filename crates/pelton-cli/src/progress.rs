@@ -90,6 +90,11 @@ fn describe(snapshot: &Snapshot, rows: &str, written: u64, rate: f64) -> String 
             parts.push(format!("restarting: {error}"));
         }
     }
+    for service in &snapshot.services.remotes {
+        let well = service.endpoints.iter().filter(|e| !e.ejected).count();
+        parts.push(format!("{} {well}/{} endpoints", service.name, service.endpoints.len()));
+        parts.push(format!("{} sent, {} waiting", service.sent, service.unended - service.sent));
+    }
     let errors: u64 = snapshot.progress.nodes.iter().find(|n| n.name == "errors").map_or(0, |n| n.rows_in);
     if errors > 0 {
         parts.push(format!("{errors} errors"));

@@ -20,6 +20,8 @@ pub(crate) struct Peer {
     pub(crate) connection: Option<ConnectionId>,
     /// It takes nothing new.
     pub(crate) draining: bool,
+    /// It is not of this client's share of the instances any more.
+    pub(crate) retired: bool,
     /// Rows it holds, as it last said.
     pub(crate) held: u64,
     /// Sent to it, not ended.
@@ -169,6 +171,7 @@ impl Peer {
             endpoint,
             connection: None,
             draining: false,
+            retired: false,
             held: 0,
             in_flight: BTreeSet::new(),
             isolates: false,
@@ -190,7 +193,7 @@ impl Peer {
     }
 
     pub(crate) fn takes_requests(&self) -> bool {
-        self.connection.is_some() && !self.draining
+        self.connection.is_some() && !self.draining && !self.retired
     }
 
     /// How many rows may be sent to it: all that it permits, one to see whether it is back, or none. `suspect`: the next in line may be

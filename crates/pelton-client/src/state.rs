@@ -11,6 +11,7 @@ use arrow_array::RecordBatch;
 use pelton_core::call::{Acknowledge, Holder, Outcome, Receiver, Submission};
 use pelton_core::declaration::{Declaration, RetryLimits};
 use pelton_core::endpoint::{Endpoint, EndpointDelta};
+use pelton_core::id::InstanceId;
 use pelton_core::meter::CallerMeter;
 use pelton_core::service::{MethodSpec, check_columns};
 use pelton_core::weigh::Scales;
@@ -20,6 +21,7 @@ use pelton_policy::health::Admission;
 use pelton_policy::{balance, retry};
 use pelton_wire::body::{self, Piece, gather};
 use pelton_wire::{Deadlines, Demand, Frame, Welcome};
+use rand::RngExt;
 use rand::rngs::StdRng;
 
 use crate::peer::{ConnectionId, Peer, PeerKey};
@@ -30,6 +32,8 @@ use crate::requests::{Place, Request, Requests};
 const GIVE_UP_AFTER: (u32, Duration) = (3, Duration::from_secs(1));
 /// Waits between attempts to connect.
 const RECONNECT: (Duration, Duration) = (Duration::from_millis(20), Duration::from_secs(1));
+/// Most instances that one client is connected to: with more of them, each client has its share.
+pub const MOST_PEERS: usize = 64;
 /// Most rows in one frame.
 const FRAME_ROWS: u64 = 4096;
 
@@ -86,6 +90,10 @@ pub struct State {
     meter: CallerMeter,
     requests: Requests,
     peers: BTreeMap<PeerKey, Peer>,
+    /// All instances that take requests, connected to or not.
+    known: BTreeMap<InstanceId, Endpoint>,
+    /// Makes this client's order of the instances its own.
+    salt: u64,
     next_peer: PeerKey,
     /// Ended requests whose results wait at an instance for the caller's acknowledgement.
     ended: BTreeMap<RequestId, PeerKey>,
@@ -97,9 +105,10 @@ pub struct State {
 }
 
 impl State {
-    pub fn new(declaration: &Declaration, methods: Arc<[MethodSpec]>, rng: StdRng, now: Time) -> Self {
+    pub fn new(declaration: &Declaration, methods: Arc<[MethodSpec]>, mut rng: StdRng, now: Time) -> Self {
         let Declaration { retry, batch, .. } = declaration;
         let rows = f64::from(batch.rows);
+        let salt = rng.random();
         let paid = retry::Settings {
             share: retry.budget,
             per_second: rows.max(5.0),
@@ -117,6 +126,8 @@ impl State {
             meter: CallerMeter::default(),
             requests: Requests::default(),
             peers: BTreeMap::new(),
+            known: BTreeMap::new(),
+            salt,
             next_peer: 0,
             ended: BTreeMap::new(),
             holding: false,
@@ -200,6 +211,7 @@ impl State {
         self.send(now, &mut actions);
         self.announce(now, &mut actions);
         self.flush_acknowledgements(&mut actions);
+        self.retire(&mut actions);
         coalesce(actions)
     }
 

@@ -324,7 +324,9 @@ impl Limiter {
             self.refused = None;
         } else if !call.source_limited && self.p90.is_none_or(|p90| p90 <= TARGET) {
             let quiet = (since.as_secs_f64() / (3.0 * self.round_trip)).clamp(0.0, 3.0);
-            let more = ANSWERED.0 * (1.0 + quiet) + ANSWERED.1 / self.window.max(1.0);
+            // In proportion to what a refusal takes, so that small windows do not live with more refusals than large ones.
+            let share = (REFUSED.1 * self.window / REFUSED.0).min(1.0);
+            let more = ANSWERED.0 * share * (1.0 + quiet) + ANSWERED.1 / self.window.max(1.0);
             self.window = (self.window + more).min(LARGEST).min(self.cap(now));
         }
     }
@@ -413,3 +415,6 @@ impl Limiter {
         }
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -57,6 +57,15 @@ impl Budget {
         Err(now + Duration::from_secs_f64(wait))
     }
 
+    /// Takes one retry even if there is none, and says when it is paid for: now, or when time alone will have done so. Whoever waits until
+    /// then stays within the budget.
+    pub fn owe(&mut self, now: Time) -> Time {
+        self.advance(now);
+        self.balance = (self.balance - 1.0).max(-self.settings.saved);
+        let wait = (-self.balance / self.settings.per_second).clamp(0.0, 3600.0);
+        now + Duration::from_secs_f64(wait)
+    }
+
     /// Retries that could be taken now.
     pub fn balance(&self) -> f64 {
         self.balance
@@ -91,6 +100,17 @@ mod tests {
         assert_eq!(taken(&mut budget, at(0)), 10, "a fifth of the successes");
         assert_eq!(taken(&mut budget, at(2_000)), 10, "five a second");
         assert_eq!(taken(&mut budget, at(1_000_000)), 100, "saved up to the maximum");
+    }
+
+    #[test]
+    fn what_is_owed_is_paid_one_after_the_other() {
+        let mut budget = Budget::new(Settings { share: 0.2, per_second: 5.0, saved: 2.0 }, at(0));
+        let paid: Vec<Time> = (0..4).map(|_| budget.owe(at(0))).collect();
+        assert_eq!(paid, [at(0), at(0), at(200), at(400)]);
+        assert!(budget.take(at(400)).is_err());
+        assert_eq!(budget.owe(at(1000)), at(1000));
+        // Debts are bounded too.
+        assert_eq!((0..100).map(|_| budget.owe(at(1000))).max(), Some(at(1400)));
     }
 
     #[test]

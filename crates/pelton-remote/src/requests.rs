@@ -154,7 +154,11 @@ impl Requests {
             && let Some(line) = self.keys.get_mut(&key)
         {
             let first = line.front() == Some(&id);
-            line.retain(|other| *other != id);
+            if first {
+                line.pop_front();
+            } else {
+                line.retain(|other| *other != id);
+            }
             match line.front().copied() {
                 None => {
                     self.keys.remove(&key);
@@ -212,10 +216,10 @@ impl Requests {
 
     /// Puts what is due again into the backlog, and returns those whose deadline has passed.
     pub(crate) fn tick(&mut self, now: Time) -> Vec<RequestId> {
-        while let Some(&(at, id)) = self.delayed.first() {
-            if at > now {
-                break;
-            }
+        let due: Vec<RequestId> =
+            self.delayed.iter().take_while(|(at, _)| *at <= now).map(|(_, id)| *id).collect();
+        // The last first, because each is put before those that were put back before it.
+        for id in due.into_iter().rev() {
             self.requeue(id);
         }
         self.deadlines.iter().take_while(|(at, _)| *at <= now).map(|(_, id)| *id).collect()

@@ -38,7 +38,8 @@ fn all_right(
 ) {
     run(async |env| {
         let server = Faulty::start(&env, script);
-        let declaration = declaration("openai", &[server.url.clone()], &format!("{before}{OFTEN}"), "");
+        let declaration =
+            declaration("openai", std::slice::from_ref(&server.url), &format!("{before}{OFTEN}"), "");
         let caller = caller(&env, &declaration, embed(), None);
         let texts = numbers(rows);
         let inbox = submit(&caller, &texts.iter().map(String::as_str).collect::<Vec<_>>());
@@ -61,7 +62,8 @@ fn failing(
     let mut result = None;
     run(async |env| {
         let server = Faulty::start(&env, script);
-        let declaration = declaration("openai", &[server.url.clone()], &format!("{before}{QUICK}"), within);
+        let declaration =
+            declaration("openai", std::slice::from_ref(&server.url), &format!("{before}{QUICK}"), within);
         let caller = caller(&env, &declaration, embed(), Some("sk-very-secret"));
         let inbox = submit(&caller, &["7"]);
         let mut ended = inbox.ended(&env, 1).await;
@@ -119,7 +121,8 @@ fn a_refused_request_does_not_come_again_before_the_server_wants_it() {
             5..12 => Behaviour::Status(429, "retry-after: 1\r\n", "slow down".into()),
             _ => Behaviour::Answer,
         });
-        let declaration = declaration("openai", &[server.url.clone()], "batch = { rows = 1 }\n", "");
+        let declaration =
+            declaration("openai", std::slice::from_ref(&server.url), "batch = { rows = 1 }\n", "");
         let caller = caller(&env, &declaration, embed(), None);
         let texts = numbers(40);
         let inbox = submit(&caller, &texts.iter().map(String::as_str).collect::<Vec<_>>());
@@ -138,7 +141,7 @@ fn a_row_that_the_server_chokes_on_is_found_and_the_others_keep_their_answers() 
         let server = Faulty::start(&env, |a| {
             if a.inputs.iter().any(|t| t == "bad") { status(400) } else { Behaviour::Answer }
         });
-        let declaration = declaration("openai", &[server.url.clone()], "", "");
+        let declaration = declaration("openai", std::slice::from_ref(&server.url), "", "");
         let caller = caller(&env, &declaration, embed(), None);
         let texts = ["0", "1", "2", "3", "4", "bad", "6", "7", "8"];
         let ended = submit(&caller, &texts).ended(&env, texts.len()).await;
@@ -219,6 +222,23 @@ fn nobody_there_is_said_with_the_address() {
 }
 
 #[test]
+fn the_other_protocols_meet_nonsense_too() {
+    run(async |env| {
+        let server = Faulty::start(&env, |_| Behaviour::Answer);
+        for (protocol, kinds) in
+            [("oip-http", &[Kind::Protocol][..]), ("oip-grpc", &[Kind::Reset, Kind::Connect])]
+        {
+            let declaration = declaration(protocol, std::slice::from_ref(&server.url), QUICK, "");
+            let caller = caller(&env, &declaration, embed(), None);
+            let ended = submit(&caller, &["1", "2"]).ended(&env, 2).await;
+            for error in ended.into_values().flatten().map(|r| r.expect_err("it speaks another protocol")) {
+                assert!(kinds.contains(&error.kind()), "{protocol}: {error:?}");
+            }
+        }
+    });
+}
+
+#[test]
 fn an_endpoint_that_fails_at_once_does_not_attract_calls() {
     run(async |env| {
         let good = Faulty::start(&env, |_| Behaviour::Slow(Duration::from_millis(3)));
@@ -239,7 +259,8 @@ fn cancelled_requests_end_and_their_calls_are_broken_off() {
     run(async |env| {
         let server =
             Faulty::start(&env, |a| if a.inputs[0] == "0" { Behaviour::Silent } else { Behaviour::Answer });
-        let declaration = declaration("openai", &[server.url.clone()], "batch = { rows = 1 }\n", "");
+        let declaration =
+            declaration("openai", std::slice::from_ref(&server.url), "batch = { rows = 1 }\n", "");
         let caller = caller(&env, &declaration, embed(), None);
         let inbox = submit(&caller, &["0", "1"]);
         let asked = async {
@@ -273,7 +294,7 @@ fn chatting(
     run(async |env| {
         let server = Faulty::start(&env, script);
         let within = "[remote.methods.chat]\nsystem = \"be loud\"\nextra = { temperature = 0.5 }\n";
-        let declaration = declaration("openai", &[server.url.clone()], QUICK, within);
+        let declaration = declaration("openai", std::slice::from_ref(&server.url), QUICK, within);
         let caller = caller(&env, &declaration, chat(cardinality), None);
         let parts = submit(&caller, &["hello"]).ended(&env, 1).await.remove(&0).unwrap();
         let error = parts.iter().find_map(|p| p.as_ref().err().cloned());

@@ -82,7 +82,7 @@ fn litserve_chats_whole_and_streaming() {
         for cardinality in [Cardinality::One, Cardinality::Many] {
             let declaration = declaration(
                 "openai",
-                &[url.clone()],
+                std::slice::from_ref(&url),
                 "",
                 "[remote.methods.chat]\nextra = { max_tokens = 50 }\n",
             );
@@ -106,8 +106,11 @@ fn kserve_answers_over_http_and_grpc() {
         for (protocol, port) in [("oip-http", server.ports[0]), ("oip-grpc", server.ports[1])] {
             let url = format!("http://127.0.0.1:{port}");
             let model = "[remote.methods.embed]\nmodel = \"sums\"\n";
-            check_embeddings(&env, &declaration(protocol, &[url.clone()], "batch = { rows = 8 }\n", model))
-                .await;
+            check_embeddings(
+                &env,
+                &declaration(protocol, std::slice::from_ref(&url), "batch = { rows = 8 }\n", model),
+            )
+            .await;
             check_tensors(&env, protocol, &url).await;
             check_errors(&env, protocol, &url).await;
         }

@@ -1,46 +1,95 @@
 //! Endpoints that come and go, connections that are made and lost.
 
+use std::cmp::Reverse;
+use std::collections::{BTreeMap, BTreeSet};
+use std::time::Duration;
+
 use pelton_core::endpoint::{Endpoint, EndpointDelta};
-use pelton_core::id::InstanceId;
+use pelton_core::id::{InstanceId, stable_hash};
 use pelton_core::meter;
 use pelton_core::{Error, Fate, Kind, RequestId, RequestRun, Retry, Time};
 use pelton_policy::backoff;
 use pelton_wire::{Frame, Welcome};
 use rand::RngExt;
-use std::time::Duration;
 
-use super::{Action, GIVE_UP_AFTER, RECONNECT, State};
+use super::{Action, GIVE_UP_AFTER, MOST_PEERS, RECONNECT, State};
 use crate::peer::{ConnectionId, Peer, PeerKey, Window};
 
 impl State {
+    /// Applies a change, then sees to it that this client is connected to its share of the instances.
     pub(super) fn endpoints(&mut self, delta: EndpointDelta, now: Time, actions: &mut Vec<Action>) {
         match delta {
             EndpointDelta::Reset(endpoints) => {
+                let all: BTreeMap<InstanceId, Endpoint> =
+                    endpoints.into_iter().map(|e| (e.instance.clone(), e)).collect();
                 let gone: Vec<InstanceId> = (self.peers.values())
-                    .filter(|p| !endpoints.contains(&p.endpoint))
+                    .filter(|p| all.get(&p.endpoint.instance) != Some(&p.endpoint))
                     .map(|p| p.endpoint.instance.clone())
                     .collect();
                 for instance in gone {
                     self.removed(&instance, now, actions);
                 }
-                for endpoint in endpoints {
-                    self.added(endpoint, actions);
-                }
+                self.known = all;
             }
-            EndpointDelta::Add(endpoint) => self.added(endpoint, actions),
+            EndpointDelta::Add(endpoint) => {
+                self.known.insert(endpoint.instance.clone(), endpoint);
+            }
             EndpointDelta::Drain(instance) => {
+                self.known.remove(&instance);
                 if let Some(peer) = self.peers.values_mut().find(|p| p.endpoint.instance == instance) {
                     peer.draining = true;
                 }
             }
-            EndpointDelta::Remove(instance) => self.removed(&instance, now, actions),
+            EndpointDelta::Remove(instance) => {
+                self.known.remove(&instance);
+                self.removed(&instance, now, actions);
+            }
+        }
+        self.choose(actions);
+    }
+
+    /// Connects to a share of the instances, where there are many: those that rank highest for this client. Each client ranks them in an
+    /// order of its own that never changes (rendezvous hashing; Thaler and Ravishankar, 1998), so that every instance has as many
+    /// clients as any other, and one that comes or goes moves few connections.
+    fn choose(&mut self, actions: &mut Vec<Action>) {
+        let salt = self.salt;
+        let rank = |instance: &InstanceId| stable_hash(&format!("{salt:x} {instance}"));
+        let mut chosen: Vec<&Endpoint> = self.known.values().collect();
+        if chosen.len() > MOST_PEERS {
+            chosen.sort_by_cached_key(|e| Reverse(rank(&e.instance)));
+            chosen.truncate(MOST_PEERS);
+        }
+        let missing: Vec<Endpoint> = (chosen.iter())
+            .filter(|e| !self.peers.values().any(|p| p.endpoint.instance == e.instance))
+            .map(|e| (*e).clone())
+            .collect();
+        let chosen: BTreeSet<InstanceId> = chosen.into_iter().map(|e| e.instance.clone()).collect();
+        for peer in self.peers.values_mut().filter(|p| self.known.contains_key(&p.endpoint.instance)) {
+            peer.retired = !chosen.contains(&peer.endpoint.instance);
+        }
+        for endpoint in missing {
+            self.added(endpoint, actions);
+        }
+        self.retire(actions);
+    }
+
+    /// Leaves those that are not of this client's share any more, once nothing binds it to them.
+    pub(super) fn retire(&mut self, actions: &mut Vec<Action>) {
+        if !self.peers.values().any(|p| p.retired) {
+            return;
+        }
+        let bound: BTreeSet<PeerKey> = self.ended.values().copied().collect();
+        let free = |key: &PeerKey, p: &Peer| {
+            p.retired && p.in_flight.is_empty() && p.to_acknowledge.is_empty() && !bound.contains(key)
+        };
+        let left: Vec<PeerKey> = self.peers.iter().filter(|(k, p)| free(k, p)).map(|(k, _)| *k).collect();
+        for key in left {
+            self.peers.remove(&key);
+            actions.push(Action::Disconnect(key));
         }
     }
 
-    pub(super) fn added(&mut self, endpoint: Endpoint, actions: &mut Vec<Action>) {
-        if self.peers.values().any(|p| p.endpoint.instance == endpoint.instance) {
-            return;
-        }
+    fn added(&mut self, endpoint: Endpoint, actions: &mut Vec<Action>) {
         let key = self.next_peer;
         self.next_peer += 1;
         self.peers.insert(key, Peer::new(endpoint.clone()));

@@ -405,3 +405,33 @@ fn a_mistake_is_told_before_anything_is_sent() {
          2 submit 0 => deliver 0:internal:Unknown",
     );
 }
+
+#[test]
+fn a_client_connects_to_its_share_of_many_instances() {
+    let endpoint = |number: u32| {
+        let address = pelton_core::endpoint::Address::Unix("/x".into());
+        Endpoint { instance: instance(number), address }
+    };
+    let connects =
+        |actions: &[Action]| actions.iter().filter(|a| matches!(a, Action::Connect { .. })).count();
+    let leaves = |actions: &[Action]| actions.iter().filter(|a| matches!(a, Action::Disconnect(_))).count();
+    let (instances, clients) = (200, 50);
+    let mut callers_of = vec![0; instances as usize];
+    for seed in 0..clients {
+        let mut state =
+            State::new(&Declaration::new("s"), methods().into(), StdRng::seed_from_u64(seed), Time::ZERO);
+        let all = EndpointDelta::Reset((0..instances).map(endpoint).collect());
+        assert_eq!(connects(&state.handle(Event::Endpoints(all), Time::ZERO)), MOST_PEERS);
+        for peer in state.peers.values() {
+            callers_of[peer.endpoint.instance.number as usize] += 1;
+        }
+        // One that leaves is replaced by one other; one that comes replaces at most one.
+        let gone = state.peers.values().next().unwrap().endpoint.instance.clone();
+        let actions = state.handle(Event::Endpoints(EndpointDelta::Remove(gone)), Time::ZERO);
+        assert_eq!((connects(&actions), leaves(&actions)), (1, 1));
+        let actions = state.handle(Event::Endpoints(EndpointDelta::Add(endpoint(instances))), Time::ZERO);
+        assert!(connects(&actions) <= 1 && leaves(&actions) == connects(&actions));
+        assert_eq!(state.peers.len(), MOST_PEERS);
+    }
+    assert!(callers_of.iter().all(|n| *n > 0), "{callers_of:?}");
+}

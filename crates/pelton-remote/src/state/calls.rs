@@ -146,7 +146,8 @@ impl State {
         // One row of several may be what the server chokes on: they go on in halves.
         let halves = (failure.cause == Cause::Request { one: true } && call.ids.len() > 1)
             .then_some(call.ids.len() / 2);
-        let mut budget = None;
+        let random = self.rng.random();
+        let mut paid = None;
         // The last first, because each is put before those that were put back before it.
         for id in call.ids.iter().rev().copied() {
             if !self.is_part(id, key) {
@@ -176,23 +177,16 @@ impl State {
             } else {
                 self.retries += 1;
                 let RetryLimits { backoff, max_backoff, .. } = self.settings.retry;
-                let wait =
-                    pause.unwrap_or_else(|| backoff::delay(tries, backoff, max_backoff, self.rng.random()));
+                let wait = pause.unwrap_or_else(|| backoff::delay(tries, backoff, max_backoff, random));
                 let wait = if let Retry::After(asked) = error.retry() {
                     wait.max(asked.min(LONGEST_PAUSE))
                 } else {
                     wait
                 };
                 // A refusal costs the server next to nothing, and the limiter answers it. The rest comes out of the budget, once a call.
-                let paid = if pause.is_some() {
-                    Ok(())
-                } else {
-                    *budget.get_or_insert_with(|| self.budget.take(now))
-                };
-                let until = match paid {
-                    Ok(()) => now + wait,
-                    Err(at) => at.max(now + wait),
-                };
+                let paid =
+                    if pause.is_some() { now } else { *paid.get_or_insert_with(|| self.budget.owe(now)) };
+                let until = paid.max(now + wait);
                 self.requests.delay(id, until);
             }
         }

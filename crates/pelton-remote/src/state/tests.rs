@@ -395,3 +395,101 @@ fn what_is_tried_again_comes_out_of_a_budget() {
     // A hundred saved up, and five a second.
     assert!((550..=602).contains(&tries), "{tries}");
 }
+
+/// A gateway with a token bucket in front of a server whose latency does not depend on load; two of a hundred calls fail at once.
+struct Gateway {
+    tokens: f64,
+    last: f64,
+    rng: StdRng,
+}
+
+impl Gateway {
+    /// How long a call that comes now takes, and how it ends.
+    fn take(&mut self, now: f64, rate: f64) -> (f64, Result<RecordBatch, Failure>) {
+        let failed = |cause| {
+            let error = Error::new(Kind::Overload, Fate::Refused, Retry::Elsewhere, "not now");
+            Err(Failure { error, cause })
+        };
+        self.tokens = (self.tokens + rate * (now - self.last)).min(0.25 * rate);
+        self.last = now;
+        if self.rng.random::<f64>() < 0.02 {
+            return (0.021, failed(Cause::Endpoint));
+        }
+        if self.tokens < 1.0 {
+            self.tokens = (self.tokens - 0.2).max(-0.25 * rate);
+            return (0.03, failed(Cause::Refused { pause: Some(Duration::from_millis(200)) }));
+        }
+        self.tokens -= 1.0;
+        // Lognormal around a quarter of a second.
+        let (a, b): (f64, f64) = (self.rng.random(), self.rng.random());
+        let normal = (-2.0 * (1.0 - a).ln()).sqrt() * (std::f64::consts::TAU * b).cos();
+        (0.02 + 0.25 * (0.5 * normal).exp(), Ok(rows(1)))
+    }
+}
+
+#[test]
+fn four_callers_share_a_gateway_and_use_it_up() {
+    let inbox: Arc<dyn Receiver> = Arc::new(Inbox::default());
+    let mut gateway = Gateway { tokens: 0.0, last: 0.0, rng: StdRng::seed_from_u64(3) };
+    let mut s = settings(1, 1);
+    (s.retry, s.attempt_timeout) = (RetryLimits::default(), Some(Duration::from_secs(2)));
+    let mut callers: Vec<State> =
+        (0..4).map(|i| State::new(s.clone(), StdRng::seed_from_u64(i), at(0))).collect();
+    // What comes next, and to whom: an answer, or a look at the clock.
+    let mut coming: BTreeMap<(Time, u64), (usize, Event)> = BTreeMap::new();
+    let (mut number, mut next) = (4, 1000);
+    let mut looks: Vec<Option<Time>> = vec![None; 4];
+    let (mut answers, mut refusals) = (vec![0u64; 4], 0u64);
+    for caller in 0..4 {
+        let all: Vec<String> = (0..1000).map(|i| i.to_string()).collect();
+        let submitted =
+            Event::Submitted { submission: submission(&["submit", &all.join(",")]), receiver: inbox.clone() };
+        coming.insert((at(caller), caller), (caller as usize, submitted));
+    }
+    let end = at(120_000);
+    while let Some(((now, _), (caller, event))) = coming.pop_first() {
+        if now > end {
+            break;
+        }
+        let mut events = vec![event];
+        if let Event::Ended { result, .. } = &events[0] {
+            match result {
+                Ok(_) => {
+                    answers[caller] += 1;
+                    // The source has always more.
+                    let again = submission(&["submit", &next.to_string()]);
+                    next += 1;
+                    events.push(Event::Submitted { submission: again, receiver: inbox.clone() });
+                }
+                Err(f) => refusals += u64::from(matches!(f.cause, Cause::Refused { .. })),
+            }
+        }
+        for event in events {
+            for action in callers[caller].handle(event, now) {
+                if let Action::Start(start) = action {
+                    let rate = if now < at(60_000) { 200.0 } else { 80.0 };
+                    let (took, result) = gateway.take(now.since_origin().as_secs_f64(), rate);
+                    number += 1;
+                    coming.insert(
+                        (now + Duration::from_secs_f64(took), number),
+                        (caller, Event::Ended { call: start.call, result }),
+                    );
+                }
+            }
+        }
+        looks[caller] = looks[caller].filter(|at| *at > now);
+        let wake = callers[caller].wake_at().filter(|at| looks[caller].is_none_or(|next| *at < next));
+        if let Some(wake) = wake {
+            looks[caller] = Some(wake.max(now + Duration::from_micros(1)));
+            number += 1;
+            coming.insert((wake.max(now + Duration::from_micros(1)), number), (caller, Event::Tick));
+        }
+    }
+    let total: u64 = answers.iter().sum();
+    let ideal = 60.0 * 280.0;
+    assert!(total as f64 >= 0.9 * ideal, "{total} of {ideal}: {answers:?}");
+    assert!(refusals as f64 <= 0.06 * total as f64, "{refusals} refusals to {total} answers");
+    let (sum, squares) =
+        answers.iter().fold((0.0, 0.0), |(s, q), n| (s + *n as f64, q + (*n as f64).powi(2)));
+    assert!(sum * sum / (4.0 * squares) > 0.95, "{answers:?}");
+}

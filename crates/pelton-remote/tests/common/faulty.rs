@@ -1,12 +1,14 @@
 //! A small HTTP server that does what it is told, right or wrong, and remembers what it was asked.
 
+#![allow(dead_code, reason = "each test file uses some of it")]
+
 use std::collections::BTreeMap;
 use std::net::{Ipv4Addr, SocketAddr};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use pelton_core::Time;
 use pelton_core::endpoint::Address;
+use pelton_core::{BoxFuture, Time};
 use pelton_env::{Connection, Env, Listener, Place, Task};
 use serde_json::{Value, json};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -60,16 +62,29 @@ pub(crate) struct Faulty {
     _task: Task,
 }
 
+/// What a connection becomes before anything is said: TLS, say.
+pub(crate) type Wrap = Arc<dyn Fn(Connection) -> BoxFuture<std::io::Result<Connection>> + Send + Sync>;
+
 type Script = Arc<dyn Fn(&Asked) -> Behaviour + Send + Sync>;
 
 impl Faulty {
     pub(crate) fn start(env: &Env, script: impl Fn(&Asked) -> Behaviour + Send + Sync + 'static) -> Faulty {
+        Faulty::wrapped(env, "http", Arc::new(|plain| Box::pin(async { Ok(plain) })), script)
+    }
+
+    pub(crate) fn wrapped(
+        env: &Env,
+        scheme: &str,
+        wrap: Wrap,
+        script: impl Fn(&Asked) -> Behaviour + Send + Sync + 'static,
+    ) -> Faulty {
         let any = Address::Tcp(SocketAddr::from((Ipv4Addr::LOCALHOST, 0)));
         let listener = env.network.listen(&any).unwrap();
         let Address::Tcp(at) = listener.address() else { panic!("a TCP address") };
         let seen = Arc::new(Mutex::new(Seen::default()));
-        let task = env.spawn(Place::Network, accept(env.clone(), listener, Arc::new(script), seen.clone()));
-        Faulty { url: format!("http://{at}"), seen, _task: task }
+        let task =
+            env.spawn(Place::Network, accept(env.clone(), listener, wrap, Arc::new(script), seen.clone()));
+        Faulty { url: format!("{scheme}://localhost:{}", at.port()), seen, _task: task }
     }
 
     pub(crate) fn requests(&self) -> usize {
@@ -93,12 +108,21 @@ impl Faulty {
     }
 }
 
-async fn accept(env: Env, mut listener: Box<dyn Listener>, script: Script, seen: Arc<Mutex<Seen>>) {
+async fn accept(
+    env: Env,
+    mut listener: Box<dyn Listener>,
+    wrap: Wrap,
+    script: Script,
+    seen: Arc<Mutex<Seen>>,
+) {
     let mut connections = Vec::new();
     while let Ok(connection) = listener.accept().await {
-        let serving = serve(env.clone(), connection, script.clone(), seen.clone());
+        let (wrapping, env2) = (wrap(connection), env.clone());
+        let (script, seen) = (script.clone(), seen.clone());
         connections.push(env.spawn(Place::Network, async move {
-            let _ = serving.await;
+            if let Ok(connection) = wrapping.await {
+                let _ = serve(env2, connection, script, seen).await;
+            }
         }));
     }
 }
@@ -198,6 +222,11 @@ async fn request(connection: &mut Connection, read: &mut Vec<u8>) -> std::io::Re
         }
     };
     let head = String::from_utf8_lossy(&read[..head_end]).into_owned();
+    if head.starts_with("PRI * HTTP/2.0") {
+        // Not spoken here; and what is said to it is nonsense there.
+        connection.write.write_all(b"HTTP/1.1 400 Bad Request\r\n\r\n").await?;
+        return Ok(None);
+    }
     let length =
         head.lines().find_map(|l| l.to_ascii_lowercase().strip_prefix("content-length:").map(str::to_owned));
     let length: usize = length.and_then(|l| l.trim().parse().ok()).expect("requests say their length");

@@ -5,14 +5,14 @@ use std::str::FromStr;
 
 use super::draw::Draws;
 use super::record::Record;
-use super::scenario::{Backend, Scenario};
+use super::scenario::Scenario;
 use super::window::{Aimd, Fixed, Gradient2, Vegas, Window};
 use super::windowed::{self, Limits, Who};
 
 /// A way to decide how much may be in flight.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Algorithm {
-    /// The project's client and instance.
+    /// The project's client and instances; for servers that are not ours, its caller of those.
     Pelton,
     /// So many calls at each replica, split over the callers.
     Fixed(u32),
@@ -31,12 +31,6 @@ impl Algorithm {
         Algorithm::Vegas,
         Algorithm::Gradient2,
     ];
-
-    /// Whether it can play with this kind of backend.
-    pub fn plays(self, scenario: &Scenario) -> bool {
-        let foreign = matches!(scenario.regimes[0].replicas[0].backend, Backend::Gateway(_));
-        self != Algorithm::Pelton || !foreign
-    }
 
     pub fn play(self, scenario: &Scenario, seed: u64) -> Record {
         if self == Algorithm::Pelton {

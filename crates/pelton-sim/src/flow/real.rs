@@ -1,11 +1,14 @@
-//! The project's own client and instance, in virtual time: their state machines, nothing of them left out.
+//! The project's own client and instance, in virtual time: their state machines, nothing of them left out. Where the backend is somebody
+//! else's, its caller of those ([`foreign`]).
 //!
 //! What the loops around them do in use is done here: messages take the network's delay, timers are kept, batches run on a
 //! modelled backend, and control's news of instances that come and go reach the clients.
 
 mod caller;
+mod foreign;
 mod instance;
 mod service;
+mod source;
 
 use std::collections::BTreeMap;
 
@@ -23,7 +26,7 @@ use self::service::Service;
 use super::backend::{Alarm, Answer, Effect};
 use super::clock::{Agenda, at, seconds};
 use super::record::Record;
-use super::scenario::Scenario;
+use super::scenario::{Backend, Scenario};
 
 /// Numbers a connection on both of its sides.
 type Connection = u64;
@@ -33,6 +36,23 @@ type Life = u32;
 
 /// Plays a scenario under a seed.
 pub fn play(scenario: &Scenario, seed: u64) -> Record {
+    match scenario.regimes[0].replicas[0].backend {
+        Backend::Gateway(_) => foreign::play(scenario, seed),
+        _ => play_counted(scenario, seed).record,
+    }
+}
+
+/// A run, and what was said in it.
+pub struct Counted {
+    pub record: Record,
+    /// Messages between callers and instances, by what they say.
+    pub messages: BTreeMap<&'static str, u64>,
+    /// News of endpoints that callers were given.
+    pub deltas: u64,
+}
+
+/// The same, counting what is said.
+pub fn play_counted(scenario: &Scenario, seed: u64) -> Counted {
     let service = Service::of(scenario);
     let callers = scenario.callers.number;
     let mut world = World {
@@ -45,11 +65,23 @@ pub fn play(scenario: &Scenario, seed: u64) -> Record {
         links: BTreeMap::new(),
         next_connection: 0,
         record: Record::new(scenario, callers),
+        messages: BTreeMap::new(),
+        deltas: 0,
         scenario,
         service,
     };
     world.play();
-    world.record
+    Counted { record: world.record, messages: world.messages, deltas: world.deltas }
+}
+
+/// To how many of a scenario's instances a client connects.
+pub fn connections_of_a_caller(scenario: &Scenario) -> usize {
+    let service = Service::of(scenario);
+    let mut caller = Caller::new(&service, 1, 0);
+    let endpoints = (0..scenario.replicas()).map(|i| service.endpoint(i, 1)).collect();
+    let event = client::Event::Endpoints(EndpointDelta::Reset(endpoints));
+    let actions = caller.state.handle(event, Time::ZERO);
+    actions.iter().filter(|action| matches!(action, client::Action::Connect { .. })).count()
 }
 
 enum Event {
@@ -96,6 +128,8 @@ struct World<'a> {
     links: BTreeMap<Connection, Link>,
     next_connection: Connection,
     record: Record,
+    messages: BTreeMap<&'static str, u64>,
+    deltas: u64,
 }
 
 impl World<'_> {
@@ -122,6 +156,7 @@ impl World<'_> {
             }
             self.happened(event, now);
         }
+        self.record.again = self.callers.iter().map(|c| c.state.retries()).sum();
         self.record.preempted = self.instances.iter().map(|i| i.host.preempted()).sum();
     }
 
@@ -199,9 +234,8 @@ impl World<'_> {
 
     fn arrival(&mut self, caller: usize, now: Time) {
         let work = &self.scenario.regimes[self.regime].work;
-        let Some(rate) = work.rate_at(seconds(now)) else { return };
-        let each = (rate / self.callers.len() as f64).max(1e-4 * work.rate.unwrap_or(1.0));
-        let next = self.callers[caller].draws.exponential(1.0 / each);
+        let Some(each) = work.rate_of_one(seconds(now), self.callers.len()) else { return };
+        let next = self.callers[caller].source.draws.exponential(1.0 / each);
         self.agenda.after(next, Event::Arrival(caller));
         self.fill_by(caller, 1);
     }
@@ -218,7 +252,7 @@ impl World<'_> {
     fn fill_by(&mut self, caller: usize, rows: usize) {
         let now = self.agenda.now();
         let work = &self.scenario.regimes[self.regime].work;
-        let submissions = self.callers[caller].draw(work, rows, self.scenario, &self.service, now);
+        let submissions = self.callers[caller].source.draw(work, rows, self.scenario, &self.service, now);
         for submission in submissions {
             let receiver = self.service.receiver.clone();
             self.tell_caller(caller, client::Event::Submitted { submission, receiver });
@@ -246,12 +280,12 @@ impl World<'_> {
                 client::Action::Send(peer, message) => {
                     if let Some(&connection) = self.callers[caller].connections.get(&peer) {
                         self.record.calls += self.callers[caller].sends(&message.frame, now);
-                        self.to_instance(connection, message);
+                        self.carry_to_instance(connection, message);
                     }
                 }
                 client::Action::Deliver(_, outcomes) => {
                     for outcome in outcomes {
-                        self.callers[caller].outcome(
+                        self.callers[caller].source.outcome(
                             &outcome,
                             self.scenario,
                             self.regime,
@@ -266,8 +300,9 @@ impl World<'_> {
         self.fill(caller);
     }
 
-    fn to_instance(&mut self, connection: Connection, message: Message) {
+    fn carry_to_instance(&mut self, connection: Connection, message: Message) {
         let Some(&Link { instance, life, .. }) = self.links.get(&connection) else { return };
+        *self.messages.entry(kind(&message.frame)).or_default() += 1;
         let event = server::Event::Received { connection, message };
         self.agenda.after(self.scenario.callers.network, Event::ToInstance(instance, life, Box::new(event)));
     }
@@ -294,7 +329,7 @@ impl World<'_> {
         let mut effects = Vec::new();
         for action in actions {
             match action {
-                server::Action::Send(connection, message) => self.to_caller(connection, message),
+                server::Action::Send(connection, message) => self.carry_to_caller(connection, message),
                 server::Action::Close(connection) => self.close(connection),
                 server::Action::Run(batch) => self.instances[instance].run(&batch, now, &mut effects),
                 server::Action::Abort(dump) => {
@@ -319,7 +354,7 @@ impl World<'_> {
         }
     }
 
-    fn to_caller(&mut self, connection: Connection, message: Message) {
+    fn carry_to_caller(&mut self, connection: Connection, message: Message) {
         match &message.frame {
             Frame::HandBack { runs } => self.record.refused += RequestRun::total(runs),
             Frame::Failure { runs, error } if error.kind() == Kind::Overload => {
@@ -329,6 +364,7 @@ impl World<'_> {
             _ => {}
         }
         let Some(&Link { caller, peer, .. }) = self.links.get(&connection) else { return };
+        *self.messages.entry(kind(&message.frame)).or_default() += 1;
         let event = client::Event::Received { peer, connection, message };
         self.agenda.after(self.scenario.callers.network, Event::ToCaller(caller, Box::new(event)));
     }
@@ -347,6 +383,7 @@ impl World<'_> {
             let event = client::Event::NotConnected { peer, error };
             return self.agenda.after(network, Event::ToCaller(caller, Box::new(event)));
         }
+        *self.messages.entry(GREETING).or_default() += 2;
         self.next_connection += 1;
         let connection = self.next_connection;
         self.links.insert(connection, Link { caller, peer, instance, life });
@@ -408,6 +445,7 @@ impl World<'_> {
 
     fn tell_all(&mut self, delta: impl Fn() -> EndpointDelta) {
         for caller in 0..self.callers.len() {
+            self.deltas += 1;
             let event = Box::new(client::Event::Endpoints(delta()));
             self.agenda.after(self.scenario.callers.network, Event::ToCaller(caller, event));
         }
@@ -425,6 +463,28 @@ impl World<'_> {
         for ended in self.instances[instance].drop_unwanted() {
             self.tell_instance(instance, ended);
         }
+    }
+}
+
+/// Hello and welcome.
+pub const GREETING: &str = "greeting";
+
+/// What a frame between a caller and an instance is called.
+fn kind(frame: &Frame) -> &'static str {
+    match frame {
+        Frame::Announce { .. } => "announce",
+        Frame::Permit { .. } => "permit",
+        Frame::Return { .. } => "return",
+        Frame::Request { .. } => "request",
+        Frame::Results { .. } => "results",
+        Frame::Failure { .. } => "failure",
+        Frame::HandBack { .. } => "hand-back",
+        Frame::Attach { .. } => "attach",
+        Frame::Cancel { .. } => "cancel",
+        Frame::Acknowledge { .. } => "acknowledge",
+        Frame::Load { .. } => "load",
+        Frame::Ping(_) | Frame::Pong(_) => "ping",
+        _ => "other",
     }
 }
 

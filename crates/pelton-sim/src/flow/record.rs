@@ -26,6 +26,8 @@ pub struct Record {
     pub refused: u64,
     /// Calls that failed or were lost with their backend.
     pub failed: u64,
+    /// Attempts of our own clients beyond the first, for whatever reason.
+    pub again: u64,
     pub out_of_memory: u64,
     /// Calls that were put back by their backend, and begun again.
     pub preempted: u64,
@@ -48,6 +50,7 @@ impl Record {
             calls: 0,
             refused: 0,
             failed: 0,
+            again: 0,
             out_of_memory: 0,
             preempted: 0,
             in_flight: vec![0.0; SLICES],

@@ -6,6 +6,7 @@ use serde_json::{Value, json};
 
 use super::algorithm::Algorithm;
 use super::record::{Record, SLICES};
+use super::scale::{Counts, Measured};
 use super::scenario::Scenario;
 use super::suite::{Row, Suite};
 
@@ -71,6 +72,44 @@ fn overview(suite: &Suite, rows: &[Row]) -> String {
     aligned(&table)
 }
 
+/// What was measured of how things grow.
+pub fn scale(all: &[Measured]) -> String {
+    let heads = [
+        "instances",
+        "callers",
+        "connections/caller",
+        "messages/request",
+        "saturated",
+        "us/request",
+        "saturated",
+        "deltas/change",
+        "messages/change",
+        "both/caller",
+    ];
+    let mut table = vec![heads.map(String::from).to_vec()];
+    for measured in all {
+        let mut line = vec![
+            measured.instances.to_string(),
+            measured.callers.to_string(),
+            measured.connections_per_caller.to_string(),
+        ];
+        line.extend(match &measured.counts {
+            Some(Counts { one_by_one, saturated, change }) => vec![
+                format!("{:.2}", one_by_one.messages_per_request),
+                format!("{:.2}", saturated.messages_per_request),
+                format!("{:.1}", one_by_one.cpu_micros_per_request),
+                format!("{:.1}", saturated.cpu_micros_per_request),
+                format!("{:.0}", change.deltas),
+                format!("{:.0}", change.messages),
+                format!("{:.2}", change.per_caller),
+            ],
+            None => vec!["too many connections to simulate".to_owned()],
+        });
+        table.push(line);
+    }
+    aligned(&table)
+}
+
 /// The first column to the left, the others to the right.
 fn aligned(table: &[Vec<String>]) -> String {
     let columns = table.iter().map(Vec::len).max().unwrap_or(0);
@@ -117,7 +156,7 @@ pub fn trace(scenario: &Scenario, algorithm: Algorithm, seed: u64, run: &Record,
         .map(|(run, oracle)| format!("{:.3}", run / oracle.max(1.0)))
         .collect();
     let mut text = format!(
-        "{} with {algorithm}, seed {seed}: {:.3} of the oracle ({} by regime), oom {}, refused {}, failed {}, late {}, preempted {}\n",
+        "{} with {algorithm}, seed {seed}: {:.3} of the oracle ({} by regime), oom {}, refused {}, failed {}, late {}, tried again {}, preempted {}\n",
         scenario.name,
         run.total() / oracle.total().max(1.0),
         ratios.join(" "),
@@ -125,6 +164,7 @@ pub fn trace(scenario: &Scenario, algorithm: Algorithm, seed: u64, run: &Record,
         run.refused,
         run.failed,
         run.late,
+        run.again,
         run.preempted,
     );
     let heads = ["s", "in flight", "oracle", "permits", "goodput/s", "oracle", "ratio", ""];

@@ -240,6 +240,14 @@ impl Work {
     }
 }
 
+impl Work {
+    /// The rate of arrivals of one of so many callers. Never none at all, so that whoever waits for the next one looks again.
+    pub fn rate_of_one(&self, seconds: f64, callers: usize) -> Option<f64> {
+        let least = 1e-4 * self.rate?;
+        Some((self.rate_at(seconds)? / callers as f64).max(least))
+    }
+}
+
 /// The names of the scenarios in a folder, in order.
 pub fn names(folder: &Path) -> Vec<String> {
     let entries = std::fs::read_dir(folder).into_iter().flatten().flatten();

@@ -38,7 +38,6 @@ impl Suite {
         });
         let runs: Vec<(usize, Algorithm, usize)> = (0..self.scenarios.len())
             .flat_map(|s| self.algorithms.iter().map(move |a| (s, *a)))
-            .filter(|(s, algorithm)| algorithm.plays(&self.scenarios[*s]))
             .flat_map(|(s, a)| (0..seeds.len()).map(move |seed| (s, a, seed)))
             .collect();
         let scores: Vec<Score> = on_all_cores(&runs, |&(s, algorithm, seed)| {

@@ -171,11 +171,9 @@ impl World<'_> {
     /// An item comes, where the source is not saturated, and the next one is awaited.
     fn arrival(&mut self, caller: usize) {
         let now = self.agenda.now();
-        let Some(rate) = self.work().rate_at(seconds(now)) else { return };
+        let Some(each) = self.work().rate_of_one(seconds(now), self.callers.len()) else { return };
         let item = self.callers[caller].draw(&self.scenario.regimes[self.regime].work, now);
         self.callers[caller].waiting.push_back(item);
-        // Between bursts there may be nothing at all; then it looks again a little later.
-        let each = (rate / self.callers.len() as f64).max(0.1 * self.work().rate.unwrap_or(1.0) / 1e3);
         let next = self.callers[caller].draws.exponential(1.0 / each);
         self.agenda.after(next, Event::Arrival(caller));
         self.send(caller);

@@ -4,9 +4,11 @@ use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 use clap::Args;
+use pelton_env::real::Host;
 use pelton_sim::flow::algorithm::Algorithm;
 use pelton_sim::flow::oracle::{self, Cache};
 use pelton_sim::flow::report;
+use pelton_sim::flow::scale::{SIZES, measure};
 use pelton_sim::flow::scenario::{self, Scenario};
 use pelton_sim::flow::suite::Suite;
 
@@ -29,10 +31,16 @@ pub(crate) struct Arguments {
     /// One JSON object a line instead of tables
     #[arg(long, conflicts_with_all = ["faults", "trace"])]
     json: bool,
+    /// Count what is said as instances and callers grow
+    #[arg(long, conflicts_with_all = ["faults", "trace", "scenario", "algorithm", "jitter", "clients", "belief"])]
+    scale: bool,
 }
 
 pub(crate) fn run(all: &crate::Arguments) -> Result<(), String> {
     let arguments = &all.flow;
+    if arguments.scale {
+        return scale(arguments.json);
+    }
     let first = all.seed.unwrap_or(1);
     let seeds = all.seeds.unwrap_or(if all.seed.is_some() || all.trace { 1 } else { SEEDS });
     if seeds == 0 {
@@ -67,11 +75,30 @@ fn trace(suite: &Suite, cache: &Cache) -> Result<(), String> {
     for scenario in &suite.scenarios {
         for &seed in &suite.seeds {
             let oracle = oracle::play(scenario, seed, &cache.plan(scenario, seed));
-            for &algorithm in suite.algorithms.iter().filter(|a| a.plays(scenario)) {
+            for &algorithm in &suite.algorithms {
                 let run = algorithm.play(scenario, seed);
                 println!("{}", report::trace(scenario, algorithm, seed, &run, &oracle));
             }
         }
+    }
+    Ok(())
+}
+
+fn scale(json: bool) -> Result<(), String> {
+    // One size after another, so that none takes time from what the other's takes.
+    let host = Host::new(1, 1).map_err(|e| format!("no threads: {e}"))?;
+    let clock = || host.env().now();
+    let mut all = Vec::new();
+    for (instances, callers) in SIZES {
+        eprintln!("{instances} instances, {callers} callers");
+        let measured = measure(instances, callers, &clock);
+        if json {
+            println!("{}", serde_json::to_string(&measured).map_err(|e| e.to_string())?);
+        }
+        all.push(measured);
+    }
+    if !json {
+        print!("{}", report::scale(&all));
     }
     Ok(())
 }

@@ -1,11 +1,9 @@
-//! One caller: the real client, and a source before it.
+//! One caller of instances: the real client, and a source before it.
 
-use std::collections::{BTreeMap, VecDeque};
-use std::time::Duration;
+use std::collections::BTreeMap;
 
 use pelton_client::state::State;
-use pelton_core::call::{Holder, Outcome, Submission};
-use pelton_core::error::Kind;
+use pelton_core::call::Holder;
 use pelton_core::{RequestId, RequestRun, Time};
 use pelton_wire::Frame;
 use rand::SeedableRng;
@@ -13,155 +11,41 @@ use rand::rngs::StdRng;
 
 use super::Connection;
 use super::service::Service;
-use crate::flow::clock::between;
-use crate::flow::draw::Draws;
-use crate::flow::record::Record;
-use crate::flow::scenario::{Scenario, Work};
+use super::source::Source;
 
-/// Rows that wait at least with a client whose source always has more.
-const BACKLOG: usize = 128;
-const BACKLOG_ONE_BY_ONE: usize = 24;
-/// Whose the client's own draws are; those of the source are the same as a windowed caller's.
-const CLIENTS: u64 = 1 << 48;
+/// Whose the client's own draws are.
+pub(super) const CLIENTS: u64 = 1 << 48;
 
 pub(super) struct Caller {
     pub(super) state: State,
-    pub(super) draws: Draws,
+    pub(super) source: Source,
     /// By the client's number of the instance.
     pub(super) connections: BTreeMap<u64, Connection>,
-    place: usize,
-    /// The requests from this number on, as far as they have not ended.
-    first: u64,
-    asked: VecDeque<Option<Asked>>,
     tick: Option<Time>,
-}
-
-/// A request that has not ended.
-#[derive(Clone, Copy)]
-struct Asked {
-    output: u32,
-    arrived: Time,
-    sent: Time,
-    /// It came by itself, and its deadline counts from then.
-    open: bool,
 }
 
 impl Caller {
     pub(super) fn new(service: &Service, seed: u64, place: usize) -> Self {
-        let declaration = &service.declaration;
         let rng = StdRng::seed_from_u64(seed ^ (CLIENTS + place as u64));
-        let state = State::new(declaration, service.methods.clone(), rng, Time::ZERO);
-        Caller {
-            state,
-            draws: Draws::new(seed, place as u64),
-            connections: BTreeMap::new(),
-            place,
-            first: 0,
-            asked: VecDeque::new(),
-            tick: None,
-        }
-    }
-
-    fn id(&self, sequence: u64) -> RequestId {
-        RequestId { operator: 0, group: self.place as u64, sequence }
-    }
-
-    fn asked(&mut self, id: RequestId) -> Option<&mut Asked> {
-        let place = id.sequence.checked_sub(self.first)?;
-        self.asked.get_mut(usize::try_from(place).ok()?)?.as_mut()
+        let state = State::new(&service.declaration, service.methods.clone(), rng, Time::ZERO);
+        Caller { state, source: Source::new(seed, place), connections: BTreeMap::new(), tick: None }
     }
 
     /// How many rows the source should add, if it is time.
     pub(super) fn lacks(&self, service: &Service) -> Option<usize> {
-        let sent = self.state.sent();
-        let waits = self.state.unended() - sent;
-        let least = if service.one_by_one { BACKLOG_ONE_BY_ONE } else { BACKLOG };
-        let wanted = least.max(2 * sent);
-        (waits < wanted.div_ceil(2)).then(|| wanted - waits)
-    }
-
-    /// New requests, as submissions.
-    pub(super) fn draw(
-        &mut self,
-        work: &Work,
-        rows: usize,
-        scenario: &Scenario,
-        service: &Service,
-        now: Time,
-    ) -> Vec<Submission> {
-        let open = work.rate.is_some();
-        let chunk = if service.one_by_one { 1 } else { rows };
-        let mut submissions = Vec::new();
-        let mut left = rows;
-        while left > 0 {
-            let count = chunk.min(left);
-            left -= count;
-            let begin = self.first + self.asked.len() as u64;
-            let mut costs = Vec::with_capacity(count);
-            let mut writes = Vec::with_capacity(count);
-            for _ in 0..count {
-                costs.push(self.draws.lognormal(work.cost));
-                let output = work.output.map_or(0, |o| self.draws.lognormal(o).round().max(1.0) as u32);
-                writes.push(output);
-                self.asked.push_back(Some(Asked { output, arrived: now, sent: now, open }));
-            }
-            let deadline = Duration::from_secs_f64(scenario.deadline(writes[0]));
-            let ids = (begin..begin + count as u64).map(|sequence| self.id(sequence)).collect();
-            let mut submission = Submission::new(0, ids, service.arguments(costs, writes));
-            if open {
-                submission.timeout = Some(deadline);
-            } else {
-                submission.attempt_timeout = Some(deadline);
-            }
-            submissions.push(submission);
-        }
-        submissions
+        Source::lacks(self.state.unended(), self.state.sent(), service)
     }
 
     /// Requests that no instance has.
     pub(super) fn unsent(&self) -> Vec<RequestId> {
-        let unended = self.asked.iter().enumerate().filter(|(_, asked)| asked.is_some());
-        unended
-            .map(|(place, _)| self.id(self.first + place as u64))
-            .filter(|id| self.state.holder(*id) == Holder::Client)
-            .collect()
+        self.source.unended().filter(|id| self.state.holder(*id) == Holder::Client).collect()
     }
 
     /// Notes requests that leave; returns how many.
     pub(super) fn sends(&mut self, frame: &Frame, now: Time) -> u64 {
         let Frame::Request { runs, .. } = frame else { return 0 };
-        for id in runs.iter().flat_map(|run| run.ids()) {
-            if let Some(asked) = self.asked(id) {
-                asked.sent = now;
-            }
-        }
+        runs.iter().flat_map(|run| run.ids()).for_each(|id| self.source.sent(id, now));
         RequestRun::total(runs)
-    }
-
-    pub(super) fn outcome(
-        &mut self,
-        outcome: &Outcome,
-        scenario: &Scenario,
-        regime: usize,
-        now: Time,
-        record: &mut Record,
-    ) {
-        let Some(&mut asked) = self.asked(outcome.id) else { return };
-        let place = self.place;
-        match &outcome.rows {
-            Ok(_) => {
-                let since = if asked.open { asked.arrived } else { asked.sent };
-                let lateness = between(since, now) / scenario.deadline(asked.output);
-                record.answered(now, regime, place, 1.0, lateness);
-            }
-            Err(e) if e.kind() == Kind::Cancelled => {}
-            Err(_) => record.late += 1.0,
-        }
-        self.asked[(outcome.id.sequence - self.first) as usize] = None;
-        while matches!(self.asked.front(), Some(None)) {
-            self.asked.pop_front();
-            self.first += 1;
-        }
     }
 
     /// When to wake it, if that is not arranged yet.

@@ -13,7 +13,7 @@ use crate::flow::draw::Draws;
 use crate::flow::scenario::{Backend, Replica};
 
 /// Whose the draws are; the same as of a backend without us.
-const HOSTS: u64 = 1 << 32;
+pub(super) const HOSTS: u64 = 1 << 32;
 
 pub(super) struct Instance {
     /// None while its process is gone.

@@ -62,7 +62,8 @@ fn a_seed_decides() {
 #[test]
 fn a_replica_that_is_gone_is_asked_now_and_then_only() {
     let mut scenario = scenario(BATCHING, "");
-    scenario.regimes[0].replicas.push(scenario.regimes[0].replicas[0].clone());
+    let another = scenario.regimes[0].replicas[0].clone();
+    scenario.regimes[0].replicas.push(another);
     scenario.regimes[0].replicas[1].removed = true;
     let record = play(&scenario, 1, &Limits::Windows(&|_| Box::new(Fixed(32.0))));
     assert!((5..60).contains(&record.failed), "{} failed", record.failed);
