@@ -86,6 +86,17 @@ impl Queue {
         lane.items.push_back(item);
     }
 
+    /// Puts an item back before all others of its method.
+    pub(crate) fn push_back_first(&mut self, method: u16, item: Item) {
+        let lane = self.lanes.entry((Priority::Interactive, method)).or_default();
+        lane.bytes += item.bytes;
+        lane.weight += item.weight;
+        self.bytes += item.bytes;
+        self.weight += item.weight;
+        self.rows += 1;
+        lane.items.push_front(item);
+    }
+
     /// The lane whose turn it is among those of `eligible` methods: the highest priority, a second of waiting counted as the next
     /// higher one, and there the one that waits longest.
     /// Items for which `gone` holds (cancelled, or queued again since) are dropped on the way.

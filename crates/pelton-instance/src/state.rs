@@ -26,6 +26,9 @@ use crate::ledger::{Entry, Ledger, Stage};
 use crate::queue::{Item, Queue};
 use flow::Flow;
 
+/// A caller that takes a request back this shortly before its deadline does so because of it.
+const LATE: Duration = Duration::from_millis(100);
+
 /// A caller's connection, numbered by the server.
 pub type ConnectionId = u64;
 
@@ -134,6 +137,8 @@ struct Running {
     progress: Time,
     cancelled: Arc<AtomicBool>,
     cancelled_since: Option<Time>,
+    /// It was stopped for want of memory, and shall run again.
+    preempted: bool,
     /// The last of its requests' deadlines, if all have one.
     latest: Option<Time>,
     /// How many of its requests nobody waits for any more.
@@ -317,7 +322,10 @@ impl State {
             Event::Received { connection, message } => self.received(connection, message, now, &mut actions),
             Event::Emitted { batch, rows } => self.emitted(batch, rows, now, &mut actions),
             Event::Ended { batch, result } => self.ended(batch, result, now, &mut actions),
-            Event::Gauge { used, total } => self.flow.reported(used, total),
+            Event::Gauge { used, total } => {
+                self.flow.reported(used, total);
+                self.preempt(now);
+            }
             Event::Drain => self.drain(now, &mut actions),
             Event::Tick => self.tick(now, &mut actions),
         }
@@ -562,6 +570,10 @@ impl State {
                         && let Some(running) = self.running.get_mut(&batch)
                     {
                         running.unwanted += 1;
+                        // What is stopped for want of time has told that there is too much beside it.
+                        if running.latest.is_some_and(|at| now >= at - LATE) {
+                            self.flow.late(running.method);
+                        }
                         if running.unwanted == running.items.len() {
                             running.cancel(now);
                         }

@@ -60,16 +60,27 @@ pub fn workers(model: &RunTime, workers: f64, facts: Facts) -> Plan {
 }
 
 /// Many at a time that slow each other down and grow while they run: language models with continuous batching.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug, Default)]
 pub struct Continuous {
     /// Moments of what an answer adds to its request's weight.
     grown: f64,
     grown_squared: f64,
-    /// 95th percentile of latency over deadline.
-    lateness: f64,
-    /// Requests that may run so that deadlines hold.
-    in_time: f64,
+    /// How long a unit of growth takes, against how many run.
+    pace: RunTime,
+    /// Samples of it that are not in there yet: their number, seconds, growth, and how many ran.
+    sampled: (f64, f64, f64, f64),
+    /// 95th percentile of the growth that is asked for in a second of a request's time.
+    need: f64,
+    /// Requests that had a limit on their time.
+    limited: u64,
+    /// What lateness has taught beyond the model: below 1, fewer may run.
+    trim: f64,
 }
+
+/// So many ends make one sample of the pace.
+const ENDS: f64 = 6.0;
+/// Requests that run before anything is known of the pace.
+const FIRST: f64 = 8.0;
 
 /// What runs and waits at the instance now, in rows and weight.
 #[derive(Clone, Copy, Debug, Default)]
@@ -82,16 +93,10 @@ pub struct Resident {
     pub used: f64,
 }
 
-impl Default for Continuous {
-    fn default() -> Self {
-        Continuous { grown: 0.0, grown_squared: 0.0, lateness: 0.7, in_time: 4.0 }
-    }
-}
-
 impl Continuous {
-    /// A request ended that had grown by so much; `lateness` is its latency over the time that it had, if that was bounded; `running` is
-    /// how many ran beside it.
-    pub fn ended(&mut self, grown: f64, lateness: Option<f64>, running: f64) {
+    /// A request ended well after `took` seconds of running, and had grown by so much; `had` seconds in all were its time, if that was
+    /// limited; `running` is how many ran beside it.
+    pub fn ended(&mut self, grown: f64, took: f64, had: Option<f64>, running: f64) {
         const NEWEST: f64 = 0.015;
         if self.grown == 0.0 {
             (self.grown, self.grown_squared) = (grown, grown * grown);
@@ -99,17 +104,50 @@ impl Continuous {
             self.grown += NEWEST * (grown - self.grown);
             self.grown_squared += NEWEST * (grown * grown - self.grown_squared);
         }
-        if let Some(lateness) = lateness {
-            // A running quantile: steps up 19 times as large as those down settle where one of twenty lies above.
-            let above = f64::from(u8::from(lateness >= self.lateness));
-            self.lateness = (self.lateness + 0.08 * self.lateness * (above - 0.05)).clamp(0.2, 3.0);
-            let change = (0.92 / self.lateness - 1.0).clamp(-0.5, 0.5);
-            self.in_time = (self.in_time + change).max(1.0);
-            // Where something else is the limit, there is nothing to learn about a much larger one.
-            if change > 0.0 {
-                self.in_time = self.in_time.min((1.5 * running + 4.0).max(self.in_time - change));
-            }
+        let (ends, seconds, growth, beside) = &mut self.sampled;
+        (*ends, *seconds, *growth, *beside) =
+            (*ends + 1.0, *seconds + took, *growth + grown, *beside + (running + 1.0));
+        // The first ends count at once: with few running there are few of them.
+        if (*ends >= ENDS || self.pace.runs() < 3) && *growth > 0.0 {
+            self.pace.observe(*beside / *ends, *seconds / *growth);
+            self.sampled = (0.0, 0.0, 0.0, 0.0);
         }
+        if let Some(had) = had {
+            self.limited += 1;
+            let need = grown / had.max(1e-9);
+            // A running quantile: steps up 19 times as large as those down settle where one of twenty lies above.
+            let above = f64::from(u8::from(need >= self.need));
+            let step = 0.05_f64.max(1.0 / self.limited as f64);
+            self.need = if self.limited == 1 { need } else { self.need * (1.0 + step * (above - 0.05)) };
+            self.trim = (self.trim() + 0.002).min(1.0);
+        }
+    }
+
+    /// A request had its time, and has not ended.
+    pub fn late(&mut self) {
+        self.trim = (self.trim() * 0.97).max(0.2);
+    }
+
+    fn trim(&self) -> f64 {
+        if self.trim == 0.0 { 1.0 } else { self.trim }
+    }
+
+    /// How many may run so that 19 of 20 are in time, with a tenth to spare. None: no one is in a hurry.
+    fn in_time(&self, target: Option<f64>) -> Option<f64> {
+        target?;
+        let Some((alone, each)) = self.pace.line() else { return Some(FIRST) };
+        if self.need <= 0.0 {
+            return None;
+        }
+        let known = self.pace.known();
+        let all = alone + each * known;
+        // Where the number that runs has hardly changed, the line's slope is a guess: a quarter at least is theirs.
+        let (alone, each) = if alone > 0.75 * all { (0.75 * all, 0.25 * all / known) } else { (alone, each) };
+        let allowed = 0.92 / self.need;
+        let most = (allowed - alone) / each * self.trim();
+        // Not far beyond what has been seen, nor far below: the line says little there.
+        let least = 0.5 * known * (allowed / all).min(1.0) * self.trim();
+        Some(most.clamp(least.max(1.0), (2.0 * known).max(FIRST)))
     }
 
     /// What a request that is looked at while it runs has grown by on average: long ones are seen more often.
@@ -124,7 +162,7 @@ impl Continuous {
 
     /// Rows wanted with the instance. `memory`: all that is believed to be there.
     pub fn permits(&self, facts: Facts, most: f64, memory: Option<f64>, now: Resident) -> f64 {
-        let in_time = if facts.target.is_some() { self.in_time } else { f64::INFINITY };
+        let in_time = self.in_time(facts.target).unwrap_or(f64::INFINITY);
         let by_memory = memory.map_or(f64::INFINITY, |memory| {
             let growth = self.growth().unwrap_or(facts.row_weight);
             let held = now.running + now.queued;
@@ -192,20 +230,29 @@ mod tests {
     fn what_grows_is_let_in_by_what_it_will_be() {
         let mut engine = Continuous::default();
         let facts = Facts { max_rows: 1.0, row_weight: 300.0, target: Some(10.0), way: 0.0005 };
-        assert!(engine.permits(facts, 256.0, Some(60_000.0), Resident::default()) <= 4.0);
-        for _ in 0..2000 {
-            engine.ended(200.0, Some(0.5), 110.0);
-        }
+        let permits = |engine: &Continuous| engine.permits(facts, 256.0, Some(60_000.0), Resident::default());
+        assert_eq!(permits(&engine), FIRST);
+        // A step takes 12 ms and a quarter more for each that runs; each request has 45 ms for each of its 200 steps.
+        let mut run = |ends: usize, slow: f64| {
+            for _ in 0..ends {
+                let n = permits(&engine).min(300.0);
+                let step = (0.012 + 0.00025 * n) * slow;
+                if step > 0.045 {
+                    engine.late()
+                } else {
+                    engine.ended(200.0, 200.0 * step, Some(9.0), n - 1.0)
+                }
+            }
+            permits(&engine)
+        };
+        let usual = run(400, 1.0);
+        assert!((100.0..132.0).contains(&usual), "{usual}");
+        let slow = run(400, 2.0);
+        assert!((20.0..42.0).contains(&slow), "{slow}");
         assert_eq!(engine.growth(), Some(100.0));
-        let wide = engine.permits(facts, 256.0, Some(60_000.0), Resident::default());
-        assert!(wide > 100.0 && wide < 150.0, "{wide}");
         let full = Resident { running: 100.0, used: 55_000.0, ..Resident::default() };
-        assert!(engine.permits(facts, 256.0, Some(60_000.0), full) < 101.0);
+        assert!(engine.permits(Facts { target: None, ..facts }, 256.0, Some(60_000.0), full) < 101.0);
         assert!(!engine.may_start(300.0, full, 60_000.0));
-        for _ in 0..500 {
-            engine.ended(200.0, Some(1.2), 110.0);
-        }
-        assert!(engine.permits(facts, 256.0, Some(60_000.0), Resident::default()) < wide);
         assert!(engine.weight(facts, 60_000.0) < 60_000.0);
     }
 }

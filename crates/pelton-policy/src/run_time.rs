@@ -59,6 +59,11 @@ impl RunTime {
         (self.runs > 0).then_some(self.time)
     }
 
+    /// The usual size.
+    pub fn known(&self) -> f64 {
+        self.size
+    }
+
     pub fn runs(&self) -> u64 {
         self.runs
     }

@@ -15,6 +15,8 @@ const NEWEST: f64 = 0.03;
 const NEWEST_TRIP: f64 = 0.1;
 /// A longer round trip is a caller's hesitation, not the network.
 const LONGEST_TRIP: f64 = 0.1;
+/// A memory that is fuller than this, with requests that grow, will not hold them to their end.
+const OVERFLOW: f64 = 0.96;
 /// How fast a batch limit that was learned from running out of memory is tried again: a tenth a minute.
 const RELAX: f64 = 0.1;
 
@@ -126,11 +128,31 @@ impl Flow {
         self.runs += 1;
     }
 
-    /// A request of a method whose requests grow has ended. `lateness`: its latency over what it had.
-    pub(super) fn grew(&mut self, method: u16, grown: f64, lateness: Option<f64>, running: u64) {
+    /// A request of a method whose requests grow has ended, after running so long; `had`: its time in all.
+    pub(super) fn grew(
+        &mut self,
+        method: u16,
+        grown: f64,
+        took: Duration,
+        had: Option<Duration>,
+        running: u64,
+    ) {
         if let Engine::Continuous(_, engine) = &mut self.methods[usize::from(method)].engine {
-            engine.ended(grown, lateness, running as f64);
+            engine.ended(grown, took.as_secs_f64(), had.map(|d| d.as_secs_f64()), running as f64);
         }
+    }
+
+    /// A request has had its time and runs still.
+    pub(super) fn late(&mut self, method: u16) {
+        if let Engine::Continuous(_, engine) = &mut self.methods[usize::from(method)].engine {
+            engine.late();
+        }
+    }
+
+    /// Whether what runs is about to fill the memory, and something of it has to go.
+    pub(super) fn overflows(&self) -> bool {
+        let full = self.gauge.is_some_and(|(used, total)| used > OVERFLOW * total);
+        full && matches!(self.methods[self.latest].engine, Engine::Continuous(..))
     }
 
     pub(super) fn refused(&mut self) {

@@ -23,7 +23,8 @@ impl State {
     /// Tells runs to stop that are past all of their deadlines, and finds those that do not.
     pub(super) fn look_at_progress(&mut self, now: Time, actions: &mut Vec<Action>) {
         for running in self.running.values_mut() {
-            if running.latest.is_some_and(|at| now >= at) {
+            if running.cancelled_since.is_none() && running.latest.is_some_and(|at| now >= at) {
+                self.flow.late(running.method);
                 running.cancel(now);
             }
         }

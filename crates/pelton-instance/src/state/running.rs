@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
-use std::sync::atomic::AtomicBool;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use arrow_array::RecordBatch;
@@ -189,6 +189,7 @@ impl State {
             progress: now,
             cancelled,
             cancelled_since: None,
+            preempted: false,
             latest,
             unwanted: 0,
         };
@@ -222,8 +223,8 @@ impl State {
         actions: &mut Vec<Action>,
     ) {
         let Some(running) = self.running.remove(&batch) else { return };
-        let beside = self.running_rows;
-        let Running { method, items, weight, since, .. } = running;
+        let Running { method, items, weight, since, preempted, .. } = running;
+        let beside = self.running_rows - items.len() as u64;
         self.running_rows -= items.len() as u64;
         self.running_weight = if self.running.is_empty() { 0.0 } else { self.running_weight - weight };
         let took = now.since(since);
@@ -239,15 +240,17 @@ impl State {
         {
             return self.split(method, items, batch, error, now);
         }
+        if preempted && result.is_err() {
+            return self.run_later(method, items, batch);
+        }
         self.executed += items.len() as u64;
         if let Ok(rows) = &result
             && self.flow.is_continuous(method)
         {
             let grown = self.scales.output(rows);
             for (row, item) in items.iter().enumerate() {
-                let had = item.deadline.map(|deadline| deadline.since(item.arrived).as_secs_f64().max(1e-9));
-                let lateness = had.map(|had| now.since(item.arrived).as_secs_f64() / had);
-                self.flow.grew(method, grown.at(row), lateness, beside);
+                let had = item.deadline.map(|deadline| deadline.since(item.arrived));
+                self.flow.grew(method, grown.at(row), took, had, beside);
             }
         }
         let ids: Vec<RequestId> = items.iter().map(|item| item.id).collect();
@@ -293,6 +296,37 @@ impl State {
     fn runs_again_in_halves(&self, error: &Error, items: &[Item]) -> bool {
         let about_rows = matches!(error.kind(), Kind::User | Kind::Invalid | Kind::OutOfMemory);
         items.len() > 1 && about_rows && error.retry() == Retry::Never
+    }
+
+    /// The memory of what grows is nearly full: the request that began last is stopped, and runs again when there is room. Otherwise
+    /// all would die with the process.
+    pub(super) fn preempt(&mut self, now: Time) {
+        let stopping = self.running.values().any(|r| r.preempted);
+        if stopping || self.running.len() < 2 || !self.flow.overflows() {
+            return;
+        }
+        let youngest = self.running.values_mut().filter(|r| !r.cancelled.load(Ordering::Relaxed));
+        if let Some(running) = youngest.max_by_key(|r| r.since) {
+            running.preempted = true;
+            running.cancel(now);
+            meter::count(&mut self.meter.refused, "preempted", running.items.len() as u64);
+        }
+    }
+
+    /// Puts requests that were stopped before their end back to where they waited.
+    fn run_later(&mut self, method: u16, items: Vec<Item>, batch: BatchId) {
+        for item in items.into_iter().rev() {
+            match self.ledger.running(item.id, batch) {
+                Some(entry) if entry.unwanted => {
+                    self.ledger.remove(item.id);
+                }
+                Some(entry) => {
+                    entry.stage = Stage::Queued { ticket: item.ticket };
+                    self.queue.push_back_first(method, item);
+                }
+                None => {}
+            }
+        }
     }
 
     /// Puts the halves of a batch before everything else.
