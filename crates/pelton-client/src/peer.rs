@@ -202,6 +202,14 @@ impl Peer {
         match self.health.admission(alone, now) {
             _ if !self.takes_requests() || self.isolates => 0,
             _ if suspect && !self.in_flight.is_empty() => 0,
+            // There is nothing better, and its permits keep it from having too much.
+            _ if alone => {
+                if suspect {
+                    1
+                } else {
+                    u64::MAX
+                }
+            }
             Admission::Yes if suspect => 1,
             Admission::Yes => u64::MAX,
             Admission::Probe => 1,

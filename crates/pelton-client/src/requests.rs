@@ -17,6 +17,8 @@ pub(crate) enum Place {
     Backlog { ticket: u64 },
     /// Waits for the time to be tried again.
     Delayed { until: Time },
+    /// Waits until the retry budget can pay for its next try; `ticket` tells its place in that line from an older one.
+    Unpaid { ticket: u64 },
     /// Waits for an earlier request of its key.
     Behind,
     /// An instance has it.
@@ -102,6 +104,8 @@ pub(crate) struct Requests {
     /// When attempts have had their time.
     attempts: BTreeSet<(Time, RequestId)>,
     delayed: BTreeSet<(Time, RequestId)>,
+    /// Tries that nobody has paid for yet, in line. A place whose ticket is not its request's any more is skipped.
+    unpaid: VecDeque<(RequestId, u64)>,
     deadlines: BTreeSet<(Time, RequestId)>,
     next_ticket: u64,
 }
@@ -229,7 +233,7 @@ impl Requests {
                     self.attempts.remove(&(at, id));
                 }
             }
-            Place::Behind => {}
+            Place::Behind | Place::Unpaid { .. } => {}
         }
     }
 
@@ -245,6 +249,28 @@ impl Requests {
             request.place = Place::Delayed { until };
             self.delayed.insert((until, id));
         }
+    }
+
+    /// Puts a request into the line of those whose next try has to be paid for.
+    pub(crate) fn owe(&mut self, id: RequestId) {
+        self.unplace(id);
+        if let Some(request) = self.all.get_mut(&id) {
+            let ticket = self.next_ticket;
+            self.next_ticket += 1;
+            request.place = Place::Unpaid { ticket };
+            self.unpaid.push_back((id, ticket));
+        }
+    }
+
+    /// The first of that line.
+    pub(crate) fn owing(&mut self) -> Option<RequestId> {
+        while let Some(&(id, ticket)) = self.unpaid.front() {
+            if self.all.get(&id).is_some_and(|r| r.place == (Place::Unpaid { ticket })) {
+                return Some(id);
+            }
+            self.unpaid.pop_front();
+        }
+        None
     }
 
     /// Counts an attempt that may have run; returns how many there were.

@@ -98,6 +98,8 @@ pub struct State {
     /// Ended requests whose results wait at an instance for the caller's acknowledgement.
     ended: BTreeMap<RequestId, PeerKey>,
     holding: bool,
+    /// When the retry budget can pay for the next try that waits for it.
+    paid_at: Option<Time>,
     /// When it last looked.
     seen: Time,
     retries: u64,
@@ -131,6 +133,7 @@ impl State {
             next_peer: 0,
             ended: BTreeMap::new(),
             holding: false,
+            paid_at: None,
             seen: now,
             retries: 0,
             rng,
@@ -146,7 +149,7 @@ impl State {
         };
         let probe =
             if self.requests.backlog_rows() > 0 { self.peers.values().filter_map(probe).min() } else { None };
-        [self.requests.due(), probe, self.hopeless_at()].into_iter().flatten().min()
+        [self.requests.due(), probe, self.hopeless_at(), self.paid_at].into_iter().flatten().min()
     }
 
     /// Whether no endpoint is left that answers.
@@ -233,16 +236,22 @@ impl State {
             }
         }
         for id in self.requests.again(now) {
-            let unpaid = self.requests.get(id).is_some_and(|r| r.unpaid);
-            match if unpaid { self.budget.take(now) } else { Ok(()) } {
-                Ok(()) => {
-                    if let Some(request) = self.requests.get_mut(id) {
-                        request.unpaid = false;
-                    }
-                    self.requests.requeue(id, now);
-                }
-                Err(at) => self.requests.delay(id, at),
+            if self.requests.get(id).is_some_and(|r| r.unpaid) {
+                self.requests.owe(id);
+            } else {
+                self.requests.requeue(id, now);
             }
+        }
+        self.paid_at = None;
+        while let Some(id) = self.requests.owing() {
+            if let Err(at) = self.budget.take(now) {
+                self.paid_at = Some(at);
+                break;
+            }
+            if let Some(request) = self.requests.get_mut(id) {
+                request.unpaid = false;
+            }
+            self.requests.requeue(id, now);
         }
     }
 

@@ -43,16 +43,16 @@ pub fn serial(model: &RunTime, facts: Facts) -> Plan {
     Plan { batch_rows: rows, permits: 2.0 * rows + rows / time * 4.0 * facts.way }
 }
 
-/// `workers` batches at a time that do not slow each other down. A batch holds as many rows as make its fixed cost a tenth
-/// of it, as long as it takes no more than a tenth of the target.
+/// `workers` batches at a time that do not slow each other down. A batch holds as many rows as make its fixed cost a twelfth of
+/// the rest, or less, as long as it takes no more than three tenths of the target.
 pub fn workers(model: &RunTime, workers: f64, facts: Facts) -> Plan {
     let (Some((fixed, each)), Some(mean)) = (model.line(), model.mean()) else {
         let rows = facts.max_rows.min(16.0);
         return Plan { batch_rows: rows, permits: (workers * rows).max(1.0) };
     };
     let each = each * facts.row_weight;
-    let worth = 2f64.powf((9.0 * fixed / each).max(1.0).log2().ceil());
-    let short = facts.target.map_or(f64::INFINITY, |target| 0.1 * target / each);
+    let worth = 2f64.powf((12.0 * fixed / each).max(1.0).log2().ceil());
+    let short = facts.target.map_or(f64::INFINITY, |target| (0.3 * target - fixed) / each);
     let rows = worth.min(short).clamp(1.0, facts.max_rows);
     let batches = 1.5 * workers + workers / mean * 4.0 * facts.way;
     let batches = facts.target.map_or(batches, |target| batches.min(0.7 * target * workers / mean));
@@ -140,9 +140,14 @@ impl Continuous {
             return None;
         }
         let known = self.pace.known();
-        let most = (0.92 / self.need - alone) / each * self.trim();
-        // Not far beyond what has been seen: the line says little there.
-        Some(most.clamp(1.0, (2.0 * known).max(FIRST)))
+        let all = alone + each * known;
+        // Where the number that runs has hardly changed, the line's slope is a guess: a quarter at least is theirs.
+        let (alone, each) = if alone > 0.75 * all { (0.75 * all, 0.25 * all / known) } else { (alone, each) };
+        let allowed = 0.92 / self.need;
+        let most = (allowed - alone) / each * self.trim();
+        // Not far beyond what has been seen, nor far below: the line says little there.
+        let least = 0.5 * known * (allowed / all).min(1.0) * self.trim();
+        Some(most.clamp(least.max(1.0), (2.0 * known).max(FIRST)))
     }
 
     /// What a request that is looked at while it runs has grown by on average: long ones are seen more often.
@@ -215,8 +220,8 @@ mod tests {
     fn workers_get_batches_that_are_worth_their_cost() {
         let facts = Facts { max_rows: 256.0, row_weight: 1.0, target: Some(0.005), way: 0.00005 };
         let plan = workers(&model(40e-6, 6e-6), 8.0, facts);
-        assert!((plan.batch_rows - 64.0).abs() < 1.0, "{plan:?}");
-        assert!(plan.permits > 8.0 * 64.0 && plan.permits < 2500.0, "{plan:?}");
+        assert!((plan.batch_rows - 128.0).abs() < 1.0, "{plan:?}");
+        assert!(plan.permits > 8.0 * 128.0 && plan.permits < 5000.0, "{plan:?}");
         let free = workers(&model(1e-9, 1e-3), 8.0, facts);
         assert_eq!(free.batch_rows, 1.0);
     }

@@ -13,11 +13,16 @@ use pelton::env::{Address, Connection, Env, Listener, Place, Task};
 use rand::rngs::StdRng;
 use rand::{RngExt, SeedableRng};
 use serde_json::{Value, json};
+use tokio::sync::Semaphore;
 
 use crate::http::{Message, Messages, response};
 
 /// How long a good answer takes, from and to.
-const TAKES: (Duration, Duration) = (Duration::from_millis(1), Duration::from_millis(8));
+const TAKES: (Duration, Duration) = (Duration::from_millis(5), Duration::from_millis(15));
+/// How many questions are answered at a time.
+const SLOTS: usize = 4;
+/// Answers a second that callers get of a few such servers together, as tried: with every tenth request failing they never open wide.
+pub(crate) const RATE: f64 = 400.0;
 /// How long a late one takes.
 const LATE: Duration = Duration::from_millis(400);
 /// How long a caller is kept waiting for nothing; longer than it waits.
@@ -189,6 +194,7 @@ pub(crate) struct Faulty {
     env: Env,
     address: SocketAddr,
     dice: Arc<Mutex<Dice>>,
+    slots: Arc<Semaphore>,
     serving: Option<Task>,
 }
 
@@ -198,8 +204,13 @@ impl Faulty {
         let listener = env.network.listen(&Address::Tcp(any))?;
         let Address::Tcp(address) = listener.address() else { bail!("a port was asked for") };
         let dice = Dice { rng: StdRng::seed_from_u64(seed), share, count: BTreeMap::new() };
-        let mut server =
-            Faulty { env: env.clone(), address, dice: Arc::new(Mutex::new(dice)), serving: None };
+        let mut server = Faulty {
+            env: env.clone(),
+            address,
+            dice: Arc::new(Mutex::new(dice)),
+            slots: Arc::new(Semaphore::new(SLOTS)),
+            serving: None,
+        };
         server.serve(listener);
         Ok(server)
     }
@@ -233,14 +244,14 @@ impl Faulty {
     }
 
     fn serve(&mut self, mut listener: Box<dyn Listener>) {
-        let (env, dice) = (self.env.clone(), self.dice.clone());
+        let (env, dice, slots) = (self.env.clone(), self.dice.clone(), self.slots.clone());
         let task = async move {
             // They end with this task.
             let mut connections = FuturesUnordered::new();
             loop {
                 tokio::select! {
                     taken = listener.accept() => match taken {
-                        Ok(connection) => connections.push(answer_all(env.clone(), dice.clone(), connection)),
+                        Ok(connection) => connections.push(answer_all(env.clone(), dice.clone(), slots.clone(), connection)),
                         Err(_) => env.sleep(Duration::from_millis(10)).await,
                     },
                     Some(()) = connections.next(), if !connections.is_empty() => {}
@@ -256,11 +267,14 @@ fn lock(dice: &Mutex<Dice>) -> MutexGuard<'_, Dice> {
 }
 
 /// One connection, until either side ends it.
-async fn answer_all(env: Env, dice: Arc<Mutex<Dice>>, connection: Connection) {
+async fn answer_all(env: Env, dice: Arc<Mutex<Dice>>, slots: Arc<Semaphore>, connection: Connection) {
     let mut messages = Messages::new(connection);
     while let Ok(Some(question)) = messages.receive().await {
         let reply = reply(&mut lock(&dice), &question);
+        // Whoever is late or says nothing does not keep the others from it.
+        let slot = if reply.after <= TAKES.1 { slots.acquire().await.ok() } else { None };
         env.sleep(reply.after).await;
+        drop(slot);
         if messages.send(&reply.bytes).await.is_err() || !reply.keeps {
             return;
         }

@@ -87,7 +87,7 @@ pub(crate) fn run(arguments: &Arguments) -> Result<ExitCode> {
             Field::new("text", DataType::Utf8, false),
             Field::new("score", DataType::UInt64, false),
         ];
-        numbers.call(&order(scorer.method("ask")), &["text"]).map("scores", columns, understood)
+        numbers.call(&order(scorer.method("ask")), &["text"]).map("understood", columns, understood)
     };
     scores.write("scores", pelton::json_lines(&arguments.output)?);
     let summary = job.run()?;

@@ -46,7 +46,7 @@ pub(crate) struct Arguments {
     #[arg(long)]
     pub(crate) remote: bool,
     /// The part of requests to those servers that meet with one of these
-    #[arg(long, default_value_t = 0.2)]
+    #[arg(long, default_value_t = 0.1)]
     pub(crate) fault_share: f64,
     /// How long the scripted service takes for a row, in microseconds
     #[arg(long, default_value_t = 500)]
@@ -148,10 +148,13 @@ async fn trial_of(trial: &mut Trial, blows: &[Blow], rng: &mut StdRng) -> Result
     trial.judge(blows)
 }
 
-/// Rows that take all instances longer than the kills and faults; the mean pause is half of the longest, and a fault takes a while itself.
+/// Rows that take longer than the kills and faults; the mean pause is half of the longest, and a fault takes a while itself.
 fn enough(arguments: &Arguments) -> u64 {
     let batch = Duration::from_millis(5) + 32 * Duration::from_micros(arguments.row_micros);
-    let a_second = 32.0 / batch.as_secs_f64() * f64::from(arguments.instances);
+    let a_second = match arguments.remote {
+        true => faulty::RATE,
+        false => 32.0 / batch.as_secs_f64() * f64::from(arguments.instances),
+    };
     (a_second
         * LONGEST_PAUSE.as_secs_f64()
         * (4.0 + 0.65 * arguments.kills as f64 + 1.5 * arguments.faults as f64)) as u64
