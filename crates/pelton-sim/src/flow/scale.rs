@@ -134,7 +134,8 @@ mod tests {
         // Announce, permit, request and result at least; a request and a result for each where they come one by one.
         let single = &counts.one_by_one;
         assert!(single.requests > 150 && (4.0..20.0).contains(&single.messages_per_request), "{single:?}");
-        assert!(single.by_kind["request"] > 0.5 && single.by_kind["request"] <= 1.01, "{single:?}");
+        // Some are under way at the end.
+        assert!((0.5..1.1).contains(&single.by_kind["request"]), "{single:?}");
         assert!(counts.saturated.messages_per_request < single.messages_per_request, "{counts:?}");
         // Each caller hears of the one that goes and of the one that comes.
         assert_eq!(counts.change.deltas, 8.0);
