@@ -43,6 +43,8 @@ pub(crate) struct Request {
     pub(crate) key: Option<Key>,
     /// Which instances it may go to.
     pub(crate) target: Target,
+    /// The instance that failed it: it goes to another, if there is one.
+    pub(crate) avoid: Option<PeerKey>,
     /// The lane that it waits in, or waited in last.
     pub(crate) lane: Lane,
     /// Since when it waits for a permit, or since when an instance has it.
@@ -186,7 +188,7 @@ impl Requests {
                 else {
                     continue;
                 };
-                let (home, priority) = (self.home(request.target), request.priority);
+                let (home, priority) = (self.home(request.target, request.avoid, ticket), request.priority);
                 self.unbind(lane.1);
                 self.bind(home);
                 if let Some(request) = self.all.get_mut(&id) {
@@ -198,9 +200,14 @@ impl Requests {
     }
 
     /// The lane of what may go there: a key's is that of the instance which ranks highest for it (rendezvous hashing).
-    fn home(&self, target: Target) -> Lane {
+    /// What avoids one goes to the others in turn.
+    fn home(&self, target: Target, avoid: Option<PeerKey>, turn: u64) -> Lane {
         let peer = match target {
-            Target::Any => return Lane::Any,
+            Target::Any => {
+                let others = || self.homes.values().filter(|peer| avoid.is_some_and(|a| a != **peer));
+                let other = (turn % (others().count() as u64).max(1)) as usize;
+                return others().nth(other).map_or(Lane::Any, |peer| Lane::Peer(*peer));
+            }
             Target::Key(key) => {
                 let rank = |number: &u32| stable_hash(&format!("{key:x} {number}"));
                 self.homes.iter().max_by_key(|(number, _)| rank(number)).map(|(_, peer)| *peer)
@@ -302,8 +309,8 @@ impl Requests {
     }
 
     fn enqueue(&mut self, id: RequestId, front: bool, now: Time) {
-        let Some(target) = self.all.get(&id).map(|r| r.target) else { return };
-        let home = self.home(target);
+        let Some((target, avoid)) = self.all.get(&id).map(|r| (r.target, r.avoid)) else { return };
+        let home = self.home(target, avoid, self.next_ticket);
         self.bind(home);
         let Some(request) = self.all.get_mut(&id) else { return };
         let ticket = self.next_ticket;
@@ -558,6 +565,7 @@ mod tests {
             patience: None,
             key: None,
             target: Target::Any,
+            avoid: None,
             lane: Lane::Any,
             since: Time::ZERO,
             submitted: Time::ZERO,

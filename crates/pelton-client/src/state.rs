@@ -115,8 +115,8 @@ impl State {
         let salt = rng.random();
         let paid = retry::Settings {
             share: retry.budget,
-            per_second: rows.max(5.0),
-            saved: (10.0 * rows).max(100.0),
+            per_second: 10.0 * rows.max(1.0),
+            saved: (20.0 * rows).max(100.0),
         };
         State {
             service: declaration.name.clone(),
@@ -366,6 +366,7 @@ impl State {
                     Affinity::Keys(keys) => Target::Key(keys[offset]),
                     Affinity::Instance(number) => Target::Instance(*number),
                 },
+                avoid: None,
                 lane: Lane::Any,
                 since: now,
                 submitted: now,
