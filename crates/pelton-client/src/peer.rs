@@ -181,7 +181,7 @@ impl Peer {
             failures: 0,
             lost_since: None,
             window: Window::default(),
-            health: Health::new(Settings::default()),
+            health: Health::new(Settings::of_instances()),
             answer: Latency::default(),
         }
     }

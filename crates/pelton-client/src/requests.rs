@@ -5,6 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use pelton_core::call::{Priority, Receiver};
+use pelton_core::id::stable_hash;
 use pelton_core::{RequestId, Time};
 use pelton_wire::body::Piece;
 
@@ -40,6 +41,12 @@ pub(crate) struct Request {
     pub(crate) patience: Option<Duration>,
     /// Requests of one key run one after another.
     pub(crate) key: Option<Key>,
+    /// Which instances it may go to.
+    pub(crate) target: Target,
+    /// The instance that failed it: it goes to another, if there is one.
+    pub(crate) avoid: Option<PeerKey>,
+    /// The lane that it waits in, or waited in last.
+    pub(crate) lane: Lane,
     /// Since when it waits for a permit, or since when an instance has it.
     pub(crate) since: Time,
     pub(crate) submitted: Time,
@@ -61,6 +68,27 @@ pub(crate) struct Request {
     /// Parts that come once more after an attach, and that its caller has.
     pub(crate) again: u32,
     pub(crate) place: Place,
+}
+
+/// Which instances a request may go to.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) enum Target {
+    #[default]
+    Any,
+    /// The instance that this key belongs to.
+    Key(u64),
+    /// The instance of this number.
+    Instance(u32),
+}
+
+/// Whom a waiting request waits for.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) enum Lane {
+    #[default]
+    Any,
+    Peer(PeerKey),
+    /// Its instance is not there.
+    Nobody,
 }
 
 /// A call site and one of its keys.
@@ -91,7 +119,11 @@ impl Request {
 pub(crate) struct Requests {
     all: BTreeMap<RequestId, Request>,
     /// What waits to be sent, by priority. A place whose ticket is not its request's any more is skipped.
-    lanes: BTreeMap<Priority, VecDeque<(RequestId, u64)>>,
+    lanes: BTreeMap<(Priority, Lane), VecDeque<(RequestId, u64)>>,
+    /// Rows that wait for one instance, or for none that is there.
+    bound: BTreeMap<Lane, u64>,
+    /// The instances that take requests: by their number within the service.
+    homes: BTreeMap<u32, PeerKey>,
     backlog_rows: u64,
     backlog_bytes: u64,
     backlog_weight: f64,
@@ -125,6 +157,81 @@ impl Requests {
 
     pub(crate) fn backlog_rows(&self) -> u64 {
         self.backlog_rows
+    }
+
+    /// Bytes of the rows that wait.
+    pub(crate) fn backlog_bytes(&self) -> u64 {
+        self.backlog_bytes
+    }
+
+    /// Rows that wait for this instance and no other.
+    pub(crate) fn bound_to(&self, peer: PeerKey) -> u64 {
+        self.bound.get(&Lane::Peer(peer)).copied().unwrap_or(0)
+    }
+
+    /// Rows that any instance may have.
+    pub(crate) fn unbound(&self) -> u64 {
+        self.backlog_rows - self.bound.values().sum::<u64>()
+    }
+
+    /// The instances that take requests have changed: what waits for one of them is put where it belongs now.
+    pub(crate) fn set_homes(&mut self, homes: BTreeMap<u32, PeerKey>) {
+        if homes == self.homes {
+            return;
+        }
+        self.homes = homes;
+        let moved: Vec<(Priority, Lane)> =
+            self.lanes.keys().filter(|(_, lane)| *lane != Lane::Any).copied().collect();
+        for lane in moved {
+            for (id, ticket) in self.lanes.remove(&lane).unwrap_or_default() {
+                let Some(request) = self.all.get(&id).filter(|r| r.place == (Place::Backlog { ticket }))
+                else {
+                    continue;
+                };
+                let (home, priority) = (self.home(request.target, request.avoid, ticket), request.priority);
+                self.unbind(lane.1);
+                self.bind(home);
+                if let Some(request) = self.all.get_mut(&id) {
+                    request.lane = home;
+                }
+                self.lanes.entry((priority, home)).or_default().push_back((id, ticket));
+            }
+        }
+    }
+
+    /// The lane of what may go there: a key's is that of the instance which ranks highest for it (rendezvous hashing).
+    /// What avoids one goes to the others in turn.
+    fn home(&self, target: Target, avoid: Option<PeerKey>, turn: u64) -> Lane {
+        let peer = match target {
+            Target::Any => {
+                let others = || self.homes.values().filter(|peer| avoid.is_some_and(|a| a != **peer));
+                let other = (turn % (others().count() as u64).max(1)) as usize;
+                return others().nth(other).map_or(Lane::Any, |peer| Lane::Peer(*peer));
+            }
+            Target::Key(key) => {
+                let rank = |number: &u32| stable_hash(&format!("{key:x} {number}"));
+                self.homes.iter().max_by_key(|(number, _)| rank(number)).map(|(_, peer)| *peer)
+            }
+            Target::Instance(number) => self.homes.get(&number).copied(),
+        };
+        peer.map_or(Lane::Nobody, Lane::Peer)
+    }
+
+    fn bind(&mut self, lane: Lane) {
+        if lane != Lane::Any {
+            *self.bound.entry(lane).or_default() += 1;
+        }
+    }
+
+    fn unbind(&mut self, lane: Lane) {
+        if lane != Lane::Any
+            && let Some(rows) = self.bound.get_mut(&lane)
+        {
+            *rows -= 1;
+            if *rows == 0 {
+                self.bound.remove(&lane);
+            }
+        }
     }
 
     /// How long a request that was sent had waited for it.
@@ -202,16 +309,20 @@ impl Requests {
     }
 
     fn enqueue(&mut self, id: RequestId, front: bool, now: Time) {
+        let Some((target, avoid)) = self.all.get(&id).map(|r| (r.target, r.avoid)) else { return };
+        let home = self.home(target, avoid, self.next_ticket);
+        self.bind(home);
         let Some(request) = self.all.get_mut(&id) else { return };
         let ticket = self.next_ticket;
         self.next_ticket += 1;
         request.place = Place::Backlog { ticket };
+        request.lane = home;
         request.since = now;
         self.backlog_rows += 1;
         self.backlog_bytes += request.bytes;
         self.backlog_weight += request.weight;
         self.waiting[request.priority as usize] += 1;
-        let lane = self.lanes.entry(request.priority).or_default();
+        let lane = self.lanes.entry((request.priority, home)).or_default();
         if front { lane.push_front((id, ticket)) } else { lane.push_back((id, ticket)) }
     }
 
@@ -224,6 +335,8 @@ impl Requests {
                 self.backlog_bytes -= request.bytes;
                 self.backlog_weight -= request.weight;
                 self.waiting[request.priority as usize] -= 1;
+                let lane = request.lane;
+                self.unbind(lane);
             }
             Place::Delayed { until } => {
                 self.delayed.remove(&(until, id));
@@ -333,8 +446,8 @@ impl Requests {
     }
 
     /// Whether the next in line shall be alone.
-    pub(crate) fn suspect_is_next(&mut self) -> bool {
-        for lane in self.lanes.values_mut() {
+    pub(crate) fn suspect_is_next(&mut self, peer: PeerKey) -> bool {
+        for lane in lanes_of(&mut self.lanes, peer) {
             while let Some(&(id, ticket)) = lane.front() {
                 match self.all.get(&id).filter(|r| r.place == (Place::Backlog { ticket })) {
                     Some(request) => return request.alone(),
@@ -351,7 +464,7 @@ impl Requests {
         let mut taken: Vec<RequestId> = Vec::new();
         let mut total = 0;
         let mut kind = None;
-        for lane in self.lanes.values_mut() {
+        for lane in lanes_of(&mut self.lanes, peer) {
             while let Some(&(id, ticket)) = lane.front() {
                 let Some(request) = self.all.get_mut(&id).filter(|r| r.place == (Place::Backlog { ticket }))
                 else {
@@ -369,6 +482,11 @@ impl Requests {
                 self.backlog_bytes -= request.bytes;
                 self.backlog_weight -= request.weight;
                 self.waiting[request.priority as usize] -= 1;
+                if request.lane != Lane::Any
+                    && let Some(rows) = self.bound.get_mut(&request.lane)
+                {
+                    *rows -= 1;
+                }
                 request.place = Place::Sent(peer);
                 request.waited = now.since(request.since);
                 request.since = now;
@@ -400,6 +518,17 @@ impl Requests {
     pub(crate) fn late(&self, now: Time) -> Vec<RequestId> {
         self.deadlines.iter().take_while(|(at, _)| *at <= now).map(|(_, id)| *id).collect()
     }
+}
+
+/// What may go to this instance, the highest priority first, and of each what may go nowhere else.
+fn lanes_of(
+    lanes: &mut BTreeMap<(Priority, Lane), VecDeque<(RequestId, u64)>>,
+    peer: PeerKey,
+) -> impl Iterator<Item = &mut VecDeque<(RequestId, u64)>> {
+    let fits = move |lane: &Lane| *lane == Lane::Any || *lane == Lane::Peer(peer);
+    let mut found: Vec<_> = lanes.iter_mut().filter(|((_, lane), _)| fits(lane)).collect();
+    found.sort_by_key(|((priority, lane), _)| (*priority, *lane == Lane::Any));
+    found.into_iter().map(|(_, lane)| lane)
 }
 
 #[cfg(test)]
@@ -435,6 +564,9 @@ mod tests {
             weight: 1.0,
             patience: None,
             key: None,
+            target: Target::Any,
+            avoid: None,
+            lane: Lane::Any,
             since: Time::ZERO,
             submitted: Time::ZERO,
             waited: Duration::ZERO,
@@ -529,6 +661,33 @@ mod tests {
         assert!(all.hopeless(answer, at(69)).is_empty());
         assert_eq!(all.hopeless(answer, at(71)), [id(1)]);
         assert!(all.hopeless(answer * 9, at(49)).is_empty(), "half of its time is always its own");
+    }
+
+    #[test]
+    fn what_belongs_to_an_instance_waits_for_it() {
+        let mut all = Requests::default();
+        let homes = |numbers: &[u32]| numbers.iter().map(|n| (*n, 10 + u64::from(*n))).collect();
+        all.set_homes(homes(&[0, 1, 2]));
+        for i in 0..60 {
+            let target = if i < 50 { Target::Key(i % 25) } else { Target::Instance(7) };
+            all.insert(id(i), Request { target, ..request(0, Priority::Normal, None) });
+        }
+        all.insert(id(60), request(0, Priority::Normal, None));
+        let bound = |all: &Requests| [10, 11, 12].map(|peer| all.bound_to(peer));
+        let before = bound(&all);
+        assert_eq!((before.iter().sum::<u64>(), all.unbound()), (50, 1));
+        assert!(before.iter().all(|n| *n > 0 && *n % 2 == 0), "both requests of a key: {before:?}");
+        // One instance goes: its keys move, the others' stay. Another comes that some wait for.
+        all.set_homes(homes(&[0, 2, 7]));
+        let after = bound(&all);
+        assert_eq!((after[1], all.bound_to(17) >= 10), (0, true));
+        let taken = all.take(17, 100, 9999, at(1));
+        assert!((50..60).all(|i| taken.contains(&id(i))) && !taken.contains(&id(60)), "{taken:?}");
+        assert_eq!(all.take(17, 100, 9999, at(1)), [id(60)], "and then what may go anywhere");
+        for i in 0..61 {
+            all.remove(id(i), at(2));
+        }
+        assert_eq!((all.backlog_rows(), all.unbound(), all.bound.values().sum::<u64>()), (0, 0, 0));
     }
 
     #[test]

@@ -8,7 +8,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use arrow_array::RecordBatch;
-use pelton_core::call::{Acknowledge, Holder, Outcome, Receiver, Submission};
+use pelton_core::call::{Acknowledge, Affinity, Holder, Outcome, Receiver, Submission};
 use pelton_core::declaration::{Declaration, RetryLimits};
 use pelton_core::endpoint::{Endpoint, EndpointDelta};
 use pelton_core::id::InstanceId;
@@ -25,7 +25,7 @@ use rand::RngExt;
 use rand::rngs::StdRng;
 
 use crate::peer::{ConnectionId, Peer, PeerKey};
-use crate::requests::{Place, Request, Requests};
+use crate::requests::{Lane, Place, Request, Requests, Target};
 
 /// Connections that fail this often in a row, over this time: what the instance holds is given to others. Control says so earlier
 /// if it is dead; a few quick failures in a row say little, and what a live instance holds would run twice.
@@ -86,6 +86,8 @@ pub struct State {
     default_timeout: Option<Duration>,
     default_attempt_timeout: Option<Duration>,
     max_message: Bytes,
+    max_backlog: Bytes,
+    instances: u32,
     scales: Scales,
     meter: CallerMeter,
     requests: Requests,
@@ -113,8 +115,8 @@ impl State {
         let salt = rng.random();
         let paid = retry::Settings {
             share: retry.budget,
-            per_second: rows.max(5.0),
-            saved: (10.0 * rows).max(100.0),
+            per_second: 10.0 * rows.max(1.0),
+            saved: (20.0 * rows).max(100.0),
         };
         State {
             service: declaration.name.clone(),
@@ -124,6 +126,8 @@ impl State {
             default_timeout: declaration.timeout,
             default_attempt_timeout: declaration.attempt_timeout,
             max_message: declaration.max_message,
+            max_backlog: declaration.max_backlog,
+            instances: declaration.instances.max,
             scales: Scales::new(&declaration.weight),
             meter: CallerMeter::default(),
             requests: Requests::default(),
@@ -210,6 +214,7 @@ impl State {
             Event::Tick => {}
         }
         self.seen = now;
+        self.settle();
         self.look_at_the_time(now, &mut actions);
         self.send(now, &mut actions);
         self.announce(now, &mut actions);
@@ -255,6 +260,14 @@ impl State {
         }
     }
 
+    /// Tells the requests which instances are there. One that does not answer keeps its keys as long as no other is better.
+    fn settle(&mut self) {
+        let alone = self.alone();
+        let there = self.peers.iter().filter(|(_, p)| p.takes_requests() && (alone || p.health.is_well()));
+        let homes = there.map(|(key, p)| (p.endpoint.instance.number, *key)).collect();
+        self.requests.set_homes(homes);
+    }
+
     /// How long answers take, from the quickest of the instances.
     fn usual_answer(&self) -> Option<Duration> {
         let known = self.peers.values().filter(|p| p.takes_requests()).map(|p| p.answer.usual());
@@ -284,9 +297,18 @@ impl State {
         now: Time,
         actions: &mut Vec<Action>,
     ) {
-        let Submission { method, ids, arguments, timeout, attempt_timeout, priority, keys, acknowledge } =
-            submission;
-        if let Err(e) = self.check(method, &ids, &arguments, keys.as_deref()) {
+        let Submission {
+            method,
+            ids,
+            arguments,
+            timeout,
+            attempt_timeout,
+            priority,
+            keys,
+            affinity,
+            acknowledge,
+        } = submission;
+        if let Err(e) = self.check(method, &ids, &arguments, keys.as_deref(), &affinity) {
             let outcome = |id| Outcome { id, rows: Err(e.clone()), last: true };
             actions.push(Action::Deliver(receiver, ids.into_iter().map(outcome).collect()));
             return;
@@ -310,6 +332,17 @@ impl State {
                         self.service, self.max_message
                     ))
                 })
+                .or_else(|| {
+                    let full = self.requests.backlog_bytes() + size > self.max_backlog.get();
+                    full.then(|| {
+                        let message = format!(
+                            "{} wait for service `{}` already; the limit is `max_backlog` of its declaration",
+                            self.max_backlog, self.service
+                        );
+                        let wait = Retry::After(self.usual_answer().unwrap_or(Duration::from_millis(100)));
+                        Error::new(Kind::Overload, Fate::NotSent, wait, message)
+                    })
+                })
                 .or_else(|| self.requests.get(id).map(|_| Error::internal(format!("request {id} is in flight already"))));
             if let Some(error) = refusal {
                 actions.push(Action::Deliver(
@@ -328,6 +361,13 @@ impl State {
                 weight: weights.at(offset),
                 patience,
                 key: keys.as_ref().map(|keys| (id.operator, keys[offset])),
+                target: match &affinity {
+                    Affinity::Any => Target::Any,
+                    Affinity::Keys(keys) => Target::Key(keys[offset]),
+                    Affinity::Instance(number) => Target::Instance(*number),
+                },
+                avoid: None,
+                lane: Lane::Any,
                 since: now,
                 submitted: now,
                 waited: Duration::ZERO,
@@ -351,6 +391,7 @@ impl State {
         ids: &[RequestId],
         arguments: &RecordBatch,
         keys: Option<&[u64]>,
+        affinity: &Affinity,
     ) -> Result<()> {
         let Some(spec) = self.methods.get(method) else {
             return Err(Error::invalid(format!("service `{}` has no method number {method}", self.service)));
@@ -361,6 +402,20 @@ impl State {
         }
         if let Some(keys) = keys.filter(|keys| keys.len() != ids.len()) {
             return Err(Error::invalid(format!("{} keys for {} requests", keys.len(), ids.len())));
+        }
+        if let Affinity::Keys(keys) = affinity
+            && keys.len() != ids.len()
+        {
+            return Err(Error::invalid(format!("{} affinity keys for {} requests", keys.len(), ids.len())));
+        }
+        if let Affinity::Instance(number) = affinity
+            && *number >= self.instances
+        {
+            return Err(Error::invalid(format!(
+                "service `{}` has instances 0 to {}, and no instance {number}",
+                self.service,
+                self.instances - 1
+            )));
         }
         check_columns(&format!("arguments of `{}.{}`", self.service, spec.name), arguments, &spec.input)
     }
@@ -402,7 +457,7 @@ impl State {
         let alone = self.alone();
         for (&key, peer) in &mut self.peers {
             while !self.holding && peer.window.available() > 0 {
-                let suspect = self.requests.suspect_is_next();
+                let suspect = self.requests.suspect_is_next(key);
                 let admitted = peer.admits(alone, suspect, now);
                 if admitted == 0 {
                     break;
@@ -440,7 +495,7 @@ impl State {
 
     /// Tells the instances how much waits for each of them.
     fn announce(&mut self, now: Time, actions: &mut Vec<Action>) {
-        let backlog = if self.holding { 0 } else { self.requests.backlog_rows() };
+        let backlog = if self.holding { 0 } else { self.requests.unbound() };
         let [interactive, _, bulk] = self.requests.waiting();
         let like = Demand {
             row_bytes: self.requests.row_bytes(),
@@ -453,8 +508,9 @@ impl State {
         let mut takers: Vec<(PeerKey, &mut Peer)> =
             self.peers.iter_mut().filter(|(_, p)| p.takes_requests()).map(|(k, p)| (*k, p)).collect();
         let loads: Vec<u64> = takers.iter().map(|(_, p)| p.load()).collect();
-        let suspect = self.requests.suspect_is_next();
-        let admitted: Vec<u64> = takers.iter().map(|(_, p)| p.admits(alone, suspect, now)).collect();
+        let admitted: Vec<u64> = (takers.iter())
+            .map(|(key, p)| p.admits(alone, self.requests.suspect_is_next(*key), now))
+            .collect();
         // One that was ejected has its one row to show that it is back; the others share what there is.
         let open: Vec<usize> = (0..takers.len()).filter(|i| admitted[*i] == u64::MAX).collect();
         let open_loads: Vec<u64> = open.iter().map(|i| loads[*i]).collect();
@@ -462,10 +518,13 @@ impl State {
         for (i, share) in open.into_iter().zip(balance::pour(backlog, &open_loads)) {
             shares[i] = share;
         }
-        for ((key, peer), share) in takers.iter_mut().zip(shares) {
+        let all = self.requests.backlog_rows().max(1);
+        for (((key, peer), share), most) in takers.iter_mut().zip(shares).zip(admitted) {
+            let bound = if self.holding { 0 } else { self.requests.bound_to(*key) };
+            let share = share.saturating_add(bound).min(most);
             let like = Demand {
-                interactive: (like.interactive * share).div_ceil(backlog.max(1)),
-                bulk: (like.bulk * share) / backlog.max(1),
+                interactive: (like.interactive * share).div_ceil(all),
+                bulk: (like.bulk * share) / all,
                 ..like
             };
             if let Some(rows) = peer.window.announce(share, like) {

@@ -30,6 +30,19 @@ pub enum Acknowledge {
     Explicit,
 }
 
+/// Which instances some requests may go to.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub enum Affinity {
+    /// Those with the least work.
+    #[default]
+    Any,
+    /// One key a row: requests of the same key go to the same instance as long as it is there, for the sake of what it has cached of
+    /// them (sessions, prefixes). Where it goes, its keys move to others, and no other key does.
+    Keys(Vec<u64>),
+    /// The instance of this number, from 0, and no other: they wait for it.
+    Instance(u32),
+}
+
 /// Requests that are handed to a client together: one row of `arguments` each.
 #[derive(Clone, Debug)]
 pub struct Submission {
@@ -48,6 +61,8 @@ pub struct Submission {
     /// One key a row, if requests of the same key shall run one after another, in the order in which they were submitted. Requests
     /// of different keys go side by side.
     pub keys: Option<Vec<u64>>,
+    /// Which instances these may go to.
+    pub affinity: Affinity,
     pub acknowledge: Acknowledge,
 }
 
@@ -62,6 +77,7 @@ impl Submission {
             attempt_timeout: None,
             priority: Priority::default(),
             keys: None,
+            affinity: Affinity::Any,
             acknowledge: Acknowledge::default(),
         }
     }

@@ -71,6 +71,10 @@ pub struct Declaration {
     /// The largest message between a caller and an instance; a row that does not fit is an error that names this.
     #[serde(default = "defaults::max_message")]
     pub max_message: Bytes,
+    /// What may wait with one caller's process for permits; a request beyond it is refused as overload. A job's call operators stop well
+    /// below it and let their source wait.
+    #[serde(default = "defaults::max_backlog")]
+    pub max_backlog: Bytes,
     /// Of kind `remote`: the servers that answer in place of instances.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub remote: Option<Remote>,
@@ -184,6 +188,9 @@ mod defaults {
     }
     pub(super) fn max_message() -> Bytes {
         Bytes::mib(64)
+    }
+    pub(super) fn max_backlog() -> Bytes {
+        Bytes::mib(1024)
     }
 }
 
@@ -301,6 +308,7 @@ impl Declaration {
             on_error: ErrorPolicy::default(),
             lease: defaults::lease(),
             max_message: defaults::max_message(),
+            max_backlog: defaults::max_backlog(),
             remote: None,
             options: serde_json::Map::new(),
         }
@@ -416,6 +424,12 @@ impl Declaration {
         }
         if self.lease < Duration::from_millis(100) || self.lease > Duration::from_secs(24 * 3600) {
             return bad(format!("`lease` is {:?}; 100ms to 24h", self.lease));
+        }
+        if self.max_backlog < self.max_message {
+            return bad(format!(
+                "`max_backlog` is {}, less than `max_message` ({})",
+                self.max_backlog, self.max_message
+            ));
         }
         if self.max_message < Bytes::kib(64) || self.max_message > Bytes::mib(1024) {
             return bad(format!("`max_message` is {}; 64 KiB to 1 GiB", self.max_message));

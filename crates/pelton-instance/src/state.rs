@@ -173,6 +173,8 @@ pub struct State {
     /// The shortest time that callers wait for answers.
     patience: Option<Duration>,
     meter: InstanceMeter,
+    /// When something last happened.
+    seen: Time,
     /// When it was last without work that it could have begun.
     free_since: Time,
     /// It does not get on, and was given up.
@@ -208,6 +210,7 @@ impl State {
             split: VecDeque::new(),
             patience: None,
             meter: InstanceMeter::default(),
+            seen: Time::ZERO,
             free_since: Time::ZERO,
             given_up: false,
             next_ticket: 0,
@@ -301,6 +304,7 @@ impl State {
 
     pub fn handle(&mut self, event: Event, now: Time) -> Vec<Action> {
         let mut actions = Vec::new();
+        self.seen = now;
         match event {
             Event::Opened(Ok(())) => {
                 self.opened = true;

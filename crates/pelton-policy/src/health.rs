@@ -17,12 +17,12 @@ const SLOWER: f64 = 10.0;
 const UNKNOWN: Duration = Duration::from_secs(1);
 /// How long a latency is remembered: after this time an older one weighs 1/e.
 const MEMORY: Duration = Duration::from_secs(10);
-/// What one outcome weighs in the share of failures.
-const WEIGHT: f64 = 0.2;
 
 /// When an endpoint is ejected, and for how long.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Settings {
+    /// What one outcome weighs in the share of failures.
+    pub weight: f64,
     /// The share of failures among the latest outcomes that ejects. Five in a row reach 0.67.
     pub failing: f64,
     /// The first ejection; each following one is 1.5 times as long.
@@ -32,9 +32,18 @@ pub struct Settings {
     pub longest_alone: Duration,
 }
 
+impl Settings {
+    /// For instances that give permits: they cannot be flooded, and a failure that comes at once costs little. Only one at which
+    /// next to nothing works is left alone, and not for long.
+    pub fn of_instances() -> Self {
+        Settings { weight: 0.05, failing: 0.9, longest: Duration::from_secs(5), ..Settings::default() }
+    }
+}
+
 impl Default for Settings {
     fn default() -> Self {
         Settings {
+            weight: 0.2,
             failing: 0.67,
             first: Duration::from_millis(100),
             longest: Duration::from_secs(30),
@@ -101,7 +110,7 @@ impl Health {
 
     /// An answer came whose time says nothing: the caller's mistake, say. The endpoint lives.
     pub fn answered(&mut self) {
-        self.failing *= 1.0 - WEIGHT;
+        self.failing *= 1.0 - self.settings.weight;
         if matches!(self.stand, Stand::Probing | Stand::Ejected { .. }) {
             self.stand = Stand::Well;
             self.failing = 0.0;
@@ -115,7 +124,7 @@ impl Health {
     pub fn failed(&mut self, took: Duration, now: Time, random: f64) -> bool {
         let counts_as = self.latency.map_or(UNKNOWN.as_secs_f64(), |l| l * SLOWER);
         self.measure(counts_as.max(took.as_secs_f64()), now);
-        self.failing += WEIGHT * (1.0 - self.failing);
+        self.failing += self.settings.weight * (1.0 - self.failing);
         match self.stand {
             Stand::Well if self.failing >= self.settings.failing => {
                 self.eject(now, random);

@@ -139,7 +139,7 @@ impl State {
                 self.requests.requeue(id, now);
                 continue;
             }
-            self.attempt_failed(id, error, now, actions);
+            self.attempt_failed(id, key, error, now, actions);
         }
     }
 
@@ -167,7 +167,14 @@ impl State {
     }
 
     /// One attempt has failed: another one, if there may be one.
-    fn attempt_failed(&mut self, id: RequestId, error: &Error, now: Time, actions: &mut Vec<Action>) {
+    fn attempt_failed(
+        &mut self,
+        id: RequestId,
+        key: PeerKey,
+        error: &Error,
+        now: Time,
+        actions: &mut Vec<Action>,
+    ) {
         let attempts = self.requests.count_attempt(id);
         if error.retry() == Retry::Never {
             self.end(id, Err(error.clone()), now, actions);
@@ -181,6 +188,7 @@ impl State {
             let wait = if let Retry::After(asked) = error.retry() { wait.max(asked) } else { wait };
             if let Some(request) = self.requests.get_mut(id) {
                 request.unpaid = true;
+                request.avoid = (error.retry() == Retry::Elsewhere).then_some(key);
             }
             self.try_again(id, Some(now + wait), error.kind().name(), now, actions);
         }
@@ -199,7 +207,7 @@ impl State {
         self.judge(key, &[RequestRun::one(id)], &error, now);
         self.tell_to_cancel(id, actions);
         self.retrieve(key, id);
-        self.attempt_failed(id, &error, now, actions);
+        self.attempt_failed(id, key, &error, now, actions);
     }
 
     /// A request's one and only end.

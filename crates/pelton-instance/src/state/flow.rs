@@ -46,6 +46,8 @@ pub(super) struct Load {
     pub(super) queued_weight: f64,
     pub(super) running: u64,
     pub(super) running_weight: f64,
+    /// Weight of what began so lately that the gauge may not show it.
+    pub(super) young_weight: f64,
 }
 
 impl Load {
@@ -169,6 +171,10 @@ impl Flow {
 
     // --- what follows from it ---
 
+    pub(super) fn any_continuous(&self) -> bool {
+        self.methods.iter().any(|m| matches!(m.engine, Engine::Continuous(..)))
+    }
+
     pub(super) fn is_continuous(&self, method: u16) -> bool {
         matches!(self.methods[usize::from(method)].engine, Engine::Continuous(..))
     }
@@ -282,7 +288,7 @@ impl Flow {
             running: load.running as f64,
             queued: load.queued as f64,
             queued_weight: load.queued_weight,
-            used: self.gauge.map_or_else(guess, |(used, _)| used),
+            used: self.gauge.map_or_else(guess, |(used, _)| used + load.young_weight),
         }
     }
 }

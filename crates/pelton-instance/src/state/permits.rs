@@ -9,6 +9,8 @@ use pelton_wire::Frame;
 use super::flow::Load;
 use super::{Action, Connection, Phase, State};
 
+/// A service shows in its gauge what it began this long ago.
+const YOUNG: Duration = Duration::from_millis(150);
 /// Permits that were not used for this long come back: a caller sends or returns them at once, so this one is dead or stalled.
 const LEASE: Duration = Duration::from_secs(2);
 
@@ -19,7 +21,15 @@ impl State {
             queued_weight: self.queue.weight() + self.split_weight(),
             running: self.running_rows,
             running_weight: self.running_weight,
+            young_weight: self.young_weight(),
         }
+    }
+
+    fn young_weight(&self) -> f64 {
+        if !self.flow.any_continuous() {
+            return 0.0;
+        }
+        self.running.values().rev().take_while(|r| self.seen.since(r.since) < YOUNG).map(|r| r.weight).sum()
     }
 
     /// How long answers may take: as declared, or as the callers wait. A patience that even a single row would exceed is left out: it
