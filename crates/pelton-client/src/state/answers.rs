@@ -12,8 +12,11 @@ use pelton_wire::{Entry, Frame};
 use rand::RngExt;
 
 use super::{Action, State};
-use crate::peer::{ConnectionId, PeerKey};
+use crate::peer::{ConnectionId, Peer, PeerKey};
 use crate::requests::Place;
+
+/// So many times a request is tried elsewhere without a wait.
+const AT_ONCE: u32 = 2;
 
 impl State {
     pub(super) fn received(
@@ -185,7 +188,13 @@ impl State {
         } else {
             let wait =
                 backoff::delay(attempts, self.retry.backoff, self.retry.max_backoff, self.rng.random());
-            let wait = if let Retry::After(asked) = error.retry() { wait.max(asked) } else { wait };
+            let other = |(k, p): (&PeerKey, &Peer)| *k != key && p.takes_requests() && p.health.is_well();
+            let wait = match error.retry() {
+                Retry::After(asked) => wait.max(asked),
+                // Another instance may do it at once; if that fails too, it is not the instance.
+                Retry::Elsewhere if attempts <= AT_ONCE && self.peers.iter().any(other) => Duration::ZERO,
+                _ => wait,
+            };
             if let Some(request) = self.requests.get_mut(id) {
                 request.unpaid = true;
                 request.avoid = (error.retry() == Retry::Elsewhere).then_some(key);

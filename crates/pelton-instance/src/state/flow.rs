@@ -240,7 +240,7 @@ impl Flow {
     ) -> u64 {
         match declaration.permits.rows {
             Some(rows) => u64::from(rows),
-            None => self.plan(self.latest as u16, declaration, target, load, now).permits.ceil() as u64,
+            None => (self.plan(self.latest as u16, declaration, target, load, now).permits as u64).max(1),
         }
     }
 
