@@ -6,7 +6,7 @@ use std::io::{IsTerminal, Write as _};
 use std::time::Duration;
 
 use anyhow::Result;
-use pelton::control::{JobReport, ServiceReport, query, rundir};
+use pelton::control::{JobReport, RemoteReport, ServiceReport, query, rundir};
 use pelton::env::real::Host;
 use pelton::meter::{CallerMeter, Histogram, InstanceMeter, Tally};
 
@@ -44,6 +44,14 @@ pub(crate) fn run(interval: Duration, times: Option<u64>, json: bool) -> Result<
                     show(&mut text, service, fresh.as_ref().unwrap_or(&seen));
                 }
                 before.insert(key, seen);
+            }
+            for remote in &report.remotes {
+                if json {
+                    let line = serde_json::json!({ "job": report.job, "remote": remote });
+                    let _ = writeln!(text, "{line}");
+                } else {
+                    show_remote(&mut text, remote);
+                }
             }
         }
         if json && before.is_empty() {
@@ -179,6 +187,27 @@ fn show(text: &mut String, service: &ServiceReport, seen: &Seen) {
     for instance in service.instances.iter().filter(|i| i.standstill >= Duration::from_secs(10)) {
         let seconds = instance.standstill.as_secs();
         let _ = writeln!(text, "  {} has run for {seconds} s without giving anything", instance.instance);
+    }
+}
+
+fn show_remote(text: &mut String, remote: &RemoteReport) {
+    let RemoteReport { name, protocol, unended, sent, retries, endpoints, .. } = remote;
+    let _ = writeln!(
+        text,
+        "\nservice {name}, {protocol} by others; {unended} wait or run, {sent} of them sent; tried again {retries}"
+    );
+    for e in endpoints {
+        let _ = writeln!(
+            text,
+            "    {}: {} answers, {} in flight of a window of {:.1}; {} refusals, {} failures{}",
+            e.url,
+            e.answers,
+            e.in_flight,
+            e.window,
+            e.refusals,
+            e.failures,
+            if e.ejected { "; left alone for a while" } else { "" }
+        );
     }
 }
 

@@ -66,6 +66,8 @@ fn what(node: &Checked) -> String {
             let timeout = call.timeout.map_or("no timeout".to_owned(), |t| format!("timeout {t:?}"));
             let attempt = call.attempt_timeout.map_or(String::new(), |t| format!(", {t:?} an attempt"));
             let by_key = call.key.as_ref().map_or(String::new(), |k| format!(", one after another by `{k}`"));
+            let with =
+                call.affinity.as_ref().map_or(String::new(), |k| format!(", `{k}` stays with one instance"));
             let errors = match &call.on_error {
                 ErrorPolicy::Fail => "an error fails the job",
                 ErrorPolicy::ErrorOutput => "errors go to the error output",
@@ -77,7 +79,7 @@ fn what(node: &Checked) -> String {
                 "new ids after a restart for rows that no checkpoint covers, as an earlier call decides what comes"
             };
             format!(
-                "{}.{}({}); {order}{by_key}; {timeout}{attempt}; {errors}; {again}",
+                "{}.{}({}); {order}{by_key}{with}; {timeout}{attempt}; {errors}; {again}",
                 call.service,
                 call.method,
                 call.arguments.join(", ")

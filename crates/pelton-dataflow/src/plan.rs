@@ -78,6 +78,8 @@ pub struct Call {
     /// The input column of keys (text or whole numbers) whose rows go one after another, those of different keys side by side. The
     /// order is that of one subtask: rows of one key shall come through one.
     pub key: Option<String>,
+    /// The input column of keys (text or whole numbers) whose rows go to the same instance as long as it is there.
+    pub affinity: Option<String>,
     pub priority: Priority,
     pub on_error: ErrorPolicy,
 }
@@ -93,6 +95,7 @@ impl Call {
             timeout: None,
             attempt_timeout: None,
             key: None,
+            affinity: None,
             priority: Priority::default(),
             on_error: ErrorPolicy::default(),
         }

@@ -47,6 +47,8 @@ pub struct CallShape {
     pub arguments: Vec<usize>,
     /// The column of keys in the input.
     pub key: Option<usize>,
+    /// The column of what keeps rows with one instance, in the input.
+    pub affinity: Option<usize>,
     /// The one row of the method's output columns that stands for a failed call.
     pub default: Option<RecordBatch>,
     /// Whether rows that are read again come in the same order and number, so that a row gets the id it had before.

@@ -301,7 +301,11 @@ fn check_call(
             )));
         }
     }
-    let key = call.key.as_deref().map(|key| key_column(&what, key, input)).transpose()?;
+    let column = |name: &Option<String>, does: &str| {
+        name.as_deref().map(|key| key_column(&what, does, key, input)).transpose()
+    };
+    let key = column(&call.key, "keeps the order by")?;
+    let affinity = column(&call.affinity, "keeps rows with one instance by")?;
     let default = match &call.on_error {
         ErrorPolicy::Default(_) if method.cardinality == Cardinality::Many => {
             return Err(Error::invalid(format!(
@@ -317,19 +321,19 @@ fn check_call(
         }
         ErrorPolicy::Fail | ErrorPolicy::ErrorOutput => None,
     };
-    Ok(CallShape { method, index, arguments, key, default, replayable })
+    Ok(CallShape { method, index, arguments, key, affinity, default, replayable })
 }
 
-fn key_column(what: &str, key: &str, input: &Schema) -> Result<usize> {
+fn key_column(what: &str, does: &str, key: &str, input: &Schema) -> Result<usize> {
     let Some((column, field)) = input.column_with_name(key) else {
         return Err(Error::invalid(format!(
-            "{what} keeps the order by column `{key}`, which its input does not have; it has ({})",
+            "{what} {does} column `{key}`, which its input does not have; it has ({})",
             show_columns(input)
         )));
     };
     if !keys::can_be(field.data_type()) {
         return Err(Error::invalid(format!(
-            "{what} keeps the order by column `{key}`, which is {}; a key is a text or a whole number",
+            "{what} {does} column `{key}`, which is {}; a key is a text or a whole number",
             field.data_type()
         )));
     }

@@ -58,6 +58,13 @@ impl Method {
         self
     }
 
+    /// Rows with the same value in this column (text or whole numbers) go to the same instance as long as it is there, for the sake of
+    /// what it has cached of them: sessions, prefixes of prompts.
+    pub fn affinity_by(mut self, column: &str) -> Self {
+        self.call.affinity = Some(column.to_owned());
+        self
+    }
+
     pub fn priority(mut self, priority: Priority) -> Self {
         self.call.priority = priority;
         self

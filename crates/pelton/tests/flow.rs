@@ -15,12 +15,13 @@ use futures::StreamExt;
 use futures::channel::mpsc;
 use pelton::prelude::*;
 use pelton::{Kind, Priority, RequestId, Services, Settings};
-use pelton_core::call::{Outcome, Receiver, Submission};
+use pelton_core::call::{Affinity, Outcome, Receiver, Submission};
 
 /// What it does depends on the numbers that it gets.
 struct Moody {
     clock: Arc<dyn pelton::env::Clock>,
     ended: Arc<AtomicI64>,
+    instance: i64,
 }
 
 const BAD: i64 = -1;
@@ -44,7 +45,7 @@ fn values(rows: &RecordBatch) -> Vec<i64> {
 
 impl Service for Moody {
     fn open(ctx: &Context) -> Result<Self> {
-        Ok(Moody { clock: ctx.clock.clone(), ended: Arc::default() })
+        Ok(Moody { clock: ctx.clock.clone(), ended: Arc::default(), instance: i64::from(ctx.instance) })
     }
 
     fn methods() -> Methods<Self> {
@@ -71,6 +72,9 @@ impl Service for Moody {
                     return Err(Error::out_of_memory(format!("{n} rows do not fit")));
                 }
                 Ok(numbers(vec![n as i64; n]))
+            })
+            .serial("who", number("n"), number("n"), |service, rows, _| {
+                Ok(numbers(vec![service.instance; rows.num_rows()]))
             })
             .serial("slow", number("n"), number("n"), |_, rows, _| {
                 std::thread::sleep(Duration::from_millis(20));
@@ -156,6 +160,7 @@ fn send(services: &Services, service: &str, method: &str, rows: Vec<i64>, shape:
         attempt_timeout: shape.attempt_timeout,
         priority: shape.priority,
         keys: shape.keys,
+        affinity: shape.affinity,
         ..Submission::new(index, ids.clone(), numbers(rows))
     };
     caller.submit(submission, Arc::new(Post(sender)));
@@ -169,6 +174,7 @@ struct Shape {
     attempt_timeout: Option<Duration>,
     priority: Priority,
     keys: Option<Vec<u64>>,
+    affinity: Affinity,
 }
 
 fn errors(ends: &[End]) -> Vec<usize> {
@@ -305,7 +311,77 @@ async fn order(services: &Services) -> Result<()> {
         assert!(before < Some(rank), "key {key}: {rank} after {before:?}");
     }
     assert!(!ranks.is_sorted(), "keys went side by side");
+
+    let keys: Vec<u64> = (0..200).map(|i| i % 20).collect();
+    let shape = Shape { operator: 13, affinity: Affinity::Keys(keys.clone()), ..Shape::default() };
+    let at = send(services, "moody", "who", vec![0; 200], shape)?.all().await;
+    let at: Vec<i64> = at.into_iter().collect::<Result<_>>()?;
+    assert!((0..200).all(|i| at[i] == at[i % 20]), "{at:?}");
+    assert!(at.contains(&0) && at.contains(&1), "{at:?}");
+    let shape = Shape { operator: 14, affinity: Affinity::Instance(1), ..Shape::default() };
+    let at = send(services, "moody", "who", vec![0; 50], shape)?.all().await;
+    assert!(at.iter().all(|at| *at == Ok(1)), "{at:?}");
+    let shape = Shape { operator: 15, affinity: Affinity::Instance(2), ..Shape::default() };
+    let error = send(services, "moody", "who", vec![0], shape)?.all().await.remove(0).unwrap_err();
+    assert!(error.message().contains("no instance 2"), "{error:?}");
+    done("a key stays with its instance, and an instance can be named");
     done("requests of a key end in their order, those of different keys side by side");
+    Ok(())
+}
+
+/// Takes 4 ms for up to 16 lines: a fast source would fill the memory with what waits for it.
+struct Sip;
+
+impl Service for Sip {
+    fn open(_: &Context) -> Result<Self> {
+        Ok(Sip)
+    }
+
+    fn methods() -> Methods<Self> {
+        let text = vec![Field::new("text", DataType::Utf8, false)];
+        Methods::<Self>::new().serial("sip", text, number("n"), |_, rows, _| {
+            std::thread::sleep(Duration::from_millis(4));
+            let texts = rows.column(0).as_string::<i32>();
+            Ok(numbers(texts.iter().flatten().map(|t| t.len() as i64)))
+        })
+    }
+}
+
+/// Kilobytes of memory that this process has had at most.
+fn peak_kib() -> u64 {
+    let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
+    let line = status.lines().find_map(|l| l.strip_prefix("VmHWM:")).unwrap_or_default();
+    line.split_whitespace().next().and_then(|n| n.parse().ok()).unwrap_or_default()
+}
+
+/// 160 MB of lines through a service that takes 40 MB a second at most.
+fn back_pressure(mut job: Job, world: &Path, sip: &pelton::ServiceHandle) -> Result<()> {
+    const LINES: u64 = 16_000;
+    const LINE: usize = 10_000;
+    let input = world.join("lines.txt");
+    let mut text = std::io::BufWriter::new(std::fs::File::create(&input)?);
+    for i in 0..LINES {
+        use std::io::Write as _;
+        writeln!(text, "{i:0LINE$}")?;
+    }
+    drop(text);
+    job.read("lines", read_lines(&input)?)
+        .call(&sip.method("sip").named("sip"), &["text"])
+        .map("lengths", number("n"), |rows| Ok(rows.project(&[rows.num_columns() - 1])?))
+        .write("lengths out", json_lines(world.join("out"))?);
+    let before = peak_kib();
+    let mut most_ahead = 0;
+    job.run_observed(|seen| {
+        let nodes = &seen.progress.nodes;
+        let (read, written) = (nodes[0].rows_out, nodes[nodes.len() - 1].rows_in);
+        most_ahead = most_ahead.max(read.saturating_sub(written));
+    })?;
+    let grown = peak_kib().saturating_sub(before) / 1024;
+    let ahead = most_ahead * LINE as u64 >> 20;
+    assert!(most_ahead > 0, "it was looked at while it ran");
+    assert!(ahead < 40, "the source was {ahead} MiB ahead of the sink");
+    assert!(grown < 80, "the process took {grown} MiB for 160 MB of lines with a budget of 4 MiB");
+    println!("ok: a slow service slows its source: at most {ahead} MiB ahead, {grown} MiB of memory");
     Ok(())
 }
 
@@ -330,6 +406,9 @@ fn main() -> Result<()> {
     stuck_one.stall = Some(Duration::from_millis(500));
     job.service::<Moody>(stuck_one)?;
     job.service::<Moody>(declared("single", 1).max_rows(4))?;
+    let settings = Settings { pending_bytes: pelton::Bytes::mib(4), ..Settings::new(world.join("pressed")) };
+    let mut pressed = Job::with("pressed", settings);
+    let sip = pressed.service::<Sip>(declared("sip", 1))?;
     let logs = world.join("logs");
     let result = job.serve(async |services| {
         services.ready().await?;
@@ -338,6 +417,7 @@ fn main() -> Result<()> {
         stuck(services, &logs).await?;
         order(services).await
     });
+    let result = result.and_then(|()| back_pressure(pressed, &world, &sip));
     let _ = std::fs::remove_dir_all(&world);
     if let Err(e) = &result {
         println!("FAILED: {e:?}");

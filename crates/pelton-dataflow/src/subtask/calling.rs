@@ -5,7 +5,9 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use arrow_array::{Array, RecordBatch, RecordBatchOptions, UInt32Array};
-use pelton_core::call::{Acknowledge, Caller, ErrorPolicy, Holder, Outcome, Priority, Receiver, Submission};
+use pelton_core::call::{
+    Acknowledge, Affinity, Caller, ErrorPolicy, Holder, Outcome, Priority, Receiver, Submission,
+};
 use pelton_core::id::InstanceId;
 use pelton_core::{Error, RequestId, RequestRun, Result};
 use tokio::sync::Notify;
@@ -144,6 +146,10 @@ impl Calling {
             timeout: self.terms.timeout,
             attempt_timeout: self.terms.attempt_timeout,
             keys: shape.key.map(|column| keys::of(rows.column(column))),
+            affinity: match shape.affinity {
+                Some(column) => Affinity::Keys(keys::of(rows.column(column))),
+                None => Affinity::Any,
+            },
             priority: self.terms.priority,
             acknowledge: Acknowledge::Explicit,
             ..Submission::new(shape.index, ids, arguments)
