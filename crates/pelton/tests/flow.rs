@@ -2,6 +2,8 @@
 //!
 //! This test has its own `main`, because the program is started again as the instances of its services.
 
+#![expect(clippy::disallowed_methods, reason = "methods that block, as users' do, and patience in a test")]
+
 use std::collections::BTreeMap;
 use std::path::Path;
 use std::sync::Arc;
@@ -377,7 +379,7 @@ fn back_pressure(mut job: Job, world: &Path, sip: &pelton::ServiceHandle) -> Res
         most_ahead = most_ahead.max(read.saturating_sub(written));
     })?;
     let grown = peak_kib().saturating_sub(before) / 1024;
-    let ahead = most_ahead * LINE as u64 >> 20;
+    let ahead = (most_ahead * LINE as u64) >> 20;
     assert!(most_ahead > 0, "it was looked at while it ran");
     assert!(ahead < 40, "the source was {ahead} MiB ahead of the sink");
     assert!(grown < 80, "the process took {grown} MiB for 160 MB of lines with a budget of 4 MiB");
