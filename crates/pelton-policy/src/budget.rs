@@ -80,7 +80,7 @@ pub struct Continuous {
 /// So many ends make one sample of the pace.
 const ENDS: f64 = 6.0;
 /// Requests that run before anything is known of the pace.
-const FIRST: f64 = 8.0;
+const FIRST: f64 = 16.0;
 
 /// What runs and waits at the instance now, in rows and weight.
 #[derive(Clone, Copy, Debug, Default)]

@@ -35,7 +35,7 @@ const FAR_TOO_LATE: f64 = 1.5;
 /// What that leaves.
 const CUT: f64 = 0.7;
 /// What a refusal takes off: calls, and at most this share of the window.
-const REFUSED: (f64, f64) = (3.3, 0.3);
+const REFUSED: (f64, f64) = (3.1, 0.3);
 /// What an answer puts back while refusals are remembered: calls, more the longer it has been quiet, and a share of one by the window.
 const ANSWERED: (f64, f64) = (0.08, 0.15);
 /// How long a refusal is remembered.
