@@ -244,7 +244,7 @@ impl World<'_> {
     /// Keeps a bounded backlog with a client whose source always has more.
     fn fill(&mut self, caller: usize) {
         if self.is_saturated()
-            && let Some(rows) = self.callers[caller].lacks(&self.service)
+            && let Some(rows) = self.callers[caller].lacks(self.scenario, &self.service)
         {
             self.fill_by(caller, rows);
         }

@@ -12,6 +12,7 @@ use rand::rngs::StdRng;
 use super::Connection;
 use super::service::Service;
 use super::source::Source;
+use crate::flow::scenario::Scenario;
 
 /// Whose the client's own draws are.
 pub(super) const CLIENTS: u64 = 1 << 48;
@@ -32,8 +33,8 @@ impl Caller {
     }
 
     /// How many rows the source should add, if it is time.
-    pub(super) fn lacks(&self, service: &Service) -> Option<usize> {
-        Source::lacks(self.state.unended(), self.state.sent(), service)
+    pub(super) fn lacks(&self, scenario: &Scenario, service: &Service) -> Option<usize> {
+        Source::lacks(self.state.unended() - self.state.sent(), scenario, service)
     }
 
     /// Requests that no instance has.

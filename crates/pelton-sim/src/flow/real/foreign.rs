@@ -189,7 +189,7 @@ impl World<'_> {
     fn fill(&mut self, caller: usize) {
         let state = &self.callers[caller].state;
         if self.is_saturated()
-            && let Some(rows) = Source::lacks(state.unended(), state.sent(), &self.service)
+            && let Some(rows) = Source::lacks(state.unended() - state.sent(), self.scenario, &self.service)
         {
             self.fill_by(caller, rows);
         }

@@ -13,9 +13,10 @@ use crate::flow::draw::Draws;
 use crate::flow::record::Record;
 use crate::flow::scenario::{Scenario, Work};
 
-/// Rows that wait at least with a client whose source always has more.
-const BACKLOG: usize = 128;
-const BACKLOG_ONE_BY_ONE: usize = 24;
+/// Rows that all sources together keep waiting with their clients, where there is always more; and the bounds of one source's part.
+/// The same for each: whoever offers more at more instances gets more.
+const BACKLOG: (usize, usize, usize) = (32_768, 64, 1024);
+const BACKLOG_ONE_BY_ONE: (usize, usize, usize) = (512, 24, 32);
 
 pub(super) struct Source {
     /// The same as a windowed caller's.
@@ -56,11 +57,10 @@ impl Source {
         unended.map(|(place, _)| self.id(self.first + place as u64))
     }
 
-    /// How many rows a source that always has more should add, if it is time.
-    pub(super) fn lacks(unended: usize, sent: usize, service: &Service) -> Option<usize> {
-        let waits = unended - sent;
-        let least = if service.one_by_one { BACKLOG_ONE_BY_ONE } else { BACKLOG };
-        let wanted = least.max(2 * sent);
+    /// How many rows a source that always has more should add to what waits, if it is time.
+    pub(super) fn lacks(waits: usize, scenario: &Scenario, service: &Service) -> Option<usize> {
+        let (all, least, most) = if service.one_by_one { BACKLOG_ONE_BY_ONE } else { BACKLOG };
+        let wanted = (all / scenario.callers.number).clamp(least, most);
         (waits < wanted.div_ceil(2)).then(|| wanted - waits)
     }
 
