@@ -124,6 +124,8 @@ pub(crate) struct Requests {
     bound: BTreeMap<Lane, u64>,
     /// The instances that take requests: by their number within the service.
     homes: BTreeMap<u32, PeerKey>,
+    /// Whether any request ever cared where it goes.
+    choosy: bool,
     backlog_rows: u64,
     backlog_bytes: u64,
     backlog_weight: f64,
@@ -172,6 +174,11 @@ impl Requests {
     /// Rows that any instance may have.
     pub(crate) fn unbound(&self) -> u64 {
         self.backlog_rows - self.bound.values().sum::<u64>()
+    }
+
+    /// Whether it matters which instances take requests.
+    pub(crate) fn cares_where(&self) -> bool {
+        self.choosy
     }
 
     /// The instances that take requests have changed: what waits for one of them is put where it belongs now.
@@ -310,6 +317,7 @@ impl Requests {
 
     fn enqueue(&mut self, id: RequestId, front: bool, now: Time) {
         let Some((target, avoid)) = self.all.get(&id).map(|r| (r.target, r.avoid)) else { return };
+        self.choosy |= target != Target::Any || avoid.is_some();
         let home = self.home(target, avoid, self.next_ticket);
         self.bind(home);
         let Some(request) = self.all.get_mut(&id) else { return };

@@ -262,6 +262,9 @@ impl State {
 
     /// Tells the requests which instances are there. One that does not answer keeps its keys as long as no other is better.
     fn settle(&mut self) {
+        if !self.requests.cares_where() {
+            return;
+        }
         let alone = self.alone();
         let there = self.peers.iter().filter(|(_, p)| p.takes_requests() && (alone || p.health.is_well()));
         let homes = there.map(|(key, p)| (p.endpoint.instance.number, *key)).collect();

@@ -55,7 +55,7 @@ pub struct Declaration {
     #[serde(default, with = "humantime_serde", skip_serializing_if = "Option::is_none")]
     pub attempt_timeout: Option<Duration>,
     /// How long a batch may run without giving anything before the instance is taken for wedged: its state is written to its log, and
-    /// it is started again. None: ten times the longest run it has seen, at least a minute, and 15 minutes before it has seen twenty.
+    /// it is started again. None: ten times the longest run it has seen, at least five minutes, and 15 minutes before it has seen twenty.
     #[serde(default, with = "humantime_serde", skip_serializing_if = "Option::is_none")]
     pub stall: Option<Duration>,
     /// How long a method may go on after all of its requests were cancelled or are past their deadlines, before its instance is

@@ -576,7 +576,7 @@ impl State {
                         running.unwanted += 1;
                         // What is stopped for want of time has told that there is too much beside it.
                         if running.latest.is_some_and(|at| now >= at - LATE) {
-                            self.flow.late(running.method);
+                            self.flow.late(running.method, running.since, now);
                         }
                         if running.unwanted == running.items.len() {
                             running.cancel(now);

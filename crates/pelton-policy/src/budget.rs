@@ -2,6 +2,8 @@
 //!
 //! Three kinds of work, three formulas. All times in seconds.
 
+use pelton_core::Time;
+
 use crate::run_time::RunTime;
 
 /// What an instance wants.
@@ -75,6 +77,8 @@ pub struct Continuous {
     limited: u64,
     /// What lateness has taught beyond the model: below 1, fewer may run.
     trim: f64,
+    /// When it was last lowered.
+    trimmed: Option<Time>,
 }
 
 /// So many ends make one sample of the pace.
@@ -119,13 +123,16 @@ impl Continuous {
             let above = f64::from(u8::from(need >= self.need));
             let step = 0.05_f64.max(1.0 / self.limited as f64);
             self.need = if self.limited == 1 { need } else { self.need * (1.0 + step * (above - 0.05)) };
-            self.trim = (self.trim() + 0.002).min(1.0);
+            self.trim = (self.trim() + 0.004).min(1.0);
         }
     }
 
-    /// A request had its time, and has not ended.
-    pub fn late(&mut self) {
-        self.trim = (self.trim() * 0.97).max(0.2);
+    /// A request that began then had its time, and has not ended. What began before the last lesson teaches nothing new.
+    pub fn late(&mut self, began: Time, now: Time) {
+        if self.trimmed.is_none_or(|trimmed| began >= trimmed) {
+            self.trim = (self.trim() * 0.9).max(0.2);
+            self.trimmed = Some(now);
+        }
     }
 
     fn trim(&self) -> f64 {
@@ -233,12 +240,14 @@ mod tests {
         let permits = |engine: &Continuous| engine.permits(facts, 256.0, Some(60_000.0), Resident::default());
         assert_eq!(permits(&engine), FIRST);
         // A step takes 12 ms and a quarter more for each that runs; each request has 45 ms for each of its 200 steps.
+        let mut now = Time::ZERO;
         let mut run = |ends: usize, slow: f64| {
             for _ in 0..ends {
                 let n = permits(&engine).min(300.0);
                 let step = (0.012 + 0.00025 * n) * slow;
                 if step > 0.045 {
-                    engine.late()
+                    now = now + std::time::Duration::from_secs(9);
+                    engine.late(now, now)
                 } else {
                     engine.ended(200.0, 200.0 * step, Some(9.0), n - 1.0)
                 }

@@ -5,11 +5,11 @@ use std::time::Duration;
 /// So many runs have to be seen before they say what is normal.
 const ENOUGH: u64 = 20;
 const UNKNOWN: Duration = Duration::from_secs(15 * 60);
-const LEAST: Duration = Duration::from_secs(60);
+const LEAST: Duration = Duration::from_secs(5 * 60);
 const TIMES: u32 = 10;
 
-/// The limit for a run that gives nothing: what was declared, or ten times the longest of at least twenty runs (a minute at
-/// least), or a quarter of an hour while too little is known.
+/// The limit for a run that gives nothing: what was declared, or ten times the longest of at least twenty runs (five minutes
+/// at least: a language model's longest answer takes a hundred times its usual one), or a quarter of an hour while too little is known.
 pub fn limit(declared: Option<Duration>, longest: Duration, runs: u64) -> Duration {
     declared.unwrap_or_else(|| if runs < ENOUGH { UNKNOWN } else { (longest * TIMES).max(LEAST) })
 }

@@ -145,9 +145,9 @@ impl Flow {
     }
 
     /// A request has had its time and runs still.
-    pub(super) fn late(&mut self, method: u16) {
+    pub(super) fn late(&mut self, method: u16, began: Time, now: Time) {
         if let Engine::Continuous(_, engine) = &mut self.methods[usize::from(method)].engine {
-            engine.late();
+            engine.late(began, now);
         }
     }
 

@@ -24,7 +24,7 @@ impl State {
     pub(super) fn look_at_progress(&mut self, now: Time, actions: &mut Vec<Action>) {
         for running in self.running.values_mut() {
             if running.cancelled_since.is_none() && running.latest.is_some_and(|at| now >= at) {
-                self.flow.late(running.method);
+                self.flow.late(running.method, running.since, now);
                 running.cancel(now);
             }
         }
