@@ -10,7 +10,7 @@
 //!   batching can give, where work is served one by one it is a full queue, and where latency does not depend on load it does not bind. What is
 //!   best is measured anew from time to time, by a few calls one after another, so that neither a slower model nor our own queue is mistaken for it.
 //!   Longer deadlines than a hundred times the best count as that: a limit of an hour is no wish for an hour's queue.
-//! - **Refusals** come back fast, so each counts at once: it takes up to three calls off, each answer puts a little back. A refused call keeps its
+//! - **Refusals** come back fast, so each counts at once: it takes up to two and a half calls off, each answer puts a little back. A refused call keeps its
 //!   place in the window until its pause is over, so that a server that refuses everything is left alone for as long as it asked.
 //! - **Crashes.** Calls that died in the middle of their work, and nothing goes after them: that window was too much. Three quarters of it are a
 //!   ceiling from then on, which rises slowly. Fast failures say nothing of load and leave the window alone.
@@ -35,9 +35,9 @@ const FAR_TOO_LATE: f64 = 1.5;
 /// What that leaves.
 const CUT: f64 = 0.7;
 /// What a refusal takes off: calls, and at most this share of the window.
-const REFUSED: (f64, f64) = (3.1, 0.3);
+const REFUSED: (f64, f64) = (2.5, 0.3);
 /// What an answer puts back while refusals are remembered: calls, more the longer it has been quiet, and a share of one by the window.
-const ANSWERED: (f64, f64) = (0.08, 0.15);
+const ANSWERED: (f64, f64) = (0.05, 0.3);
 /// How long a refusal is remembered.
 const REMEMBERED: Duration = Duration::from_secs(20);
 /// A ceiling after a crash, as a share of the window then, and what it rises by in a minute after the first crash and after another near it.

@@ -429,8 +429,21 @@ impl Gateway {
 
 #[test]
 fn four_callers_share_a_gateway_and_use_it_up() {
+    let runs: Vec<Vec<u64>> = (0..4).map(share_a_gateway).collect();
+    // Two minutes with a few refusals each: shares are even in the mean, not in each run.
+    let fair = |answers: &Vec<u64>| {
+        let (sum, squares) =
+            answers.iter().fold((0.0, 0.0), |(s, q), n| (s + *n as f64, q + (*n as f64).powi(2)));
+        sum * sum / (answers.len() as f64 * squares)
+    };
+    let mean = runs.iter().map(fair).sum::<f64>() / runs.len() as f64;
+    assert!(mean > 0.95 && runs.iter().all(|run| fair(run) > 0.9), "{mean}: {runs:?}");
+}
+
+/// Answers to each of four callers.
+fn share_a_gateway(seed: u64) -> Vec<u64> {
     let inbox: Arc<dyn Receiver> = Arc::new(Inbox::default());
-    let mut gateway = Gateway { tokens: 0.0, last: 0.0, rng: StdRng::seed_from_u64(3) };
+    let mut gateway = Gateway { tokens: 0.0, last: 0.0, rng: StdRng::seed_from_u64(seed) };
     let mut s = settings(1, 1);
     (s.retry, s.attempt_timeout) = (RetryLimits::default(), Some(Duration::from_secs(2)));
     let mut callers: Vec<State> =
@@ -489,7 +502,5 @@ fn four_callers_share_a_gateway_and_use_it_up() {
     let ideal = 60.0 * 280.0;
     assert!(total as f64 >= 0.9 * ideal, "{total} of {ideal}: {answers:?}");
     assert!(refusals as f64 <= 0.06 * total as f64, "{refusals} refusals to {total} answers");
-    let (sum, squares) =
-        answers.iter().fold((0.0, 0.0), |(s, q), n| (s + *n as f64, q + (*n as f64).powi(2)));
-    assert!(sum * sum / (4.0 * squares) > 0.95, "{answers:?}");
+    answers
 }
