@@ -512,6 +512,18 @@ impl Requests {
         taken
     }
 
+    /// An instance has it already.
+    pub(crate) fn place(&mut self, id: RequestId, peer: PeerKey, now: Time) {
+        self.unplace(id);
+        let Some(request) = self.all.get_mut(&id) else { return };
+        request.place = Place::Sent(peer);
+        request.since = now;
+        request.attempt_until = request.attempt_timeout.map(|timeout| now + timeout);
+        if let Some(at) = request.attempt_until {
+            self.attempts.insert((at, id));
+        }
+    }
+
     /// Those whose attempt has had its time.
     pub(crate) fn overdue(&self, now: Time) -> Vec<RequestId> {
         self.attempts.iter().take_while(|(at, _)| *at <= now).map(|(_, id)| *id).collect()

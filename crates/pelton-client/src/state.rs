@@ -2,8 +2,9 @@
 
 mod answers;
 mod endpoints;
+mod held;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -99,6 +100,12 @@ pub struct State {
     next_peer: PeerKey,
     /// Ended requests whose results wait at an instance for the caller's acknowledgement.
     ended: BTreeMap<RequestId, PeerKey>,
+    /// What instances hold that is not in flight from here: where each is.
+    held: BTreeMap<RequestId, PeerKey>,
+    /// The instances that were there at the start, as far as they have not said what they hold. None: no start yet.
+    awaited: BTreeSet<InstanceId>,
+    /// Whether it has been told of any instances.
+    told: bool,
     holding: bool,
     /// When the retry budget can pay for the next try that waits for it.
     paid_at: Option<Time>,
@@ -136,6 +143,9 @@ impl State {
             salt,
             next_peer: 0,
             ended: BTreeMap::new(),
+            held: BTreeMap::new(),
+            awaited: BTreeSet::new(),
+            told: false,
             holding: false,
             paid_at: None,
             seen: now,
@@ -326,6 +336,7 @@ impl State {
         // Only where the whole could hold one row that is too large, each is looked at.
         let suspicious = bytes > self.max_message.get();
         let batch = Arc::new(arguments);
+        let mut accepted = Vec::new();
         for (offset, id) in ids.into_iter().enumerate() {
             let size = if suspicious { body::bytes(&batch.slice(offset, 1)).max(1) } else { each };
             let refusal = (size > self.max_message.get())
@@ -385,7 +396,9 @@ impl State {
                 place: Place::Backlog { ticket: 0 },
             };
             self.requests.insert(id, request);
+            accepted.push(id);
         }
+        self.take_up(&accepted, now, actions);
     }
 
     fn check(
@@ -458,15 +471,26 @@ impl State {
     /// Uses the permits that are there for what waits; gives back those that are too many.
     fn send(&mut self, now: Time, actions: &mut Vec<Action>) {
         let alone = self.alone();
-        for (&key, peer) in &mut self.peers {
-            while !self.holding && peer.window.available() > 0 {
+        let holding = self.holding || self.is_waiting_to_resume();
+        let keys: Vec<PeerKey> = self.peers.keys().copied().collect();
+        for key in keys {
+            loop {
+                let Some(peer) = self.peers.get(&key).filter(|p| !holding && p.window.available() > 0) else {
+                    break;
+                };
                 let suspect = self.requests.suspect_is_next(key);
                 let admitted = peer.admits(alone, suspect, now);
                 if admitted == 0 {
                     break;
                 }
                 let rows = peer.window.available().min(FRAME_ROWS).min(admitted);
-                let ids = self.requests.take(key, rows, self.max_message.get(), now);
+                let taken = self.requests.take(key, rows, self.max_message.get(), now);
+                let any = !taken.is_empty();
+                let ids = self.without_held(taken, now, actions);
+                if any && ids.is_empty() {
+                    continue;
+                }
+                let Some(peer) = self.peers.get_mut(&key) else { break };
                 for id in &ids {
                     let waited = self.requests.waited(*id).as_micros() as u64;
                     self.meter.permit_wait.record(waited);
@@ -487,6 +511,7 @@ impl State {
                 let frame = Frame::Request { method, priority, alone: single, deadlines, runs };
                 actions.push(Action::Send(key, Message { frame, rows: Some(rows) }));
             }
+            let Some(peer) = self.peers.get_mut(&key) else { continue };
             let unused = peer.window.available();
             if peer.connection.is_some() && unused > 0 {
                 peer.window.returned += unused;
@@ -498,7 +523,8 @@ impl State {
 
     /// Tells the instances how much waits for each of them.
     fn announce(&mut self, now: Time, actions: &mut Vec<Action>) {
-        let backlog = if self.holding { 0 } else { self.requests.unbound() };
+        let holding = self.holding || self.is_waiting_to_resume();
+        let backlog = if holding { 0 } else { self.requests.unbound() };
         let [interactive, _, bulk] = self.requests.waiting();
         let like = Demand {
             row_bytes: self.requests.row_bytes(),
@@ -523,7 +549,7 @@ impl State {
         }
         let all = self.requests.backlog_rows().max(1);
         for (((key, peer), share), most) in takers.iter_mut().zip(shares).zip(admitted) {
-            let bound = if self.holding { 0 } else { self.requests.bound_to(*key) };
+            let bound = if holding { 0 } else { self.requests.bound_to(*key) };
             let share = share.saturating_add(bound).min(most);
             let like = Demand {
                 interactive: (like.interactive * share).div_ceil(all),

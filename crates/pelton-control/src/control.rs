@@ -5,13 +5,14 @@ use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Duration;
 
 use pelton_core::declaration::Declaration;
-use pelton_core::endpoint::{Address, Endpoint, EndpointDelta};
+use pelton_core::endpoint::{Endpoint, EndpointDelta};
 use pelton_core::{Bytes, Error, Result};
 use pelton_env::{Connection, Env, Listener, Place as Pool, Task};
 use pelton_link::{Door, Link};
 use pelton_wire::{Frame, State, Status, Welcome};
 use tokio::sync::{mpsc, watch};
 
+use crate::adoption::{self, Survey};
 use crate::report::{CallerReport, InstanceReport, JobReport, RemoteReport, ServiceReport};
 use crate::rundir::{Card, RunDir};
 use crate::supervisor::{Place, Supervisor, Wish};
@@ -23,6 +24,10 @@ pub struct Settings {
     pub run_base: PathBuf,
     /// Where the instances' logs go.
     pub logs: PathBuf,
+    /// Where the job keeps its state: runs with the same one are runs of one job.
+    pub home: PathBuf,
+    /// Of that state. A job that begins anew has another one, and nothing of what instances ran for the old one is of use to it.
+    pub lineage: String,
     pub services: Vec<Declaration>,
 }
 
@@ -47,7 +52,7 @@ pub(crate) struct Shared {
     pub(crate) job: String,
     pub(crate) token: String,
     card: Card,
-    directory: RunDir,
+    pub(crate) directory: RunDir,
     services: Mutex<Vec<ServiceState>>,
     failure: watch::Sender<Option<Error>>,
     progress: Mutex<Option<Progress>>,
@@ -66,14 +71,11 @@ struct ServiceState {
 }
 
 impl Control {
-    /// Starts the instances of all services, and returns at once.
-    pub fn start(env: &Env, settings: Settings) -> Result<Control> {
-        let Settings { name, run_base, logs, services } = settings;
-        let secret = env.entropy.secret();
-        let (job, token) = (format!("{:.16}-{}", name, &secret[..8]), env.entropy.secret());
-        let job: String = job.chars().map(|c| if c.is_ascii_alphanumeric() { c } else { '-' }).collect();
-        let card = Card::new(job.clone(), name, env.clock.unix_millis(), token.clone());
-        let directory = RunDir::create(&run_base, &card)?;
+    /// Takes over the instances that `survey` found, starts those that are missing, and returns at once.
+    pub fn start(env: &Env, settings: Settings, survey: Survey) -> Result<Control> {
+        let Settings { logs, services, .. } = settings;
+        let Survey { directory, card, mut adopted, incarnations } = survey;
+        let (job, token) = (card.job.clone(), card.token().to_owned());
         std::fs::create_dir_all(&logs)
             .map_err(|e| Error::from(e).context(format_args!("making {}", logs.display())))?;
         let listener = env.network.listen(&directory.control())?;
@@ -103,8 +105,15 @@ impl Control {
         for (service, declaration) in services.iter().enumerate() {
             for number in 0..declaration.instances.initial {
                 let log = logs.join(format!("{}-{number}.log", declaration.name));
-                let place = Place { service, number, declaration: declaration.clone(), log };
-                let supervisor = Supervisor::new(env.clone(), shared.clone(), place);
+                let key = (declaration.name.clone(), number);
+                let incarnation = incarnations.get(&key).copied().unwrap_or_default();
+                let config = adoption::config(env, declaration);
+                let declaration = declaration.clone();
+                let place = Place { service, number, declaration, config, log, incarnation };
+                let mut supervisor = Supervisor::new(env.clone(), shared.clone(), place);
+                if let Some(adopted) = adopted.remove(&key) {
+                    supervisor.adopt(adopted);
+                }
                 let (stopped, at_work) = (stopped.clone(), at_work.clone());
                 at_work.send_modify(|n| *n += 1);
                 tasks.push(env.spawn(Pool::Network, async move {
@@ -119,6 +128,11 @@ impl Control {
     /// The job's id: its name with something random.
     pub fn job(&self) -> &str {
         &self.shared.job
+    }
+
+    /// Grows with each run of the job; callers of an older one are fenced off.
+    pub fn epoch(&self) -> u64 {
+        self.shared.epoch()
     }
 
     /// What callers have to show to the instances.
@@ -194,8 +208,8 @@ impl Shared {
         self.services.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
     }
 
-    pub(crate) fn address(&self, service: usize, number: u32, incarnation: u32) -> Address {
-        self.directory.instance(service, number, incarnation)
+    pub(crate) fn epoch(&self) -> u64 {
+        self.card.epoch
     }
 
     pub(crate) fn ever_ready(&self, service: usize) -> bool {
@@ -207,6 +221,7 @@ impl Shared {
         let state = &mut services[service];
         match &delta {
             EndpointDelta::Add(endpoint) => {
+                state.endpoints.retain(|e| e.instance != endpoint.instance);
                 state.endpoints.push(endpoint.clone());
                 state.ever_ready = true;
             }
@@ -293,8 +308,14 @@ impl Shared {
         };
         let instance = pelton_core::id::InstanceId { service: "control".into(), number: 0, incarnation: 1 };
         let max_message = Bytes::kib(64);
-        let welcome =
-            Welcome { version: visitor.version, instance, methods: Vec::new(), max_message, status };
+        let welcome = Welcome {
+            version: visitor.version,
+            instance,
+            config: String::new(),
+            methods: Vec::new(),
+            max_message,
+            status,
+        };
         let Ok(Link { sender, mut receiver }) = visitor.welcome(env, welcome).await else { return };
         while let Ok(Some(message)) = receiver.next().await {
             match message.frame {

@@ -3,12 +3,14 @@
 //! [`lifecycle`] decides (pure) for one instance; [`supervisor`] acts for it; [`control`] holds all of a job's services
 //! together. None of it is in the data path: while control is away, requests go on.
 
+mod adoption;
 mod control;
 mod lifecycle;
 pub mod report;
 pub mod rundir;
 mod supervisor;
 
+pub use adoption::Survey;
 pub use control::{Callers, Control, Progress, Remotes, Settings, query};
 pub use report::{
     CallerReport, InstanceReport, JobReport, RemoteEndpointReport, RemoteReport, ServiceReport,

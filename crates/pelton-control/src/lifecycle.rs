@@ -24,6 +24,8 @@ const STABLE: Duration = Duration::from_secs(10);
 pub(crate) enum Event {
     /// It shall be there.
     Begin,
+    /// It is there already: a process of this incarnation, which an earlier run of the job started.
+    Adopted(u32),
     /// No process could be started.
     NotStarted(String),
     /// It says where it is.
@@ -82,12 +84,13 @@ pub(crate) struct Facts {
 }
 
 impl Lifecycle {
-    pub(crate) fn new(service: String, retry: RetryLimits) -> Self {
+    /// `incarnation`: of the last one before it.
+    pub(crate) fn new(service: String, retry: RetryLimits, incarnation: u32) -> Self {
         Lifecycle {
             service,
             retry,
             phase: Phase::Waiting,
-            incarnation: 0,
+            incarnation,
             failures: 0,
             restarts: 0,
             last_error: None,
@@ -101,6 +104,11 @@ impl Lifecycle {
         match (event, self.phase) {
             (Event::Stop, phase) => self.stop(phase),
             (Event::Begin, Phase::Waiting) => self.start(),
+            (Event::Adopted(incarnation), Phase::Waiting) => {
+                self.incarnation = incarnation;
+                self.phase = Phase::Starting;
+                vec![]
+            }
             (Event::Tick, Phase::Waiting) if self.wait_until.is_some_and(|at| facts.now >= at) => {
                 self.restarts += 1;
                 self.start()
@@ -114,7 +122,9 @@ impl Lifecycle {
                 self.reported(state, facts)
             }
             // A report that crossed with an end, a wait that is over already.
-            (Event::Begin | Event::Tick | Event::Silent | Event::Reported(_), _) => vec![],
+            (Event::Begin | Event::Adopted(_) | Event::Tick | Event::Silent | Event::Reported(_), _) => {
+                vec![]
+            }
         }
     }
 
@@ -217,7 +227,7 @@ mod tests {
 
     /// A life told as events; each line of the expectation is the phase and the actions after one.
     fn check(events: Vec<(u64, Event)>, expected: &[&str]) {
-        let mut life = Lifecycle::new("s".into(), RetryLimits { starts: 3, ..RetryLimits::default() });
+        let mut life = Lifecycle::new("s".into(), RetryLimits { starts: 3, ..RetryLimits::default() }, 0);
         let told: Vec<String> = events
             .into_iter()
             .map(|(ms, event)| {
@@ -258,6 +268,19 @@ mod tests {
     }
 
     #[test]
+    fn one_that_is_there_is_not_started() {
+        check(
+            vec![
+                (0, Event::Adopted(7)),
+                (1, Event::Reported(State::Ready)),
+                (2, Event::Exited("killed".into())),
+                (202, Event::Tick),
+            ],
+            &["starting", "ready Add", "waiting Remove", "starting Start(8)"],
+        );
+    }
+
+    #[test]
     fn a_death_is_followed_by_a_wait_and_another_life() {
         check(
             vec![
@@ -281,7 +304,7 @@ mod tests {
 
     #[test]
     fn starts_that_come_to_nothing_are_given_up() {
-        let mut life = Lifecycle::new("s".into(), RetryLimits { starts: 2, ..RetryLimits::default() });
+        let mut life = Lifecycle::new("s".into(), RetryLimits { starts: 2, ..RetryLimits::default() }, 0);
         life.handle(Event::Begin, at(0));
         assert_eq!(life.handle(Event::Exited("exit 1".into()), at(1)), vec![]);
         life.handle(Event::Tick, at(10_000));
@@ -319,7 +342,7 @@ mod tests {
     fn stopping_ends_every_phase() {
         for reports in [vec![], vec![State::Opening], vec![State::Ready], vec![State::Ready, State::Draining]]
         {
-            let mut life = Lifecycle::new("s".into(), RetryLimits::default());
+            let mut life = Lifecycle::new("s".into(), RetryLimits::default(), 0);
             life.handle(Event::Begin, at(0));
             for report in reports {
                 life.handle(Event::Reported(report), at(1));
@@ -328,7 +351,7 @@ mod tests {
             life.handle(Event::Exited("exit 0".into()), at(3));
             assert_eq!(life.phase, Phase::Stopped);
         }
-        let mut waiting = Lifecycle::new("s".into(), RetryLimits::default());
+        let mut waiting = Lifecycle::new("s".into(), RetryLimits::default(), 0);
         waiting.handle(Event::Begin, at(0));
         waiting.handle(Event::Exited("killed".into()), at(1));
         waiting.handle(Event::Stop, at(2));

@@ -1,4 +1,7 @@
 //! Where the jobs of this machine and user are found: a private folder with a subfolder a job.
+//!
+//! A job's folder holds its card, control's socket, and for each instance a socket and a record. A process that was killed leaves it behind;
+//! the next process of the same job takes it over, and with it what the instances have to be asked by.
 
 use std::fs::{self, DirBuilder, OpenOptions};
 use std::io::Write;
@@ -6,11 +9,14 @@ use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt, PermissionsE
 use std::path::{Path, PathBuf};
 
 use pelton_core::endpoint::Address;
+use pelton_core::id::InstanceId;
 use pelton_core::{Error, Result};
 use serde::{Deserialize, Serialize};
 
 /// Unix socket paths are at most 107 bytes long on Linux; the rest is for the socket's own name.
 const LONGEST: usize = 107 - 48;
+const CARD: &str = "job.json";
+const RECORD: &str = ".instance";
 
 /// What stands in a job's folder for those who look for it.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -18,14 +24,37 @@ pub struct Card {
     pub job: String,
     pub name: String,
     pub pid: u32,
+    /// When that process was started, in ticks since the machine was: a number may be given to another process later.
+    born: u64,
     pub started: u64,
+    /// Where the job keeps its state: runs with the same one are runs of one job.
+    pub home: PathBuf,
+    /// Of that state: a job that begins anew has another one.
+    pub lineage: String,
+    /// Grows with each run; callers of an older one are fenced off.
+    pub epoch: u64,
     token: String,
 }
 
-/// A running job's folder; removed with this.
+/// An instance that was started, as it stands beside its socket.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Record {
+    pub(crate) instance: InstanceId,
+    /// What it is made of.
+    pub(crate) config: String,
+    pub(crate) pid: u32,
+    born: u64,
+    /// The socket's name in the folder.
+    socket: String,
+}
+
+/// A running job's folder.
 #[derive(Debug)]
 pub struct RunDir {
     path: PathBuf,
+    card: Card,
+    /// Makes names in it different from those of earlier runs.
+    run: String,
 }
 
 /// The folder of this user: `$XDG_RUNTIME_DIR/pelton`, else `pelton-UID` among the temporary files.
@@ -41,9 +70,53 @@ fn user() -> u32 {
     fs::metadata("/proc/self").map_or(0, |m| m.uid())
 }
 
+/// When a process was started, if it is there and has not ended.
+fn born(pid: u32) -> Option<u64> {
+    let stat = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
+    // The name before it may hold anything, parentheses too.
+    let mut fields = stat[stat.rfind(')')? + 1..].split_whitespace();
+    let state = fields.next()?;
+    let born = fields.nth(18)?.parse().ok()?;
+    (state != "Z" && state != "X").then_some(born)
+}
+
+fn is_alive(pid: u32, since: u64) -> bool {
+    born(pid).is_some_and(|born| since == 0 || born == since)
+}
+
+impl Card {
+    pub(crate) fn new(name: &str, secret: &str, started: u64, home: PathBuf, lineage: String) -> Self {
+        let job = format!("{name:.16}-{}", &secret[..8]);
+        let job = job.chars().map(|c| if c.is_ascii_alphanumeric() { c } else { '-' }).collect();
+        let pid = std::process::id();
+        Card {
+            job,
+            name: name.to_owned(),
+            pid,
+            born: born(pid).unwrap_or_default(),
+            started,
+            home,
+            lineage,
+            epoch: started,
+            token: secret.to_owned(),
+        }
+    }
+
+    pub fn token(&self) -> &str {
+        &self.token
+    }
+
+    /// The process that wrote it is there.
+    fn is_current(&self) -> bool {
+        is_alive(self.pid, self.born)
+    }
+}
+
 impl RunDir {
-    /// Makes the folder of a job below `base`, which nobody else may read.
-    pub fn create(base: &Path, card: &Card) -> Result<RunDir> {
+    /// Makes the folder of a job below `base`, which nobody else may read. If a run of the same job left one whose process is gone, it
+    /// becomes this job's: with its token, a higher epoch, and its instances.
+    /// Says whether it is of the same lineage.
+    pub(crate) fn take(base: &Path, card: &mut Card) -> Result<(RunDir, bool)> {
         let failed = |e: std::io::Error| {
             Error::from(e).context(format_args!("making the run folder below {}", base.display()))
         };
@@ -62,15 +135,35 @@ impl RunDir {
                 path.display()
             )));
         }
-        DirBuilder::new().mode(0o700).create(&path).map_err(failed)?;
-        let dir = RunDir { path };
-        let json = serde_json::to_vec(card).expect("a card is plain data");
-        let temporary = dir.path.join("job.tmp");
+        let left =
+            entries(base)?.into_iter().filter(|(_, left)| !left.is_current() && left.home == card.home);
+        let taken = left.max_by_key(|(_, left)| left.started).and_then(|(from, left)| {
+            // Whoever renames it has it, and nobody else.
+            fs::rename(from, &path).is_ok().then_some(left)
+        });
+        let same = taken.as_ref().is_some_and(|left| left.lineage == card.lineage);
+        match taken {
+            Some(left) => {
+                card.token = left.token;
+                card.epoch = card.epoch.max(left.epoch + (1 << 20));
+                let _ = fs::remove_file(control_socket(&path));
+            }
+            None => DirBuilder::new().mode(0o700).create(&path).map_err(failed)?,
+        }
+        let run = card.job.rsplit('-').next().unwrap_or_default().to_owned();
+        let dir = RunDir { path, card: card.clone(), run };
+        dir.write(CARD, card).map_err(failed)?;
+        Ok((dir, same))
+    }
+
+    /// A file that appears whole.
+    fn write(&self, name: &str, content: &impl Serialize) -> std::io::Result<()> {
+        let json = serde_json::to_vec(content).expect("cards and records are plain data");
+        let temporary = self.path.join(format!("{name}.tmp"));
         let mut file =
-            OpenOptions::new().write(true).create_new(true).mode(0o600).open(&temporary).map_err(failed)?;
-        file.write_all(&json).map_err(failed)?;
-        fs::rename(&temporary, dir.path.join("job.json")).map_err(failed)?;
-        Ok(dir)
+            OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(&temporary)?;
+        file.write_all(&json)?;
+        fs::rename(&temporary, self.path.join(name))
     }
 
     pub fn path(&self) -> &Path {
@@ -83,32 +176,71 @@ impl RunDir {
 
     /// Where control listens.
     pub fn control(&self) -> Address {
-        control_of(&self.path)
+        Address::Unix(control_socket(&self.path))
     }
 
-    /// Where an instance listens. Services are told apart by number, which is shorter than their names.
-    pub fn instance(&self, service: usize, number: u32, incarnation: u32) -> Address {
-        Address::Unix(self.path.join(format!("{service}-{number}-{incarnation}.sock")))
+    /// Where a new instance listens. Services are told apart by number, which is shorter than their names.
+    pub(crate) fn instance(&self, service: usize, number: u32, incarnation: u32) -> Address {
+        Address::Unix(self.path.join(format!("{}-{service}-{number}-{incarnation}.sock", self.run)))
+    }
+
+    /// Notes an instance that was started, for a run after this one.
+    pub(crate) fn note(&self, instance: &InstanceId, config: &str, pid: u32, address: &Address) {
+        let Address::Unix(path) = address else { return };
+        let Some(socket) = path.file_name().map(|n| n.to_string_lossy().into_owned()) else { return };
+        let record = Record {
+            instance: instance.clone(),
+            config: config.to_owned(),
+            pid,
+            born: born(pid).unwrap_or_default(),
+            socket: socket.clone(),
+        };
+        if let Err(e) = self.write(&format!("{socket}{RECORD}"), &record) {
+            tracing::warn!("instance {instance} cannot be noted, and would not be taken over: {e}");
+        }
+    }
+
+    /// The instance at this address is gone.
+    pub(crate) fn strike(&self, address: &Address) {
+        if let Address::Unix(path) = address {
+            let _ = fs::remove_file(path);
+            let _ = fs::remove_file(format!("{}{RECORD}", path.display()));
+        }
+    }
+
+    /// The instances that were noted and whose process is there, or that nobody can tell of.
+    pub(crate) fn records(&self) -> Vec<(Record, Address)> {
+        records(&self.path)
+            .into_iter()
+            .map(|record| {
+                let address = Address::Unix(self.path.join(&record.socket));
+                (record, address)
+            })
+            .collect()
     }
 }
 
-fn control_of(path: &Path) -> Address {
-    Address::Unix(path.join("control.sock"))
+fn control_socket(path: &Path) -> PathBuf {
+    path.join("control.sock")
 }
 
+fn records(path: &Path) -> Vec<Record> {
+    let Ok(entries) = fs::read_dir(path) else { return Vec::new() };
+    let files = entries.flatten().map(|e| e.path());
+    let files = files.filter(|p| p.extension().is_some_and(|e| e == &RECORD[1..]));
+    let read = |path: PathBuf| serde_json::from_slice::<Record>(&fs::read(path).ok()?).ok();
+    // A name that leads elsewhere is none that was written here.
+    files.filter_map(read).filter(|r| !r.socket.contains('/')).collect()
+}
+
+/// Instances that outlive it may be taken over; without any, nothing stays.
 impl Drop for RunDir {
     fn drop(&mut self) {
-        self.remove();
-    }
-}
-
-impl Card {
-    pub fn new(job: String, name: String, started: u64, token: String) -> Self {
-        Card { job, name, pid: std::process::id(), started, token }
-    }
-
-    pub fn token(&self) -> &str {
-        &self.token
+        if records(&self.path).is_empty() {
+            return self.remove();
+        }
+        let nobody = Card { pid: 0, ..self.card.clone() };
+        let _ = self.write(CARD, &nobody);
     }
 }
 
@@ -119,24 +251,91 @@ pub struct Found {
     pub path: PathBuf,
 }
 
-/// The jobs of this user, by start. Folders of jobs whose process is gone are removed on the way: a process that was killed could not.
-pub fn jobs(base: &Path) -> Result<Vec<Found>> {
+fn entries(base: &Path) -> Result<Vec<(PathBuf, Card)>> {
     let entries = match fs::read_dir(base) {
         Ok(entries) => entries,
         Err(e) if e.kind() == std::io::ErrorKind::NotFound => return Ok(Vec::new()),
         Err(e) => return Err(Error::from(e).context(format_args!("reading {}", base.display()))),
     };
+    let paths = entries.flatten().map(|e| e.path());
+    let card = |path: &Path| serde_json::from_slice::<Card>(&fs::read(path.join(CARD)).ok()?).ok();
+    Ok(paths.filter_map(|path| card(&path).map(|card| (path, card))).collect())
+}
+
+/// The jobs of this user, by start. Folders of jobs of which nothing runs any more are removed on the way: a process that was killed
+/// could not.
+pub fn jobs(base: &Path) -> Result<Vec<Found>> {
     let mut found = Vec::new();
-    for entry in entries.flatten() {
-        let path = entry.path();
-        let Ok(json) = fs::read(path.join("job.json")) else { continue };
-        let Ok(card) = serde_json::from_slice::<Card>(&json) else { continue };
-        if Path::new("/proc").join(card.pid.to_string()).exists() {
-            found.push(Found { control: control_of(&path), card, path });
-        } else {
+    for (path, card) in entries(base)? {
+        if card.is_current() {
+            found.push(Found { control: Address::Unix(control_socket(&path)), card, path });
+        } else if !records(&path).iter().any(|r| is_alive(r.pid, r.born)) {
             let _ = fs::remove_dir_all(&path);
         }
     }
     found.sort_by_key(|f| f.card.started);
     Ok(found)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn card(home: &str, lineage: &str) -> Card {
+        Card::new("a job", "0123456789abcdef", 100, home.into(), lineage.into())
+    }
+
+    fn instance(number: u32) -> InstanceId {
+        InstanceId { service: "s".into(), number, incarnation: 3 }
+    }
+
+    #[test]
+    fn what_a_killed_run_left_is_taken_over_by_the_next_of_its_job() {
+        let base = tempfile::tempdir().unwrap();
+        let base = base.path().join("r");
+        let mut first = card("/a", "l1");
+        let (dir, _) = RunDir::take(&base, &mut first).unwrap();
+        let address = dir.instance(0, 1, 3);
+        dir.note(&instance(1), "c", std::process::id(), &address);
+        let mut parallel = Card { job: "b-2".into(), token: "t2".into(), ..card("/a", "l1") };
+        let (beside, _) = RunDir::take(&base, &mut parallel).unwrap();
+        assert_eq!(parallel.token, "t2", "a run that goes on keeps its folder");
+        drop(beside);
+        drop(dir);
+        let other = Card { job: "c-3".into(), ..card("/elsewhere", "l1") };
+        let (other_dir, _) = RunDir::take(&base, &mut other.clone()).unwrap();
+        assert!(other_dir.records().is_empty(), "another job's");
+        let mut second = Card { job: "d-4".into(), token: "t4".into(), ..card("/a", "l1") };
+        let (dir, same) = RunDir::take(&base, &mut second).unwrap();
+        assert!(same);
+        assert_eq!(second.token, first.token);
+        assert!(second.epoch > first.epoch);
+        let [(record, at)] = &dir.records()[..] else { panic!("{:?}", dir.records()) };
+        assert_eq!((&record.instance, record.config.as_str()), (&instance(1), "c"));
+        assert_ne!(dir.instance(0, 1, 3), *at, "names of another run");
+        assert!(matches!(at, Address::Unix(p) if p.starts_with(dir.path())));
+        dir.strike(at);
+        assert!(dir.records().is_empty());
+        let path = dir.path().to_owned();
+        drop(dir);
+        assert!(!path.exists());
+    }
+
+    #[test]
+    fn folders_of_which_nothing_runs_are_removed() {
+        let base = tempfile::tempdir().unwrap();
+        let base = base.path().join("r");
+        let mut gone = card("/a", "l");
+        let (dir, _) = RunDir::take(&base, &mut gone).unwrap();
+        dir.note(&instance(1), "c", u32::MAX - 1, &dir.instance(0, 1, 3));
+        let left = dir.path().to_owned();
+        drop(dir);
+        let mut waits = Card { job: "w-1".into(), ..card("/b", "l") };
+        let (dir, _) = RunDir::take(&base, &mut waits).unwrap();
+        dir.note(&instance(1), "c", std::process::id(), &dir.instance(0, 1, 3));
+        let kept = dir.path().to_owned();
+        drop(dir);
+        assert!(jobs(&base).unwrap().is_empty());
+        assert!(!left.exists() && kept.exists());
+    }
 }

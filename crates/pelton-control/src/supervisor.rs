@@ -15,6 +15,7 @@ use rand::RngExt;
 use rand::rngs::StdRng;
 use tokio::sync::watch;
 
+use crate::adoption::Adopted;
 use crate::control::Shared;
 use crate::lifecycle::{Action, Event, Facts, Lifecycle};
 use crate::report::{InstanceReport, Phase};
@@ -47,7 +48,11 @@ pub(crate) struct Place {
     pub(crate) service: usize,
     pub(crate) number: u32,
     pub(crate) declaration: Declaration,
+    /// What it is made of.
+    pub(crate) config: String,
     pub(crate) log: PathBuf,
+    /// The newest incarnation that there was.
+    pub(crate) incarnation: u32,
 }
 
 pub(crate) struct Supervisor {
@@ -56,6 +61,8 @@ pub(crate) struct Supervisor {
     place: Place,
     life: Lifecycle,
     rng: StdRng,
+    /// Where the process that runs now, or ran last, is reached.
+    address: Address,
     /// The process that runs now, and what there is to it.
     process: Option<Box<dyn Process>>,
     connection: Option<Link>,
@@ -64,14 +71,27 @@ pub(crate) struct Supervisor {
 
 impl Supervisor {
     pub(crate) fn new(env: Env, shared: Arc<Shared>, place: Place) -> Self {
-        let life = Lifecycle::new(place.declaration.name.clone(), place.declaration.retry);
+        let life = Lifecycle::new(place.declaration.name.clone(), place.declaration.retry, place.incarnation);
         let rng = env.rng();
-        Supervisor { env, shared, place, life, rng, process: None, connection: None, status: None }
+        let address = shared.directory.instance(place.service, place.number, place.incarnation);
+        Supervisor { env, shared, place, life, rng, address, process: None, connection: None, status: None }
+    }
+
+    /// Goes on with one that an earlier run of the job started.
+    pub(crate) fn adopt(&mut self, adopted: Adopted) {
+        let Adopted { instance, address, status, link, process } = adopted;
+        self.address = address;
+        self.process = Some(process);
+        self.connection = Some(link);
+        self.handle(Event::Adopted(instance.incarnation));
+        self.handle(Event::Reported(status.state.clone()));
+        self.status = Some(status);
+        self.report();
     }
 
     /// Keeps the instance there until `stop` says so; returns when its process is gone.
     pub(crate) async fn run(mut self, mut stop: watch::Receiver<Wish>) {
-        let mut event = Event::Begin;
+        let mut event = if self.process.is_some() { self.next(&mut stop).await } else { Event::Begin };
         loop {
             self.handle(event);
             self.report();
@@ -85,10 +105,6 @@ impl Supervisor {
     fn id(&self) -> InstanceId {
         let service = self.place.declaration.name.clone();
         InstanceId { service, number: self.place.number, incarnation: self.life.incarnation }
-    }
-
-    fn address(&self) -> Address {
-        self.shared.address(self.place.service, self.place.number, self.life.incarnation)
     }
 
     fn handle(&mut self, event: Event) {
@@ -120,7 +136,7 @@ impl Supervisor {
                 }
             }
             Action::Add => {
-                let endpoint = Endpoint { instance: self.id(), address: self.address() };
+                let endpoint = Endpoint { instance: self.id(), address: self.address.clone() };
                 self.shared.publish(self.place.service, EndpointDelta::Add(endpoint));
             }
             Action::Drain => self.shared.publish(self.place.service, EndpointDelta::Drain(self.id())),
@@ -134,11 +150,14 @@ impl Supervisor {
 
     fn start(&mut self) -> Result<()> {
         let instance = self.id();
+        let Place { service, number, .. } = self.place;
+        self.address = self.shared.directory.instance(service, number, self.life.incarnation);
         let bootstrap = Bootstrap {
             instance: instance.clone(),
             job: self.shared.job.clone(),
             token: self.shared.token.clone(),
-            address: self.address(),
+            address: self.address.clone(),
+            config: self.place.config.clone(),
             declaration: self.place.declaration.clone(),
         };
         let threads = self.place.declaration.resources.cpu.ceil().to_string();
@@ -154,7 +173,9 @@ impl Supervisor {
             Error::from(e)
                 .context(format_args!("starting a process that logs to {}", self.place.log.display()))
         })?;
-        tracing::info!("instance {} starts as process {}", self.id(), process.pid());
+        let id = self.id();
+        tracing::info!("instance {id} starts as process {}", process.pid());
+        self.shared.directory.note(&id, &self.place.config, process.pid(), &self.address);
         self.process = Some(process);
         Ok(())
     }
@@ -163,7 +184,7 @@ impl Supervisor {
     async fn next(&mut self, stop: &mut watch::Receiver<Wish>) -> Event {
         let wish = *stop.borrow();
         let wait_until = self.life.wait_until;
-        let (address, id) = (self.address(), self.id());
+        let (address, id) = (self.address.clone(), self.id());
         let Supervisor { env, shared, process, connection, status, .. } = self;
         let Some(process) = process else {
             return tokio::select! {
@@ -219,6 +240,7 @@ impl Supervisor {
             tracing::info!("instance {id} is gone: {event:?}");
             self.process = None;
             self.connection = None;
+            self.shared.directory.strike(&self.address);
         }
         event
     }
@@ -287,7 +309,8 @@ fn with_log(error: &Error, log: &std::path::Path) -> Error {
 async fn connect(env: &Env, shared: &Shared, address: &Address) -> Result<(Status, Link)> {
     let knock = async {
         loop {
-            let greeting = pelton_link::greeting(Role::Control, &shared.token, &shared.job, "control", 1);
+            let greeting =
+                pelton_link::greeting(Role::Control, &shared.token, &shared.job, "control", shared.epoch());
             match pelton_link::connect(env, address, greeting, pelton_core::Bytes::kib(64)).await {
                 Ok((welcome, link)) => return Ok((welcome.status, link)),
                 // Also one that broke in the middle of the greeting: that is no reason to kill an instance that works.

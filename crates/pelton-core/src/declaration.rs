@@ -146,6 +146,19 @@ pub struct LedgerLimits {
     pub bytes: Bytes,
     #[serde(with = "humantime_serde")]
     pub age: Duration,
+    /// What becomes of requests that run for a caller who is gone and has not come back within the lease.
+    pub orphans: Orphans,
+}
+
+/// What becomes of requests that run for a caller who is gone for good. Those that had not begun are dropped in any case.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Orphans {
+    /// They run to their end, and their results are kept for whoever asks for them again.
+    #[default]
+    Finish,
+    /// They are asked to stop.
+    Cancel,
 }
 
 /// What happens to requests and starts that failed.
@@ -184,7 +197,7 @@ mod defaults {
     use super::{Bytes, Duration};
 
     pub(super) fn lease() -> Duration {
-        Duration::from_secs(5)
+        Duration::from_secs(30)
     }
     pub(super) fn max_message() -> Bytes {
         Bytes::mib(64)
@@ -266,7 +279,7 @@ impl Default for PermitBudget {
 
 impl Default for LedgerLimits {
     fn default() -> Self {
-        LedgerLimits { bytes: Bytes::mib(256), age: Duration::from_secs(600) }
+        LedgerLimits { bytes: Bytes::mib(256), age: Duration::from_secs(600), orphans: Orphans::default() }
     }
 }
 

@@ -189,6 +189,8 @@ pub struct CallerMeter {
     pub ended: Tally,
     /// Attempts beyond the first, by what made them necessary.
     pub retries: Tally,
+    /// Requests that an instance held already, and that were not sent again.
+    pub taken_up: u64,
     /// Times an endpoint was left alone for a while, by what it did.
     pub ejections: Tally,
 }
@@ -199,6 +201,7 @@ impl CallerMeter {
         self.answer.merge(&other.answer);
         merge(&mut self.ended, &other.ended);
         merge(&mut self.retries, &other.retries);
+        self.taken_up += other.taken_up;
         merge(&mut self.ejections, &other.ejections);
     }
 
@@ -209,6 +212,7 @@ impl CallerMeter {
             answer: self.answer.since(&earlier.answer),
             ended: since(&self.ended, &earlier.ended),
             retries: since(&self.retries, &earlier.retries),
+            taken_up: self.taken_up.saturating_sub(earlier.taken_up),
             ejections: since(&self.ejections, &earlier.ejections),
         }
     }

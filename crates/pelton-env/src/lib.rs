@@ -163,6 +163,10 @@ pub const INSTANCE_VARIABLE: &str = "PELTON_INSTANCE";
 /// Starts processes.
 pub trait Processes: Send + Sync + 'static {
     fn start(&self, spec: ProcessSpec) -> io::Result<Box<dyn Process>>;
+    /// A process that is there already, and whose parent is another or gone. An error if there is none of this number.
+    fn adopt(&self, pid: u32) -> io::Result<Box<dyn Process>>;
+    /// What tells this program from another build of it.
+    fn program(&self) -> String;
 }
 
 /// A process that was started. Law: `exited` returns once the process is gone, however it went.

@@ -7,8 +7,13 @@ use std::process::{Command, Stdio};
 use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
+use std::os::fd::OwnedFd;
+use std::os::unix::fs::MetadataExt;
+
 use pelton_core::BoxFuture;
 use rand::Rng;
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::process::{Pid, PidfdFlags, pidfd_open, pidfd_send_signal};
 use tokio::io::AsyncWriteExt;
 use tokio::net::{TcpListener, TcpStream, UnixListener, UnixStream};
 use tokio::runtime::{Builder, Handle, Runtime};
@@ -255,6 +260,56 @@ impl Processes for SameProgram {
             let _ = stdin.write_all(spec.bootstrap.as_bytes()).await;
         });
         Ok(Box::new(Child { pid: child.id().unwrap_or(0), child }))
+    }
+
+    fn adopt(&self, pid: u32) -> io::Result<Box<dyn Process>> {
+        let gone = || io::Error::new(io::ErrorKind::NotFound, format!("there is no process {pid}"));
+        let number = i32::try_from(pid).ok().and_then(Pid::from_raw).ok_or_else(gone)?;
+        let handle = pidfd_open(number, PidfdFlags::empty())?;
+        Ok(Box::new(Adopted { pid, handle }))
+    }
+
+    fn program(&self) -> String {
+        let metadata = std::env::current_exe().and_then(std::fs::metadata);
+        metadata.map_or_else(
+            |_| String::new(),
+            |m| {
+                format!("{}.{}.{}.{}", m.dev(), m.ino(), m.size(), m.mtime_nsec() + m.mtime() * 1_000_000_000)
+            },
+        )
+    }
+}
+
+/// How soon the end of a process that is not our child is noticed.
+const LOOK_EVERY: Duration = Duration::from_millis(20);
+
+/// A process that is not our child.
+struct Adopted {
+    pid: u32,
+    handle: OwnedFd,
+}
+
+impl Process for Adopted {
+    fn pid(&self) -> u32 {
+        self.pid
+    }
+
+    #[expect(clippy::disallowed_methods, reason = "this is where processes are watched")]
+    fn exited(&mut self) -> std::pin::Pin<Box<dyn Future<Output = Exit> + Send + '_>> {
+        Box::pin(async {
+            // Readable once it has ended (pidfd_open(2)). Looked at now and then, because waiting for any descriptor takes unsafe code.
+            while let Ok(0) =
+                poll(&mut [PollFd::new(&self.handle, PollFlags::IN)], Some(&Timespec::default()))
+            {
+                tokio::time::sleep(LOOK_EVERY).await;
+            }
+            let description = "ended; it was taken over, so that its exit status is not known".to_owned();
+            Exit { success: false, description }
+        })
+    }
+
+    fn kill(&mut self) {
+        let _ = pidfd_send_signal(&self.handle, rustix::process::Signal::KILL);
     }
 }
 

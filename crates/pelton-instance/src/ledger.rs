@@ -76,6 +76,10 @@ impl Ledger {
         matches!(self.entries.get(&id), Some(Entry { stage: Stage::Queued { ticket: t }, .. }) if *t == ticket)
     }
 
+    pub(crate) fn get(&self, id: RequestId) -> Option<&Entry> {
+        self.entries.get(&id)
+    }
+
     pub(crate) fn get_mut(&mut self, id: RequestId) -> Option<&mut Entry> {
         self.entries.get_mut(&id)
     }
@@ -126,6 +130,18 @@ impl Ledger {
     /// Ids of the entries that this connection waits for.
     pub(crate) fn attached_to(&self, connection: ConnectionId) -> Vec<RequestId> {
         self.entries.iter().filter(|(_, e)| e.attached == Some(connection)).map(|(id, _)| *id).collect()
+    }
+
+    /// Ids of the entries that nobody waits for, and somebody may yet ask for.
+    pub(crate) fn unattended(&self) -> impl Iterator<Item = RequestId> {
+        self.entries.iter().filter(|(_, e)| e.attached.is_none() && !e.unwanted).map(|(id, _)| *id)
+    }
+
+    /// Running entries that nobody waits for, and nobody has taken back.
+    pub(crate) fn orphaned(&self) -> impl Iterator<Item = RequestId> {
+        let orphaned =
+            |e: &Entry| e.attached.is_none() && !e.unwanted && matches!(e.stage, Stage::Running { .. });
+        self.entries.iter().filter(move |(_, e)| orphaned(e)).map(|(id, _)| *id)
     }
 
     /// Queued entries that nobody waits for.
@@ -193,7 +209,8 @@ mod tests {
     /// What is left, how many bytes, and how many were evicted after `+3` (3 finishes, 10 bytes), `-3` (is acknowledged) and `e`
     /// (evict), one a millisecond, with room for 25 bytes and 10 ms.
     fn check(script: &str, left: &[u64], bytes: u64, evicted: u64) {
-        let limits = LedgerLimits { bytes: Bytes(25), age: Duration::from_millis(10) };
+        let limits =
+            LedgerLimits { bytes: Bytes(25), age: Duration::from_millis(10), ..LedgerLimits::default() };
         let mut ledger = Ledger::new(limits);
         for (ms, word) in script.split_whitespace().enumerate() {
             let (what, number) = word.split_at(1);
@@ -236,7 +253,11 @@ mod tests {
     #[test]
     fn acknowledged_ones_take_no_room_behind_one_that_is_not() {
         let script: Vec<String> = (1..5000).map(|i| format!("+{i} -{i}")).collect();
-        let mut ledger = Ledger::new(LedgerLimits { bytes: Bytes(25), age: Duration::from_secs(60) });
+        let mut ledger = Ledger::new(LedgerLimits {
+            bytes: Bytes(25),
+            age: Duration::from_secs(60),
+            ..LedgerLimits::default()
+        });
         for i in 0..script.len() as u64 {
             let stage = Stage::Running { batch: 1 };
             ledger.insert(

@@ -277,6 +277,7 @@ impl Server {
         Welcome {
             version,
             instance: self.bootstrap.instance.clone(),
+            config: self.bootstrap.config.clone(),
             methods: self.definition.methods.to_vec(),
             max_message: self.bootstrap.declaration.max_message,
             status: self.lock().state.status(std::process::id(), self.env.now()),

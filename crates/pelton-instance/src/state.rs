@@ -12,7 +12,7 @@ use std::time::Duration;
 
 use arrow_array::RecordBatch;
 use pelton_core::call::Priority;
-use pelton_core::declaration::Declaration;
+use pelton_core::declaration::{Declaration, Orphans};
 use pelton_core::meter::{self, InstanceMeter};
 use pelton_core::service::{Invocation, MethodSpec};
 use pelton_core::weigh::Scales;
@@ -28,6 +28,11 @@ use flow::Flow;
 
 /// A caller that takes a request back this shortly before its deadline does so because of it.
 const LATE: Duration = Duration::from_millis(100);
+
+/// How long one that drains waits for callers that lost their connection and have not taken their results.
+const FAREWELL: Duration = Duration::from_secs(5);
+/// Most requests in one frame that says what is held here.
+const HOLDS_AT_ONCE: usize = 1 << 16;
 
 /// A caller's connection, numbered by the server.
 pub type ConnectionId = u64;
@@ -379,6 +384,13 @@ impl State {
             timing: false,
         };
         self.connections.insert(id, connection);
+        let held: Vec<RequestId> = self.ledger.unattended().filter(|id| !self.is_stopped(*id)).collect();
+        let frames = held.len().div_ceil(HOLDS_AT_ONCE).max(1);
+        for frame in 0..frames {
+            let ids = held.iter().skip(frame * HOLDS_AT_ONCE).take(HOLDS_AT_ONCE);
+            let holds = Frame::Holds { runs: RequestRun::pack(ids.copied()), last: frame + 1 == frames };
+            actions.push(Action::Send(id, holds.into()));
+        }
         if self.phase == Phase::Draining {
             actions.push(Action::Send(id, Frame::Draining.into()));
         }
@@ -391,7 +403,12 @@ impl State {
         for request in self.ledger.attached_to(id) {
             if let Some(entry) = self.ledger.get_mut(request) {
                 entry.attached = None;
-                if matches!(entry.stage, Stage::Queued { .. }) {
+                let stops = match entry.stage {
+                    Stage::Queued { .. } => true,
+                    Stage::Running { .. } => self.declaration.ledger.orphans == Orphans::Cancel,
+                    Stage::Finished { .. } => false,
+                };
+                if stops {
                     self.abandoned_since.get_or_insert(now);
                 }
             }
@@ -406,6 +423,10 @@ impl State {
             self.abandoned_since = None;
             for id in self.ledger.abandoned() {
                 self.ledger.remove(id);
+            }
+            if self.declaration.ledger.orphans == Orphans::Cancel {
+                let running: Vec<RequestId> = self.ledger.orphaned().collect();
+                self.cancel(&RequestRun::pack(running), now);
             }
         }
         if self.leaves_by.is_some_and(|by| now >= by) {
@@ -556,8 +577,8 @@ impl State {
     }
 
     /// Whether it runs in a batch that was told that nobody waits for it.
-    fn is_stopped(&mut self, id: RequestId) -> bool {
-        let Some(Entry { stage: Stage::Running { batch }, .. }) = self.ledger.get_mut(id) else {
+    fn is_stopped(&self, id: RequestId) -> bool {
+        let Some(Entry { stage: Stage::Running { batch }, .. }) = self.ledger.get(id) else {
             return false;
         };
         self.running.get(batch).is_some_and(|r| r.cancelled.load(Ordering::Relaxed))
@@ -595,7 +616,7 @@ impl State {
             return;
         }
         self.phase = Phase::Draining;
-        self.leaves_by = Some(now + self.declaration.lease);
+        self.leaves_by = Some(now + self.declaration.lease.min(FAREWELL));
         let mut back: BTreeMap<ConnectionId, Vec<RequestId>> = BTreeMap::new();
         for item in self.queue.drain() {
             if self.ledger.is_queued(item.id, item.ticket)

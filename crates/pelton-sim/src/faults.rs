@@ -38,8 +38,14 @@ pub fn run(scenario: Scenario, seed: u64) -> Run {
     let mut setup = scenario::setup(&world);
     (scenario.setup)(&world, &mut setup);
     let result = match Stage::new(world.clone(), trace.clone(), setup) {
-        Ok(stage) => world.run(LIMIT, (scenario.play)(stage)).and_then(|played| played),
-        Err(e) => Err(format!("control did not start: {e}")),
+        Ok(stage) => {
+            let play = async move {
+                stage.start_control().await?;
+                (scenario.play)(stage).await
+            };
+            world.run(LIMIT, Box::pin(play)).and_then(|played| played)
+        }
+        Err(e) => Err(e),
     };
     let took = world.now().since(began);
     if let Err(why) = &result {

@@ -113,6 +113,11 @@ pub enum Frame {
     HandBack {
         runs: Vec<RequestRun>,
     },
+    /// Instance, once a caller has joined: what it queues, runs or keeps the results of, whoever sent it. `last`: that was all.
+    Holds {
+        runs: Vec<RequestRun>,
+        last: bool,
+    },
     /// Caller: these were sent on an earlier connection; go on with them here.
     Attach {
         runs: Vec<RequestRun>,
@@ -214,6 +219,7 @@ impl Frame {
             Frame::Stop => 20,
             Frame::Query => 21,
             Frame::Report(_) => 22,
+            Frame::Holds { .. } => 23,
         }
     }
 
@@ -278,6 +284,10 @@ impl Frame {
             | Frame::Attach { runs }
             | Frame::Cancel { runs }
             | Frame::Acknowledge { runs } => put_runs(&mut out, runs),
+            Frame::Holds { runs, last } => {
+                out.push(u8::from(*last));
+                put_runs(&mut out, runs);
+            }
             Frame::Load { held } => out.extend(held.to_le_bytes()),
             Frame::Ping(n) | Frame::Pong(n) => out.extend(n.to_le_bytes()),
             Frame::Draining | Frame::Drain | Frame::Stop | Frame::Query => {}
@@ -341,6 +351,10 @@ impl Frame {
             19 => Frame::Drain,
             20 => Frame::Stop,
             21 => Frame::Query,
+            23 => {
+                let last = r.u8()? != 0;
+                Frame::Holds { runs: runs(&mut r)?, last }
+            }
             other => return Err(Error::protocol(format!("a frame of unknown kind {other}"))),
         };
         r.end()?;

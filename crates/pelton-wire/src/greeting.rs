@@ -18,11 +18,13 @@ pub struct Bootstrap {
     pub token: String,
     /// Where to listen.
     pub address: Address,
+    /// What it is made of: whoever wants the same may adopt it.
+    pub config: String,
     pub declaration: Declaration,
 }
 
 /// The protocol's version. Peers agree on the highest that both speak.
-pub const VERSION: u16 = 2;
+pub const VERSION: u16 = 3;
 
 /// Why somebody connects.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -64,6 +66,8 @@ impl std::fmt::Debug for Greeting {
 pub struct Welcome {
     pub version: u16,
     pub instance: InstanceId,
+    /// What it is made of (see [`Bootstrap::config`]).
+    pub config: String,
     pub methods: Vec<MethodSpec>,
     /// The largest frame that this side takes.
     pub max_message: Bytes,

@@ -51,6 +51,7 @@ fn frames() -> Vec<Frame> {
         Frame::Welcome(Box::new(Welcome {
             version: 1,
             instance: InstanceId { service: "s".into(), number: 1, incarnation: 2 },
+            config: "f00".into(),
             methods: vec![method],
             max_message: Bytes::mib(64),
             status: *status(State::Ready),
@@ -103,6 +104,7 @@ fn frames() -> Vec<Frame> {
         Frame::Stop,
         Frame::Query,
         Frame::Report("{}".into()),
+        Frame::Holds { runs: vec![run(1, 2, 3)], last: true },
     ]
 }
 

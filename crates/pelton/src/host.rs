@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use pelton_client::{Client, Stats};
-use pelton_control::{CallerReport, Control, JobReport, RemoteEndpointReport, RemoteReport};
+use pelton_control::{CallerReport, Control, JobReport, RemoteEndpointReport, RemoteReport, Survey};
 use pelton_core::remote::{Remote, Url};
 use pelton_core::service::{Definition, show_columns};
 use pelton_core::{Declaration, Error, Fate, Kind, Result, Retry};
@@ -44,7 +44,7 @@ fn host(settings: &Settings) -> Result<Host> {
 }
 
 /// Starts the services of a job and a client for each.
-fn start(
+async fn start(
     env: &Env,
     name: &str,
     settings: &Settings,
@@ -53,15 +53,16 @@ fn start(
     let ours = || services.iter().filter(|(declaration, _)| !declaration.is_remote());
     // First, because it may find something missing, and then nothing has been started.
     let remotes = start_remotes(env, services)?;
-    let control = Control::start(
-        env,
-        pelton_control::Settings {
-            name: name.to_owned(),
-            run_base: pelton_control::rundir::base(),
-            logs: settings.state.join("logs"),
-            services: ours().map(|(declaration, _)| declaration.clone()).collect(),
-        },
-    )?;
+    let control_settings = pelton_control::Settings {
+        name: name.to_owned(),
+        run_base: pelton_control::rundir::base(),
+        logs: settings.state.join("logs"),
+        home: std::path::absolute(&settings.state)?,
+        lineage: lineage(env, settings)?,
+        services: ours().map(|(declaration, _)| declaration.clone()).collect(),
+    };
+    let survey = Survey::make(env, &control_settings).await?;
+    let control = Control::start(env, control_settings, survey)?;
     let clients = ours().map(|(declaration, definition)| {
         let client_settings = pelton_client::Settings {
             declaration: declaration.clone(),
@@ -69,7 +70,7 @@ fn start(
             job: control.job().to_owned(),
             token: control.token().to_owned(),
             client: "host".into(),
-            epoch: env.clock.unix_millis(),
+            epoch: control.epoch(),
         };
         let client = Client::start(env.clone(), client_settings, control.follow(&declaration.name));
         (declaration.name.clone(), client)
@@ -89,6 +90,25 @@ fn start(
     control.set_remotes(Arc::new(move || for_report.iter().map(|(name, r)| report(name, r)).collect()));
     let remotes = remotes.into_iter().map(|(name, remote)| (name, remote.caller)).collect();
     Ok(Services::new(env.clone(), control, clients, remotes))
+}
+
+/// Which state of the job this is: one that begins anew is another one. Instances of another one are not taken over, for what they
+/// remember may be answers to other rows of the same ids.
+fn lineage(env: &Env, settings: &Settings) -> Result<String> {
+    let path = settings.state.join("lineage");
+    if !settings.fresh
+        && let Ok(known) = std::fs::read_to_string(&path)
+        && !known.is_empty()
+    {
+        return Ok(known);
+    }
+    let new = env.entropy.secret();
+    let draft = settings.state.join("lineage.tmp");
+    std::fs::create_dir_all(&settings.state)
+        .and_then(|()| std::fs::write(&draft, &new))
+        .and_then(|()| std::fs::rename(&draft, &path))
+        .map_err(|e| Error::from(e).context(format_args!("writing {}", path.display())))?;
+    Ok(new)
 }
 
 #[derive(Clone)]
@@ -155,7 +175,7 @@ pub(crate) fn serve<T>(
     let host = host(settings)?;
     host.block_on(async {
         let mut interrupts = Interrupts::listen()?;
-        let services = start(host.env(), name, settings, &services)?;
+        let services = start(host.env(), name, settings, &services).await?;
         let interrupted = || Error::new(Kind::Cancelled, Fate::Unknown, Retry::Never, "interrupted");
         let result = tokio::select! {
             biased;
@@ -180,7 +200,7 @@ pub(crate) fn run(
     let env = host.env().clone();
     host.block_on(async {
         let interrupts = Interrupts::listen()?;
-        let services = start(&env, name, settings, &services)?;
+        let services = start(&env, name, settings, &services).await?;
         let result =
             match pelton_dataflow::job::Job::start(topology, services.callers(), env.clone(), options) {
                 Ok(running) => drive(&env, &services, running, interrupts, &mut observe).await,

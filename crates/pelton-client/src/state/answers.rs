@@ -37,6 +37,7 @@ impl State {
             }
             Frame::Load { held } => peer.held = held,
             Frame::Draining => peer.draining = true,
+            Frame::Holds { runs, last } => self.holds(key, &runs, last, now, actions),
             Frame::Results { entries, .. } => {
                 if let Some(rows) = message.rows {
                     self.results(key, &entries, &rows, now, actions);

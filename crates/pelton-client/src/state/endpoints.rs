@@ -14,6 +14,7 @@ use rand::RngExt;
 
 use super::{Action, GIVE_UP_AFTER, MOST_PEERS, RECONNECT, State};
 use crate::peer::{ConnectionId, Peer, PeerKey, Window};
+use crate::requests::Place;
 
 impl State {
     /// Applies a change, then sees to it that this client is connected to its share of the instances.
@@ -30,6 +31,10 @@ impl State {
                     self.removed(&instance, now, actions);
                 }
                 self.known = all;
+                if !std::mem::replace(&mut self.told, true) {
+                    self.choose(actions);
+                    self.awaited = self.peers.values().map(|p| p.endpoint.instance.clone()).collect();
+                }
             }
             EndpointDelta::Add(endpoint) => {
                 self.known.insert(endpoint.instance.clone(), endpoint);
@@ -101,6 +106,8 @@ impl State {
         else {
             return;
         };
+        self.heard_of(key);
+        self.forget_held(key);
         self.abandon(key, now, actions);
         self.peers.remove(&key);
         self.ended.retain(|_, peer| *peer != key);
@@ -172,15 +179,20 @@ impl State {
                 welcome.instance
             );
             actions.push(Action::Disconnect(key));
-            return;
+            return self.heard_of(key);
         }
         peer.connection = Some(connection);
         peer.failures = 0;
         peer.lost_since = None;
         peer.window = Window::default();
         peer.held = welcome.status.held;
-        if !peer.to_cancel.is_empty() {
-            let runs = RequestRun::pack(std::mem::take(&mut peer.to_cancel));
+        // What still waits to be sent is taken up there, once it has said that it has it.
+        let requests = &self.requests;
+        let waits = |id: &RequestId| requests.get(*id).is_some_and(|r| !matches!(r.place, Place::Sent(_)));
+        let mut given_up = std::mem::take(&mut peer.to_cancel);
+        given_up.retain(|id| !waits(id));
+        if !given_up.is_empty() {
+            let runs = RequestRun::pack(given_up);
             actions.push(Action::Send(key, Frame::Cancel { runs }.into()));
         }
         // An attached stream begins anew.
@@ -193,6 +205,7 @@ impl State {
             let runs = RequestRun::pack(peer.in_flight.iter().copied());
             actions.push(Action::Send(key, Frame::Attach { runs }.into()));
         }
+        self.forget_held(key);
     }
 
     pub(super) fn not_connected(
@@ -211,6 +224,7 @@ impl State {
         }
         let lost_since = *peer.lost_since.get_or_insert(now);
         if failures >= GIVE_UP_AFTER.0 && now.since(lost_since) >= GIVE_UP_AFTER.1 {
+            self.heard_of(key);
             self.abandon(key, now, actions);
         }
         let after = backoff::delay(failures, RECONNECT.0, RECONNECT.1, self.rng.random());

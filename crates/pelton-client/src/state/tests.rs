@@ -65,6 +65,7 @@ fn welcome(number: u32) -> Box<Welcome> {
     Box::new(Welcome {
         version: 1,
         instance: instance(number),
+        config: String::new(),
         methods: methods(),
         max_message: Bytes::mib(1),
         status,
@@ -127,6 +128,19 @@ fn event(text: &str, receiver: &Arc<dyn Receiver>) -> (Time, Event) {
         "results" => received(results(true)),
         "part" => received(results(false)),
         "hand-back" => received(Frame::HandBack { runs: runs(3) }.into()),
+        "reset" => {
+            let endpoint = |number: &&str| {
+                let number: u32 = number.parse().unwrap();
+                Endpoint {
+                    instance: instance(number),
+                    address: Address::Unix(PathBuf::from(number.to_string())),
+                }
+            };
+            Event::Endpoints(EndpointDelta::Reset(words[2..].iter().map(endpoint).collect()))
+        }
+        "holds" => {
+            received(Frame::Holds { runs: words.get(3).map_or(vec![], |_| runs(3)), last: true }.into())
+        }
         "draining" => received(Frame::Draining.into()),
         "pong" => received(Frame::Pong(number(3)).into()),
         "poison" => received(Frame::Failure { runs: runs(3), error: Error::user("bad row") }.into()),
@@ -434,4 +448,41 @@ fn a_client_connects_to_its_share_of_many_instances() {
         assert_eq!(state.peers.len(), MOST_PEERS);
     }
     assert!(callers_of.iter().all(|n| *n > 0), "{callers_of:?}");
+}
+
+#[test]
+fn what_instances_hold_is_taken_up_there_and_nothing_is_sent_before_they_said_so() {
+    check(
+        "0 reset 0 1 => connect 0; connect 1
+         1 explicit 0..4
+         2 connected 0.1
+         3 permit 0.1 9 => return 0 9
+         4 holds 0.1 1..3 => attach 0 1,2
+         5 connected 1.2
+         6 holds 1.2 => announce 1 2
+         7 permit 1.2 1 => request 1 0
+         8 results 0.1 1..3 => deliver 1,2; announce 0 10; announce 1 1",
+    );
+    // One that never says anything is given up; one that comes back has what is not sent elsewhere yet.
+    check(
+        "0 reset 0 => connect 0
+         1 submit 0..2
+         2 unreachable 0 => connect 0
+         600 unreachable 0 => connect 0
+         1200 unreachable 0 => connect 0
+         1300 connected 0.1 => announce 0 2
+         1301 holds 0.1 1 => attach 0 1; announce 0 1",
+    );
+    // What comes later is asked for where it is; what was sent elsewhere meanwhile is cancelled there.
+    check(
+        "0 reset 0 1 => connect 0; connect 1
+         1 connected 0.1
+         2 connected 1.2
+         3 holds 0.1 5..7
+         4 holds 1.2
+         5 submit 5 => attach 0 5
+         6 lost 0.1 => connect 0
+         7 remove 0 => disconnect 0; announce 1 1
+         8 permit 1.2 1 => request 1 5",
+    );
 }

@@ -109,6 +109,8 @@ fn show(action: &Action) -> String {
             }
             Frame::Failure { runs, error } => format!("{} {to} {}", error.kind().name(), show_runs(runs)),
             Frame::HandBack { runs } => format!("hand-back {to} {}", show_runs(runs)),
+            Frame::Holds { runs, .. } if runs.is_empty() => String::new(),
+            Frame::Holds { runs, .. } => format!("holds {to} {}", show_runs(runs)),
             Frame::Draining => format!("draining {to}"),
             other => format!("{other:?}"),
         },
@@ -122,7 +124,7 @@ fn check(script: &str) -> State {
     for line in script.lines().map(str::trim).filter(|l| !l.is_empty()) {
         let (text, actions) = line.split_once("=>").unwrap_or((line, ""));
         let (now, event) = event(&state, text.trim());
-        let shown: Vec<String> = state.handle(event, now).iter().map(show).collect();
+        let shown = state.handle(event, now).iter().map(show).filter(|s| !s.is_empty()).collect::<Vec<_>>();
         told.push(format!("{} => {}", text.trim(), shown.join("; ")).trim().to_owned());
         expected.push(format!("{} => {}", text.trim(), actions.trim()).trim().to_owned());
     }
@@ -187,7 +189,7 @@ fn a_caller_that_comes_back_is_attached() {
          1 request 1 0..4 => run 0: 0,1
          2 end 0 => results 1 0,1; run 1: 2,3
          3 left 1
-         4 join 2 a 1
+         4 join 2 a 1 => holds 2 0,1,2,3
          5 attach 2 0..6 => results 2 0; results 2 1; hand-back 2 4,5
          6 end 1 => results 2 2,3",
     );
@@ -294,7 +296,7 @@ fn draining_waits_a_while_for_callers_that_lost_their_connection() {
          3 drain => report
          4 end 0\n";
     check(&format!(
-        "{waits} 5 join 2 a 1 => draining 2\n 6 attach 2 0..2 => results 2 0; results 2 1; leave"
+        "{waits} 5 join 2 a 1 => holds 2 0,1; draining 2\n 6 attach 2 0..2 => results 2 0; results 2 1; leave"
     ));
     check(&format!("{waits} 1003 tick => leave"));
 }
@@ -323,7 +325,7 @@ fn a_stream_is_repeated_from_its_beginning() {
          2 emit 0 0 => part 1 0
          3 left 1
          4 emit 0 0
-         5 join 2 a 1
+         5 join 2 a 1 => holds 2 0
          6 attach 2 0 => part 2 0; part 2 0
          7 end 0 => results 2 0",
     );

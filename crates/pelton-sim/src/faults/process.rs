@@ -73,6 +73,11 @@ impl Machine {
         self.lock().running.iter().map(|(pid, r)| (*pid, r.bootstrap.clone())).collect()
     }
 
+    /// Processes that were started so far.
+    pub fn started(&self) -> u64 {
+        self.lock().started
+    }
+
     pub fn is_running(&self, pid: Pid) -> bool {
         self.lock().running.contains_key(&pid)
     }
@@ -145,6 +150,16 @@ impl Processes for Machine {
         };
         self.world.spawn(pid, Box::pin(main));
         Ok(Box::new(Child { machine: self.clone(), pid, exited }))
+    }
+
+    fn adopt(&self, pid: u32) -> io::Result<Box<dyn Process>> {
+        let running = self.lock().running.get(&pid).map(|r| r.exit.subscribe());
+        let exited = running.ok_or_else(|| io::Error::from(io::ErrorKind::NotFound))?;
+        Ok(Box::new(Child { machine: self.clone(), pid, exited }))
+    }
+
+    fn program(&self) -> String {
+        "simulated".into()
     }
 }
 

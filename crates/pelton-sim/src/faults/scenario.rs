@@ -51,6 +51,7 @@ scenarios! {
     drains_and_cuts, |_, _| {}, "instances leave while connections are lost";
     leaving, |_, s| s.declaration.lease = Duration::from_millis(800), "a client goes away, then control does";
     takeover, |_, s| s.declaration.instances = 1.into(), "a client is started again with the same requests";
+    restart, |_, _| {}, "the whole host is started again: instances, what they run and what they know go on";
     partition, |_, _| {}, "an instance is cut off until its requests are given up";
     small_ledger, |_, s| s.declaration.ledger.bytes = Bytes::kib(1), "the ledger is too small for what is not acknowledged";
     stopping, |_, s| s.declaration = s.declaration.clone().option("open", "3s"), "control is stopped at any time";
@@ -424,6 +425,38 @@ async fn takeover(stage: Stage) -> Result<(), String> {
     stage.book.only(&[])?;
     ran_once(&stage)?;
     new.acknowledge(&ids);
+    stage.all_idle(true).await?;
+    stop(&stage).await
+}
+
+/// Client and control are gone at once, as with their process; what runs stays, and is taken up.
+async fn restart(stage: Stage) -> Result<(), String> {
+    if stage.world.chance(0.7) {
+        stage.some_ready(1).await?;
+    }
+    let order = Order { acknowledge: Acknowledge::Explicit, ..Order::default() };
+    let n = 10 + stage.world.below(60);
+    for _ in 0..1 + stage.world.below(3) {
+        let epoch = stage.with_control(|c| c.epoch());
+        let client = stage.client("a", epoch);
+        stage.submit(&client, order, 0..n);
+        stage.sleep_ms(0, 60).await;
+        drop(client);
+        drop(stage.take_control());
+        stage.sleep_ms(0, 300).await;
+        stage.book.turn_over();
+        stage.start_control().await?;
+    }
+    let client = stage.client("a", stage.with_control(|c| c.epoch()));
+    let ids = stage.submit(&client, order, 0..n);
+    stage.all_ended(PATIENCE).await?;
+    stage.book.only(&[])?;
+    stage.nothing_ran_twice()?;
+    let started = stage.machine.started();
+    if started > u64::from(stage.setup.declaration.instances.initial) {
+        return Err(format!("{started} processes were started, of which none had died"));
+    }
+    client.acknowledge(&ids);
     stage.all_idle(true).await?;
     stop(&stage).await
 }

@@ -8,7 +8,7 @@ use std::time::Duration;
 use arrow_array::cast::AsArray;
 use arrow_array::types::UInt64Type;
 use pelton_client::Client;
-use pelton_control::Control;
+use pelton_control::{Control, Survey};
 use pelton_core::call::{Acknowledge, Caller, Outcome, Priority, Receiver, Submission};
 use pelton_core::service::MethodSpec;
 use pelton_core::{Bytes, Declaration, Kind, RequestId, Time};
@@ -39,10 +39,8 @@ pub struct Stage {
     pub book: Book,
     pub setup: Setup,
     control: Arc<Mutex<Option<Control>>>,
-    job: String,
-    token: String,
     methods: Arc<[MethodSpec]>,
-    _folder: Arc<tempfile::TempDir>,
+    folder: Arc<tempfile::TempDir>,
 }
 
 impl Stage {
@@ -57,13 +55,6 @@ impl Stage {
         };
         let machine = Machine::new(world.clone(), net.clone(), trace.clone(), program);
         let folder = tempfile::Builder::new().prefix("ps").tempdir_in("/tmp").map_err(|e| e.to_string())?;
-        let settings = pelton_control::Settings {
-            name: "sim".into(),
-            run_base: folder.path().join("r"),
-            logs: folder.path().join("logs"),
-            services: vec![setup.declaration.clone()],
-        };
-        let control = Control::start(&machine.env(HOST, "control"), settings).map_err(|e| e.to_string())?;
         Ok(Stage {
             book: Book::new(world.clone(), trace.clone()),
             world,
@@ -71,13 +62,28 @@ impl Stage {
             trace,
             executions,
             methods: probe::specs(setup.plan.concurrency).into(),
-            job: control.job().to_owned(),
-            token: control.token().to_owned(),
-            control: Arc::new(Mutex::new(Some(control))),
+            control: Arc::default(),
             machine,
             setup,
-            _folder: Arc::new(folder),
+            folder: Arc::new(folder),
         })
+    }
+
+    /// Starts control, which takes over what an earlier one left.
+    pub async fn start_control(&self) -> Result<(), String> {
+        let settings = pelton_control::Settings {
+            name: "sim".into(),
+            run_base: self.folder.path().join("r"),
+            logs: self.folder.path().join("logs"),
+            home: self.folder.path().join("home"),
+            lineage: "one".into(),
+            services: vec![self.setup.declaration.clone()],
+        };
+        let env = self.machine.env(HOST, "control");
+        let survey = Survey::make(&env, &settings).await.map_err(|e| e.to_string())?;
+        let control = Control::start(&env, settings, survey).map_err(|e| e.to_string())?;
+        *self.control.lock().expect("nobody panics with it") = Some(control);
+        Ok(())
     }
 
     /// A client, as a restarted host would make it too: the same name and a higher epoch.
@@ -85,8 +91,8 @@ impl Stage {
         let settings = pelton_client::Settings {
             declaration: self.setup.declaration.clone(),
             methods: self.methods.clone(),
-            job: self.job.clone(),
-            token: self.token.clone(),
+            job: self.with_control(|c| c.job().to_owned()),
+            token: self.with_control(|c| c.token().to_owned()),
             client: name.to_owned(),
             epoch,
         };
@@ -122,7 +128,8 @@ impl Stage {
         let env = self.machine.env(HOST, "observer");
         let mut statuses = Vec::new();
         for (pid, bootstrap) in self.machine.running() {
-            let greeting = pelton_link::greeting(Role::Observer, &self.token, &self.job, "observer", 1);
+            let (token, job) = (&bootstrap.token, &bootstrap.job);
+            let greeting = pelton_link::greeting(Role::Observer, token, job, "observer", 1);
             if let Ok((welcome, _)) =
                 pelton_link::connect(&env, &bootstrap.address, greeting, Bytes::kib(64)).await
             {
@@ -136,7 +143,8 @@ impl Stage {
     pub async fn supervise(&self, pid: Pid) -> Option<pelton_link::Link> {
         let (_, bootstrap) = self.machine.running().into_iter().find(|(p, _)| *p == pid)?;
         let env = self.machine.env(HOST, "other-control");
-        let greeting = pelton_link::greeting(Role::Control, &self.token, &self.job, "other", 1);
+        let (token, job) = (&bootstrap.token, &bootstrap.job);
+        let greeting = pelton_link::greeting(Role::Control, token, job, "other", 1);
         pelton_link::connect(&env, &bootstrap.address, greeting, Bytes::kib(64))
             .await
             .ok()

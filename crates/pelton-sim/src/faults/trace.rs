@@ -100,6 +100,7 @@ pub(crate) fn describe(frame: &Frame) -> String {
         }
         Frame::Failure { runs, error } => format!("failure {} {}", error.kind().name(), show(runs)),
         Frame::HandBack { runs } => format!("hand-back {}", show(runs)),
+        Frame::Holds { runs, .. } => format!("holds {}", show(runs)),
         Frame::Attach { runs } => format!("attach {}", show(runs)),
         Frame::Cancel { runs } => format!("cancel {}", show(runs)),
         Frame::Acknowledge { runs } => format!("acknowledge {}", show(runs)),

@@ -394,6 +394,7 @@ impl World<'_> {
             let welcome = Box::new(Welcome {
                 version: pelton_wire::greeting::VERSION,
                 instance: self.service.id(instance, life),
+                config: String::new(),
                 methods: self.service.methods.to_vec(),
                 max_message: self.service.declaration.max_message,
                 status: state.status(0, now),
@@ -484,6 +485,7 @@ fn kind(frame: &Frame) -> &'static str {
         Frame::Results { .. } => "results",
         Frame::Failure { .. } => "failure",
         Frame::HandBack { .. } => "hand-back",
+        Frame::Holds { .. } => "holds",
         Frame::Attach { .. } => "attach",
         Frame::Cancel { .. } => "cancel",
         Frame::Acknowledge { .. } => "acknowledge",

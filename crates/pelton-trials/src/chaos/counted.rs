@@ -1,6 +1,5 @@
 //! A scripted service that notes each row that it begins to execute, so that executions can be counted afterwards.
 
-use std::collections::BTreeMap;
 use std::fs::{self, File, OpenOptions};
 use std::io::Write;
 use std::path::{Path, PathBuf};
@@ -24,6 +23,8 @@ struct Counted {
     notes: File,
     /// Once there is such a file, no batch ends any more.
     hangs: PathBuf,
+    /// Made when it ends in good order.
+    closed: PathBuf,
 }
 
 /// The file that makes an instance hang, by its process.
@@ -32,6 +33,8 @@ pub(crate) fn hangs(folder: &Path, pid: u32) -> PathBuf {
 }
 
 const HANGS: &str = "hang-";
+const IDS: &str = "ids";
+const CLOSED: &str = "closed";
 
 fn columns() -> (Vec<Field>, Vec<Field>) {
     (
@@ -58,7 +61,10 @@ pub(crate) fn scorer() -> Definition {
             Box::pin(open(inner, ctx))
         },
         methods,
-        |counted| counted.inner.close(),
+        |counted| {
+            File::create(counted.closed)?;
+            counted.inner.close()
+        },
     )
 }
 
@@ -66,11 +72,10 @@ async fn open(inner: Definition, mut ctx: Context) -> Result<Counted> {
     let folder = ctx.options.remove(FOLDER);
     let folder =
         folder.as_ref().and_then(|f| f.as_str()).ok_or_else(|| Error::invalid("no folder for executions"))?;
-    let job = rustix::process::getppid().map_or(0, |pid| pid.as_raw_pid());
-    let folder = Path::new(folder);
-    let path = folder.join(format!("{job}-{}.ids", std::process::id()));
-    let notes = OpenOptions::new().create(true).append(true).open(path)?;
-    Ok(Counted { inner: inner.open(ctx).await?, notes, hangs: hangs(folder, std::process::id()) })
+    let (folder, pid) = (Path::new(folder), std::process::id());
+    let notes = OpenOptions::new().create(true).append(true).open(folder.join(format!("{pid}.{IDS}")))?;
+    let closed = folder.join(format!("{pid}.{CLOSED}"));
+    Ok(Counted { inner: inner.open(ctx).await?, notes, hangs: hangs(folder, pid), closed })
 }
 
 impl Counted {
@@ -91,19 +96,24 @@ impl Counted {
     }
 }
 
-/// What the instances of one job executed, instance by instance.
-pub(crate) fn read(folder: &Path) -> anyhow::Result<BTreeMap<u32, Vec<u64>>> {
-    let mut executed: BTreeMap<u32, Vec<u64>> = BTreeMap::new();
+/// What one instance began to execute.
+pub(crate) struct Executed {
+    pub(crate) rows: Vec<u64>,
+    /// It did not end in good order.
+    pub(crate) died: bool,
+}
+
+/// What each instance executed.
+pub(crate) fn read(folder: &Path) -> anyhow::Result<Vec<Executed>> {
+    let mut executed = Vec::new();
     for entry in fs::read_dir(folder).with_context(|| folder.display().to_string())? {
         let path: PathBuf = entry?.path();
-        if path.file_name().and_then(|n| n.to_str()).is_some_and(|n| n.starts_with(HANGS)) {
+        if path.extension().is_none_or(|e| e != IDS) {
             continue;
         }
-        let job = path.file_name().and_then(|n| n.to_str()?.split('-').next()?.parse().ok());
-        let job = job.with_context(|| format!("{} is no note of executions", path.display()))?;
         let bytes = fs::read(&path)?;
-        let ids = bytes.as_chunks::<8>().0.iter().map(|id| u64::from_le_bytes(*id));
-        executed.entry(job).or_default().extend(ids);
+        let rows = bytes.as_chunks::<8>().0.iter().map(|id| u64::from_le_bytes(*id)).collect();
+        executed.push(Executed { rows, died: !path.with_extension(CLOSED).exists() });
     }
     Ok(executed)
 }

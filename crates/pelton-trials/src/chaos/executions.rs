@@ -1,50 +1,39 @@
 //! How many executions a trial took beyond one a row, and what for.
 
-use std::collections::BTreeMap;
 use std::fmt;
 
-use super::Blow;
+use super::counted::Executed;
 
 /// Executions beyond the first of a row.
 #[derive(Debug, Default, PartialEq, Eq)]
 pub(crate) struct Beyond {
-    /// By the same job again: an instance was killed.
-    pub(crate) instances: u64,
-    /// By a later job, because the one before was killed.
-    pub(crate) jobs: u64,
-    /// By a later job, because the one before was stopped.
-    pub(crate) stops: u64,
+    /// Of rows that an instance had executed, or was executing, when it died.
+    pub(crate) dead: u64,
+    /// Of rows that only instances executed which went on, or ended in good order: none of these was necessary.
+    pub(crate) live: u64,
 }
 
 impl Beyond {
-    /// `executed` is what each job's instances did; `ends` are the jobs in their order, with how each ended.
-    pub(crate) fn count(
-        executed: &BTreeMap<u32, Vec<u64>>,
-        ends: &[(u32, Option<Blow>)],
-        rows: u64,
-    ) -> Beyond {
+    pub(crate) fn count(executed: &[Executed], rows: u64) -> Beyond {
         let mut beyond = Beyond::default();
-        // For each row, how the last job that executed it ended.
-        let mut before: Vec<Option<Option<Blow>>> = vec![None; rows as usize];
-        for (job, end) in ends {
-            let mut mine = executed.get(job).cloned().unwrap_or_default();
-            let all = mine.len();
-            mine.sort_unstable();
-            mine.dedup();
-            beyond.instances += (all - mine.len()) as u64;
-            for row in mine {
-                match before[row as usize].replace(*end) {
-                    None => {}
-                    Some(Some(Blow::Stop)) => beyond.stops += 1,
-                    Some(_) => beyond.jobs += 1,
-                }
+        // For each row, how many executions there were, and whether an instance that died made one of them.
+        let mut all = vec![(0u64, false); rows as usize];
+        for instance in executed {
+            for row in &instance.rows {
+                let (times, dead) = &mut all[*row as usize];
+                *times += 1;
+                *dead |= instance.died;
             }
+        }
+        for (times, dead) in all {
+            let again = times.saturating_sub(1);
+            *(if dead { &mut beyond.dead } else { &mut beyond.live }) += again;
         }
         beyond
     }
 
     pub(crate) fn total(&self) -> u64 {
-        self.instances + self.jobs + self.stops
+        self.dead + self.live
     }
 }
 
@@ -52,8 +41,8 @@ impl fmt::Display for Beyond {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(
             f,
-            "after killed instances {}, after killed jobs {}, after stops {}",
-            self.instances, self.jobs, self.stops
+            "of what instances had when they died {}, of what live instances had {}",
+            self.dead, self.live
         )
     }
 }
@@ -64,9 +53,8 @@ mod tests {
 
     #[test]
     fn each_execution_is_put_down_to_what_caused_it() {
-        let executed = [(7, vec![0, 1, 2, 1]), (8, vec![2, 3]), (9, vec![3, 4])].into();
-        let ends = [(7, Some(Blow::Job)), (8, Some(Blow::Stop)), (9, None)];
-        let beyond = Beyond::count(&executed, &ends, 5);
-        assert_eq!(beyond, Beyond { instances: 1, jobs: 1, stops: 1 });
+        let instance = |rows: &[u64], died| Executed { rows: rows.to_vec(), died };
+        let executed = [instance(&[0, 1, 2, 1], false), instance(&[2, 3], false), instance(&[3, 4, 4], true)];
+        assert_eq!(Beyond::count(&executed, 5), Beyond { dead: 2, live: 2 });
     }
 }

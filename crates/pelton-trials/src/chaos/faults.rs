@@ -222,7 +222,7 @@ fn sockets(folder: &Path) -> BTreeSet<PathBuf> {
     let entries = fs::read_dir(folder).into_iter().flatten().flatten().map(|e| e.path());
     let instance = |p: &PathBuf| {
         let name = p.file_name().and_then(|n| n.to_str()).unwrap_or_default();
-        name.ends_with(".sock") && name.starts_with(|c: char| c.is_ascii_digit())
+        name.ends_with(".sock") && name != "control.sock"
     };
     entries.filter(instance).collect()
 }

@@ -27,7 +27,7 @@ pub(crate) const NAME: &str = "chaos-job";
 /// How long a server may take to answer.
 const ATTEMPT: Duration = Duration::from_secs(1);
 /// How long an instance outlives its job.
-pub(crate) const LEASE: Duration = Duration::from_secs(1);
+pub(crate) const LEASE: Duration = Duration::from_secs(5);
 
 /// How long a run may give nothing before its instance is taken for wedged; many times what a batch takes here.
 pub(crate) const STALL: Duration = Duration::from_secs(1);

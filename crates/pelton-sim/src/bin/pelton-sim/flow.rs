@@ -15,6 +15,7 @@ use pelton_sim::flow::suite::Suite;
 const SEEDS: u64 = 3;
 
 #[derive(Args)]
+#[group(skip)]
 pub(crate) struct Arguments {
     /// Only this algorithm; may be said more than once [default: all]
     #[arg(long, value_name = "NAME", conflicts_with = "faults")]
