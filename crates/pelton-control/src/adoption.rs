@@ -18,6 +18,7 @@ use crate::rundir::{Card, Record, RunDir};
 
 /// How long all that is left may take to answer. A live instance does at once.
 const PATIENCE: Duration = Duration::from_secs(3);
+const KNOCK_EVERY: Duration = Duration::from_millis(10);
 
 /// What stands ready before a job's instances are started.
 pub struct Survey {
@@ -54,8 +55,8 @@ impl Survey {
         records.sort_by_key(|(record, _)| Reverse(record.instance.incarnation));
         let mut leaving = Vec::new();
         let asked = records.into_iter().map(|(record, address)| ask(env, &survey.card, record, address));
-        for (record, address, answer) in join_all(asked).await {
-            let Some((status, link)) = answer else {
+        for Asked { record, address, found } in join_all(asked).await {
+            let Some((process, status, link)) = found else {
                 tracing::info!("{}, left by an earlier run, does not answer", record.instance);
                 survey.directory.strike(&address);
                 continue;
@@ -67,25 +68,16 @@ impl Survey {
             let fits = wanted
                 .is_some_and(|d| same && place.1 < d.instances.initial && config(env, d) == record.config);
             let works = matches!(status.state, State::Opening | State::Ready);
-            let process = (fits && works && !survey.adopted.contains_key(&place))
-                .then(|| env.processes.adopt(status.pid))
-                .and_then(std::result::Result::ok);
-            match process {
-                Some(process) => {
-                    tracing::info!("{} (process {}) is taken over", record.instance, status.pid);
-                    let instance = record.instance;
-                    survey.adopted.insert(place, Adopted { instance, address, status, link, process });
-                }
-                None => {
-                    tracing::info!(
-                        "{} (process {}) is not what is wanted now, and is told to leave",
-                        record.instance,
-                        status.pid
-                    );
-                    link.sender.send(Frame::Stop);
-                    survey.directory.strike(&address);
-                    leaving.push(link);
-                }
+            if fits && works && !survey.adopted.contains_key(&place) {
+                tracing::info!("{} (process {}) is taken over", record.instance, record.pid);
+                let instance = record.instance;
+                survey.adopted.insert(place, Adopted { instance, address, status, link, process });
+            } else {
+                let (instance, pid) = (&record.instance, record.pid);
+                tracing::info!("{instance} (process {pid}) is not what is wanted now, and is told to leave");
+                link.sender.send(Frame::Stop);
+                survey.directory.strike(&address);
+                leaving.push(link);
             }
         }
         // What they occupy may be what the new ones need.
@@ -112,16 +104,36 @@ impl Survey {
     }
 }
 
-/// Whether an instance is there and is who it is said to be.
-async fn ask(
-    env: &Env,
-    card: &Card,
+/// What came of asking after an instance that was noted.
+struct Asked {
     record: Record,
     address: Address,
-) -> (Record, Address, Option<(Status, Link)>) {
-    let greeting = pelton_link::greeting(Role::Control, card.token(), &card.job, "control", card.epoch);
-    let answer = env.within(PATIENCE, pelton_link::connect(env, &address, greeting, Bytes::kib(64))).await;
-    let answer = answer.and_then(Result::ok);
-    let answer = answer.filter(|(w, _)| w.instance == record.instance && w.config == record.config);
-    (record, address, answer.map(|(welcome, link)| (welcome.status, link)))
+    found: Option<(Box<dyn Process>, Status, Link)>,
+}
+
+/// Whether an instance is there and is who it is said to be. It may have been started a moment ago: then it is not listening yet.
+async fn ask(env: &Env, card: &Card, record: Record, address: Address) -> Asked {
+    let Ok(mut process) = env.processes.adopt(record.pid) else {
+        return Asked { record, address, found: None };
+    };
+    let knock = async {
+        loop {
+            let greeting =
+                pelton_link::greeting(Role::Control, card.token(), &card.job, "control", card.epoch);
+            match pelton_link::connect(env, &address, greeting, Bytes::kib(64)).await {
+                Ok(answer) => return Some(answer),
+                Err(e) if e.kind().counts_against_endpoint() => env.sleep(KNOCK_EVERY).await,
+                Err(_) => return None,
+            }
+        }
+    };
+    let answer = tokio::select! {
+        biased;
+        answer = env.within(PATIENCE, knock) => answer.flatten(),
+        _ = process.exited() => None,
+    };
+    let found = answer
+        .filter(|(w, _)| w.instance == record.instance && w.config == record.config)
+        .map(|(welcome, link)| (process, welcome.status, link));
+    Asked { record, address, found }
 }

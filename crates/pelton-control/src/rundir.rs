@@ -16,6 +16,7 @@ use serde::{Deserialize, Serialize};
 /// Unix socket paths are at most 107 bytes long on Linux; the rest is for the socket's own name.
 const LONGEST: usize = 107 - 48;
 const CARD: &str = "job.json";
+const TAKEN: &str = "job.taken";
 const RECORD: &str = ".instance";
 
 /// What stands in a job's folder for those who look for it.
@@ -137,20 +138,24 @@ impl RunDir {
         }
         let left =
             entries(base)?.into_iter().filter(|(_, left)| !left.is_current() && left.home == card.home);
-        let taken = left.max_by_key(|(_, left)| left.started).and_then(|(from, left)| {
-            // Whoever renames it has it, and nobody else.
-            fs::rename(from, &path).is_ok().then_some(left)
-        });
-        let same = taken.as_ref().is_some_and(|left| left.lineage == card.lineage);
-        match taken {
-            Some(left) => {
-                card.token = left.token;
+        // Whoever takes the card away has the folder, and nobody else.
+        let taken = left
+            .max_by_key(|(_, left)| left.started)
+            .filter(|(from, _)| fs::rename(from.join(CARD), from.join(TAKEN)).is_ok());
+        let same = taken.as_ref().is_some_and(|(_, left)| left.lineage == card.lineage);
+        let path = match taken {
+            Some((from, left)) => {
+                (card.job, card.token) = (left.job, left.token);
                 card.epoch = card.epoch.max(left.epoch + (1 << 20));
-                let _ = fs::remove_file(control_socket(&path));
+                let _ = fs::remove_file(control_socket(&from));
+                from
             }
-            None => DirBuilder::new().mode(0o700).create(&path).map_err(failed)?,
-        }
-        let run = card.job.rsplit('-').next().unwrap_or_default().to_owned();
+            None => {
+                DirBuilder::new().mode(0o700).create(&path).map_err(failed)?;
+                path
+            }
+        };
+        let run = format!("{:x}", card.epoch);
         let dir = RunDir { path, card: card.clone(), run };
         dir.write(CARD, card).map_err(failed)?;
         Ok((dir, same))
