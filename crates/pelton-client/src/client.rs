@@ -133,6 +133,10 @@ impl Caller for Client {
         self.shared.apply(Event::Cancelled(ids.to_vec()));
     }
 
+    fn abandon(&self, operators: &[u32]) {
+        self.shared.apply(Event::Abandoned(operators.to_vec()));
+    }
+
     fn hold(&self) {
         self.shared.apply(Event::Held);
     }

@@ -157,6 +157,11 @@ impl Requests {
         self.all.len()
     }
 
+    /// Those that are like this.
+    pub(crate) fn of(&self, like: impl Fn(&RequestId) -> bool) -> Vec<RequestId> {
+        self.all.keys().filter(|id| like(id)).copied().collect()
+    }
+
     pub(crate) fn backlog_rows(&self) -> u64 {
         self.backlog_rows
     }

@@ -46,6 +46,8 @@ pub enum Event {
     },
     Cancelled(Vec<RequestId>),
     Acknowledged(Vec<RequestId>),
+    /// Whoever submitted the requests of these operators is gone, and another may come for them.
+    Abandoned(Vec<u32>),
     /// Nothing more shall be sent.
     Held,
     Endpoints(EndpointDelta),
@@ -209,6 +211,7 @@ impl State {
             }
             Event::Cancelled(ids) => self.cancelled(ids, now, &mut actions),
             Event::Acknowledged(ids) => self.acknowledged(ids),
+            Event::Abandoned(operators) => self.abandoned(&operators, now, &mut actions),
             Event::Held => self.holding = true,
             Event::Endpoints(delta) => self.endpoints(delta, now, &mut actions),
             Event::Connected { peer, connection, welcome } => {

@@ -123,6 +123,10 @@ pub trait Caller: Send + Sync + 'static {
     /// Each still ends with one outcome, an error of kind `Cancelled` unless it had ended before.
     fn cancel(&self, ids: &[RequestId]);
 
+    /// Nobody hears of the requests of these operators any more: whoever submitted them is gone, and will submit them again, or not. Where a
+    /// service remembers requests, what runs goes on, and the ids that come again are given what became of them.
+    fn abandon(&self, operators: &[u32]);
+
     /// Stops sending what has not been sent; what is sent goes on. Used before a stop with a checkpoint.
     fn hold(&self);
 

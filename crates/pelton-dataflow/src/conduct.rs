@@ -93,6 +93,7 @@ impl Conductor {
             nodes: Vec::new(),
             checkpoints: 0,
             restored_from: restored.map(|r| r.number),
+            restarts: 0,
             changed: wired.changed,
             lost: wired.lost,
             elapsed: Duration::ZERO,

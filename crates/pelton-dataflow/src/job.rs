@@ -80,6 +80,8 @@ pub struct Summary {
     /// Complete checkpoints of this run.
     pub checkpoints: u64,
     pub restored_from: Option<u64>,
+    /// How often it failed and was started again from its newest checkpoint.
+    pub restarts: u64,
     /// Splits whose content has changed since they were read, in part or to their end. They were not read again.
     pub changed: u64,
     /// Splits that had been read in part and could not be read on.

@@ -197,6 +197,31 @@ impl Plan {
         self.edges.push(Edge { from: from.into(), to });
     }
 
+    /// The parts of the graph that nothing connects, each a plan of its own. They share no state, so they are checkpointed, restarted and
+    /// rescaled apart.
+    pub fn regions(&self) -> Vec<Plan> {
+        let mut region: Vec<usize> = (0..self.nodes.len()).collect();
+        // Each edge makes one of two: as often as there are edges is enough.
+        for Edge { from, to } in &self.edges {
+            let (one, other) = (region[from.node.0], region[to.0]);
+            let (least, most) = (one.min(other), one.max(other));
+            region.iter_mut().filter(|r| **r == most).for_each(|r| *r = least);
+        }
+        let mut names = region.clone();
+        names.sort_unstable();
+        names.dedup();
+        let part = |name: usize| {
+            let of: Vec<usize> = (0..self.nodes.len()).filter(|node| region[*node] == name).collect();
+            let place =
+                |node: NodeId| NodeId(of.binary_search(&node.0).expect("an edge stays in its region"));
+            let edge =
+                |e: &Edge| Edge { from: Output { node: place(e.from.node), ..e.from }, to: place(e.to) };
+            let edges = self.edges.iter().filter(|e| region[e.to.0] == name).map(edge).collect();
+            Plan { nodes: of.iter().map(|node| self.nodes[*node].clone()).collect(), edges }
+        };
+        names.into_iter().map(part).collect()
+    }
+
     fn add(&mut self, name: &str, parallelism: u32, work: Work) -> NodeId {
         self.nodes.push(Node { name: name.to_owned(), parallelism, work });
         NodeId(self.nodes.len() - 1)

@@ -11,6 +11,9 @@ pub struct Progress {
     pub checkpoint: Option<LastCheckpoint>,
     /// Checkpoints that were given up because they took too long.
     pub aborted: u64,
+    /// How often it failed and was started again in this run, and what the last failure was.
+    pub restarts: u64,
+    pub failure: Option<String>,
 }
 
 #[derive(Clone, Debug, Default, PartialEq, Eq)]

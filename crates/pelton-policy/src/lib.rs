@@ -10,6 +10,7 @@ pub mod health;
 pub mod limiter;
 pub mod memory;
 pub mod permit;
+pub mod restart;
 pub mod retry;
 pub mod run_time;
 pub mod stall;

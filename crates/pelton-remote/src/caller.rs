@@ -147,6 +147,11 @@ impl Caller for RemoteCaller {
         self.shared.apply(Event::Cancelled(ids.to_vec()));
     }
 
+    /// Nobody remembers requests there, so they are taken back.
+    fn abandon(&self, operators: &[u32]) {
+        self.shared.apply(Event::Abandoned(operators.to_vec()));
+    }
+
     fn hold(&self) {
         self.shared.apply(Event::Held);
     }

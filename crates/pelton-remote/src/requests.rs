@@ -76,6 +76,11 @@ impl Requests {
         self.all.get_mut(&id)
     }
 
+    /// The requests of these operators.
+    pub(crate) fn of(&self, operators: &[u32]) -> Vec<RequestId> {
+        self.all.keys().filter(|id| operators.contains(&id.operator)).copied().collect()
+    }
+
     pub(crate) fn len(&self) -> usize {
         self.all.len()
     }

@@ -46,6 +46,8 @@ pub enum Event {
         receiver: Arc<dyn Receiver>,
     },
     Cancelled(Vec<RequestId>),
+    /// Whoever submitted the requests of these operators is gone.
+    Abandoned(Vec<u32>),
     /// Nothing more shall be sent.
     Held,
     /// Rows of a streaming method's call that is not at its end.
@@ -199,6 +201,13 @@ impl State {
         timeout.into_iter().chain(self.requests.due()).chain(self.room_at).min()
     }
 
+    fn cancelled(&mut self, ids: Vec<RequestId>, now: Time, actions: &mut Vec<Action>) {
+        for id in ids {
+            let error = Error::new(Kind::Cancelled, self.fate(id), Retry::Never, "the request was cancelled");
+            self.end(id, Err(error), now, actions);
+        }
+    }
+
     /// Requests that have not ended.
     pub fn unended(&self) -> usize {
         self.requests.len()
@@ -245,12 +254,10 @@ impl State {
             Event::Submitted { submission, receiver } => {
                 self.submitted(submission, &receiver, now, &mut actions)
             }
-            Event::Cancelled(ids) => {
-                for id in ids {
-                    let error =
-                        Error::new(Kind::Cancelled, self.fate(id), Retry::Never, "the request was cancelled");
-                    self.end(id, Err(error), now, &mut actions);
-                }
+            Event::Cancelled(ids) => self.cancelled(ids, now, &mut actions),
+            Event::Abandoned(operators) => {
+                self.holding = false;
+                self.cancelled(self.requests.of(&operators), now, &mut actions);
             }
             Event::Held => self.holding = true,
             Event::Part { call, rows } => self.part(call, rows, &mut actions),

@@ -5,21 +5,24 @@ use std::fmt::Write;
 use std::sync::Arc;
 use std::time::Duration;
 
+use futures::StreamExt;
+use futures::stream::FuturesUnordered;
 use pelton_client::{Client, Stats};
 use pelton_control::{CallerReport, Control, JobReport, RemoteEndpointReport, RemoteReport, Survey};
 use pelton_core::remote::{Remote, Url};
 use pelton_core::service::{Definition, show_columns};
 use pelton_core::{Declaration, Error, Fate, Kind, Result, Retry};
-use pelton_dataflow::job::{Options, Running, Summary};
+use pelton_dataflow::job::{End, Summary};
 use pelton_dataflow::progress::Progress;
-use pelton_dataflow::topology::Topology;
 use pelton_env::Env;
 use pelton_env::real::Host;
 use pelton_remote::{RemoteCaller, Secret};
 use tokio::signal::unix::{Signal, SignalKind, signal};
+use tokio::sync::watch;
 
 use crate::call::{Services, given_up};
 use crate::job::Settings;
+use crate::region::Region;
 
 /// How often an observer is told.
 const OBSERVE_EVERY: Duration = Duration::from_millis(250);
@@ -192,8 +195,7 @@ pub(crate) fn run(
     name: &str,
     settings: &Settings,
     services: Vec<(Declaration, Definition)>,
-    topology: Topology,
-    options: Options,
+    regions: Vec<Region>,
     mut observe: impl FnMut(&Snapshot),
 ) -> Result<Summary> {
     let host = host(settings)?;
@@ -201,11 +203,7 @@ pub(crate) fn run(
     host.block_on(async {
         let interrupts = Interrupts::listen()?;
         let services = start(&env, name, settings, &services).await?;
-        let result =
-            match pelton_dataflow::job::Job::start(topology, services.callers(), env.clone(), options) {
-                Ok(running) => drive(&env, &services, running, interrupts, &mut observe).await,
-                Err(e) => Err(e),
-            };
+        let result = drive(&env, &services, regions, interrupts, &mut observe).await;
         services.stop().await;
         result
     })
@@ -215,37 +213,45 @@ pub(crate) fn run(
 async fn drive(
     env: &Env,
     services: &Services,
-    running: Running,
+    regions: Vec<Region>,
     mut interrupts: Interrupts,
     observe: &mut impl FnMut(&Snapshot),
 ) -> Result<Summary> {
     let began = env.now();
-    let progress = running.progress();
-    let for_status = progress.clone();
-    services.control().set_progress(Arc::new(move || show_progress(&for_status.borrow())));
+    let (stop, stopped) = watch::channel(false);
+    let channels: Vec<watch::Sender<Progress>> = regions.iter().map(|_| watch::Sender::default()).collect();
+    let watched: Vec<watch::Receiver<Progress>> = channels.iter().map(watch::Sender::subscribe).collect();
+    let for_status = watched.clone();
+    services.control().set_progress(Arc::new(move || show_progress(&together(&for_status))));
     let mut failure = services.control().failure();
+    let mut running: FuturesUnordered<_> = (regions.into_iter().zip(&channels))
+        .enumerate()
+        .map(|(place, (region, progress))| {
+            let stopped = stopped.clone();
+            async move { (place, region.run(env, services, stopped, progress).await) }
+        })
+        .collect();
     let mut stopping = false;
-    let stopper = running.stopper();
-    let mut waiting = std::pin::pin!(running.wait());
+    let mut summaries: BTreeMap<usize, Summary> = BTreeMap::new();
     loop {
         tokio::select! {
             biased;
-            result = &mut waiting => return result,
+            ended = running.next() => match ended {
+                Some((place, summary)) => _ = summaries.insert(place, summary?),
+                None => return Ok(in_all(summaries.into_values())),
+            },
             error = given_up(&mut failure) => return Err(error),
             () = interrupts.next() => {
                 if stopping {
                     end_at_once(env, services).await;
                 }
                 stopping = true;
-                stopper.stop();
+                stop.send_replace(true);
             }
             () = env.sleep(OBSERVE_EVERY) => {
-                // Copied out first: the report below borrows it too, and a borrow within a borrow waits for ever once a writer
-                // waits between them.
-                let progress = progress.borrow().clone();
                 observe(&Snapshot {
                     elapsed: env.now().since(began),
-                    progress,
+                    progress: together(&watched),
                     services: services.report(),
                     clients: services.stats(),
                     stopping,
@@ -253,6 +259,40 @@ async fn drive(
             }
         }
     }
+}
+
+/// How far all regions are. Each is copied out before the next is looked at: a borrow within a borrow waits for ever once a writer
+/// waits between them.
+fn together(regions: &[watch::Receiver<Progress>]) -> Progress {
+    let mut all = Progress::default();
+    for region in regions {
+        let Progress { nodes, checkpoint, aborted, restarts, failure } = region.borrow().clone();
+        all.nodes.extend(nodes);
+        all.checkpoint = checkpoint.or(all.checkpoint);
+        all.aborted += aborted;
+        all.restarts += restarts;
+        all.failure = failure.or(all.failure);
+    }
+    all
+}
+
+/// What all regions did.
+fn in_all(regions: impl Iterator<Item = Summary>) -> Summary {
+    let both = |a: Summary, b: Summary| Summary {
+        end: match (a.end, b.end) {
+            (End::Stopped, _) | (_, End::Stopped) => End::Stopped,
+            (End::AlreadyFinished, End::AlreadyFinished) => End::AlreadyFinished,
+            _ => End::Finished,
+        },
+        nodes: [a.nodes, b.nodes].concat(),
+        checkpoints: a.checkpoints + b.checkpoints,
+        restored_from: a.restored_from.max(b.restored_from),
+        restarts: a.restarts + b.restarts,
+        changed: a.changed + b.changed,
+        lost: a.lost + b.lost,
+        elapsed: a.elapsed.max(b.elapsed),
+    };
+    regions.reduce(both).expect("a plan has a source, and so a region")
 }
 
 /// The user has asked twice. Nothing is left running: not the instances either.
@@ -293,7 +333,9 @@ fn show_progress(progress: &Progress) -> serde_json::Value {
             "splits_done": n.splits_done, "splits_total": n.splits_total,
         })
     });
-    serde_json::json!({ "nodes": nodes.collect::<Vec<_>>() })
+    serde_json::json!({
+        "nodes": nodes.collect::<Vec<_>>(), "restarts": progress.restarts, "failure": progress.failure,
+    })
 }
 
 /// A service and its resources, for people.

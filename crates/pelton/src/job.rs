@@ -12,11 +12,13 @@ use pelton_core::{Bytes, Declaration, Error, Result, remote};
 use pelton_dataflow::job::{Options, Summary};
 use pelton_dataflow::plan::{OnError, Plan};
 use pelton_dataflow::source::Source;
-use pelton_dataflow::topology::Topology;
+use pelton_dataflow::topology::{Checked, Topology};
+use pelton_policy::restart::Strategy;
 
 use crate::call::Services;
 use crate::host::{self, Snapshot};
 use crate::instance::serve_if_asked;
+use crate::region::Region;
 use crate::stream::{Method, Stream};
 
 /// How a job runs. Data, with a default for each.
@@ -34,6 +36,9 @@ pub struct Settings {
     pub stop_grace: Duration,
     /// What the rows that wait at one call operator may hold.
     pub pending_bytes: Bytes,
+    /// When a region of the data plane that failed starts again from its newest checkpoint. Errors of rows and mistakes in the plan are
+    /// none that pass, and fail the job at once.
+    pub restart: Strategy,
     /// Threads of the data plane. None: as many as there are cores.
     pub threads: Option<usize>,
 }
@@ -48,6 +53,7 @@ impl Settings {
             checkpoint_interval: options.interval,
             stop_grace: options.stop_grace,
             pending_bytes: options.pending_bytes,
+            restart: Strategy::default(),
             threads: None,
         }
     }
@@ -143,13 +149,37 @@ impl Job {
     }
 
     fn validated(&self) -> Result<Topology> {
+        self.validate(&self.plan.borrow())
+    }
+
+    fn validate(&self, plan: &Plan) -> Result<Topology> {
         let methods = |name: &str| {
             self.services
                 .iter()
                 .find(|(d, _)| d.name == name)
                 .map(|(_, definition)| definition.methods.to_vec())
         };
-        self.plan.borrow().validate(&methods)
+        plan.validate(&methods)
+    }
+
+    /// The parts of the graph that nothing connects; each has checkpoints of its own.
+    fn regions(&self) -> Result<Vec<Region>> {
+        // As a whole first: what two parts have in common, names for example, is checked there.
+        self.validated()?;
+        let plans = self.plan.borrow().regions();
+        let alone = plans.len() == 1;
+        let region = |plan: &Plan| {
+            let topology = self.validate(plan)?;
+            let Checked { name, number, .. } = &topology.nodes[0];
+            let mut options = self.settings.options();
+            if !alone {
+                let plain = |c: char| if c.is_ascii_alphanumeric() { c } else { '-' };
+                let folder: String = name.chars().take(32).map(plain).collect();
+                options.state.push(format!("{folder}-{number:08x}"));
+            }
+            Ok(Region { name: name.clone(), topology, options, strategy: self.settings.restart })
+        };
+        plans.iter().map(region).collect()
     }
 
     /// The validated graph, its services, their resources and the guarantees, for people.
@@ -170,9 +200,8 @@ impl Job {
 
     /// The same, and tells `observe` a few times a second how far it is.
     pub fn run_observed(self, observe: impl FnMut(&Snapshot)) -> Result<Summary> {
-        let topology = self.validated()?;
-        let options = self.settings.options();
-        host::run(&self.name, &self.settings, self.services, topology, options, observe)
+        let regions = self.regions()?;
+        host::run(&self.name, &self.settings, self.services, regions, observe)
     }
 
     /// Starts the services alone, without a graph, and hands them to `body`.

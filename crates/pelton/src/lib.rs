@@ -15,6 +15,7 @@ mod host;
 mod instance;
 mod job;
 mod local;
+mod region;
 mod shorthand;
 mod stream;
 
@@ -31,6 +32,7 @@ pub use pelton_core::{
 pub use pelton_dataflow as dataflow;
 pub use pelton_env as env;
 pub use pelton_files as files;
+pub use pelton_policy::restart;
 pub use pelton_remote as remote;
 pub use pelton_scripted as scripted;
 pub use shorthand::{json_lines, parquet, read_files, read_lines};

@@ -2,6 +2,7 @@
 //! taken up where it is, whatever has become of it there, and not sent anew.
 
 use std::collections::BTreeMap;
+use std::time::Duration;
 
 use pelton_core::{RequestId, RequestRun, Time};
 use pelton_wire::Frame;
@@ -109,6 +110,33 @@ impl State {
         // Without a connection they are asked for as soon as there is one.
         if peer.connection.is_some() {
             actions.push(Action::Send(key, Frame::Attach { runs: RequestRun::pack(ids) }.into()));
+        }
+    }
+
+    /// Forgets the requests of these operators, and asks all instances anew what they hold. On new connections, so that nothing that is
+    /// under way is taken for an answer to what is asked from now on; the requests of others are attached to there.
+    pub(super) fn abandoned(&mut self, operators: &[u32], now: Time, actions: &mut Vec<Action>) {
+        let theirs = |id: &RequestId| operators.contains(&id.operator);
+        for id in self.requests.of(theirs) {
+            self.requests.remove(id, now);
+        }
+        self.ended.retain(|id, _| !theirs(id));
+        self.held.clear();
+        self.holding = false;
+        let ended = &self.ended;
+        for (&key, peer) in &mut self.peers {
+            peer.in_flight.retain(|id| !theirs(id));
+            peer.isolates &= !peer.in_flight.is_empty();
+            if peer.connection.take().is_none() {
+                continue;
+            }
+            peer.lost_since = Some(now);
+            let unheard = peer.acknowledged.lost();
+            peer.to_acknowledge.extend(unheard.into_iter().filter(|id| !ended.contains_key(id)));
+            self.awaited.insert(peer.endpoint.instance.clone());
+            actions.push(Action::Disconnect(key));
+            let endpoint = peer.endpoint.clone();
+            actions.push(Action::Connect { peer: key, endpoint, after: Duration::ZERO });
         }
     }
 

@@ -87,6 +87,12 @@ impl Network for Nothing {
 }
 
 impl Processes for Nothing {
+    fn adopt(&self, _: u32) -> io::Result<Box<dyn Process>> {
+        Err(io::ErrorKind::Unsupported.into())
+    }
+    fn program(&self) -> String {
+        String::new()
+    }
     fn start(&self, _: ProcessSpec) -> std::io::Result<Box<dyn Process>> {
         unreachable!("the data plane starts no processes")
     }
@@ -294,6 +300,7 @@ impl Caller for Scripted {
         }
     }
     fn cancel(&self, _: &[RequestId]) {}
+    fn abandon(&self, _: &[u32]) {}
     fn hold(&self) {
         *self.held.lock().unwrap() = true;
     }
