@@ -11,7 +11,7 @@ use crate::setup;
 #[derive(Args)]
 #[command(after_help = include_str!("../../crates/pelton-trials/src/bench/how-to-read.txt"))]
 pub(crate) struct Arguments {
-    /// For the measurements, as in `--quick --only batching --json FILE`, or `flow` and what it takes; `cargo xtask bench -- --help` and
+    /// For the measurements, as in `--quick --only batching --json FILE`, or `flow` or `recovery` and what they take; `cargo xtask bench -- --help` and
     /// `cargo xtask bench flow --help` list them
     #[arg(trailing_var_arg = true, allow_hyphen_values = true, value_name = "ARGUMENT")]
     rest: Vec<String>,
@@ -20,13 +20,13 @@ pub(crate) struct Arguments {
 pub(crate) fn run(places: &Places, arguments: &Arguments) -> Result<()> {
     let asks = |flag: &str| arguments.rest.iter().any(|a| a == flag || a.starts_with(&format!("{flag}=")));
     let helps = asks("--help") || asks("-h");
-    if arguments.rest.first().is_some_and(|first| first == "flow") {
+    if arguments.rest.first().is_some_and(|first| first == "flow" || first == "recovery") {
         // Without the sentence model, which takes longer to build than all the rest.
         let trials =
             ["run", "--release", "--package", "pelton-trials", "--no-default-features", "--", "bench"];
         let mut bench = cargo(&places.root, trials);
         bench.args(&arguments.rest);
-        if !helps && !asks("--no-peers") {
+        if !helps && !asks("--no-peers") && arguments.rest[0] == "flow" {
             peers::install(places, &arguments.rest, &mut bench);
         }
         return process::run(&mut bench).context("the measurements failed");

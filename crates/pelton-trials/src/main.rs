@@ -27,6 +27,9 @@ enum Command {
     ChaosJob(chaos::job::Arguments),
     /// Measure what calls cost, how full batches are, and a real model
     Bench(bench::Arguments),
+    /// The job that `bench recovery` kills
+    #[command(hide = true)]
+    RecoveryJob(bench::recovery::job::Arguments),
     /// What `bench` starts several times: calls the model in a loop
     #[cfg(feature = "model")]
     #[command(hide = true)]
@@ -37,6 +40,7 @@ fn main() -> ExitCode {
     let ended = match Menu::parse().command {
         Command::Chaos(arguments) => chaos::run(&arguments).map(|()| ExitCode::SUCCESS),
         Command::ChaosJob(arguments) => chaos::job::run(&arguments),
+        Command::RecoveryJob(arguments) => bench::recovery::job::run(&arguments).map(|()| ExitCode::SUCCESS),
         Command::Bench(arguments) => bench::run(&arguments).map(|()| ExitCode::SUCCESS),
         #[cfg(feature = "model")]
         Command::ModelLoop(arguments) => bench::model::run_loop(&arguments).map(|()| ExitCode::SUCCESS),

@@ -6,6 +6,7 @@ mod flow;
 #[cfg(feature = "model")]
 pub(crate) mod model;
 mod overhead;
+pub(crate) mod recovery;
 
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -42,6 +43,8 @@ pub(crate) struct Arguments {
 enum More {
     /// Too much at a time, full batches, and what flow control costs; other servers beside it
     Flow(flow::Arguments),
+    /// What a killed job costs, what checkpoints take, and what it costs to be ready for that
+    Recovery(recovery::Arguments),
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
@@ -77,8 +80,10 @@ impl Effort {
 }
 
 pub(crate) fn run(arguments: &Arguments) -> Result<()> {
-    if let Some(More::Flow(arguments)) = &arguments.more {
-        return flow::run(arguments);
+    match &arguments.more {
+        Some(More::Flow(arguments)) => return flow::run(arguments),
+        Some(More::Recovery(arguments)) => return recovery::run(arguments),
+        None => {}
     }
     #[cfg(feature = "model")]
     let model = arguments.model.clone().unwrap_or_else(default_model);
