@@ -477,10 +477,7 @@ impl State {
         let holding = self.holding || self.is_waiting_to_resume();
         let keys: Vec<PeerKey> = self.peers.keys().copied().collect();
         for key in keys {
-            loop {
-                let Some(peer) = self.peers.get(&key).filter(|p| !holding && p.window.available() > 0) else {
-                    break;
-                };
+            while let Some(peer) = self.peers.get(&key).filter(|p| !holding && p.window.available() > 0) {
                 let suspect = self.requests.suspect_is_next(key);
                 let admitted = peer.admits(alone, suspect, now);
                 if admitted == 0 {
