@@ -2,6 +2,7 @@
 
 mod crashes;
 mod jobs;
+mod proxy;
 mod server;
 mod sink;
 mod types;

@@ -183,6 +183,17 @@ impl Server {
         })
     }
 
+    /// A connection on which this was run, and which stays open.
+    pub(crate) fn hold(&self, sql: &str) -> (tokio_postgres::Client, pelton_env::Task) {
+        self.host.block_on(async {
+            let (client, connection) = self.config().connect(NoTls).await.unwrap();
+            let connection =
+                self.host.env().spawn(pelton_env::Place::Network, async { _ = connection.await });
+            client.batch_execute(sql).await.unwrap();
+            (client, connection)
+        })
+    }
+
     pub(crate) fn count(&self, table: &str) -> u64 {
         self.query(&format!("select count(*) from {table}"))[0].parse().unwrap()
     }

@@ -238,15 +238,9 @@ fn a_server_that_hangs_is_given_up_after_the_timeout() {
     let sink = checked(short);
     sink.start(1, &[]).unwrap();
     let staged = stage(&sink, 1, 0, 1, 0..10);
-    let config: tokio_postgres::Config = server.url().parse().unwrap();
-    let (client, _connection) = server.host.block_on(async {
-        let (client, connection) = config.connect(tokio_postgres::NoTls).await.unwrap();
-        let connection = server.host.env().spawn(Place::Network, async { _ = connection.await });
-        client.batch_execute("begin; lock table t").await.unwrap();
-        (client, connection)
-    });
+    let lock = server.hold("begin; lock table t");
     says(sink.commit(&staged), &["within 0.5 s", "pg_locks"]);
-    server.host.block_on(async { client.batch_execute("commit").await.unwrap() });
+    drop(lock);
     sink.commit(&staged).unwrap();
     holds(&server, "t", 0..10);
 }
