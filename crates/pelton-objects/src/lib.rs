@@ -5,6 +5,19 @@
 //! never completed shows in no listing: see [`Objects`] for what to set up against those.
 //!
 //! Everything here blocks its caller; requests run on threads of the sink's own.
+//!
+//! ```no_run
+//! use pelton_objects::{Format, Objects, Settings, Store};
+//!
+//! # fn sink(key: String, secret: String) -> pelton_core::Result<()> {
+//! let store = Store::open("s3://bucket/logs", [
+//!     ("endpoint", "http://10.0.0.7:9000"), ("allow_http", "true"), ("region", "us-east-1"),
+//!     ("access_key_id", key.as_str()), ("secret_access_key", secret.as_str()),
+//! ])?;
+//! let lines = Objects::new(Settings::new(store).with_format(Format::JsonLines).with_prefix("log"))?;
+//! # Ok(())
+//! # }
+//! ```
 
 mod names;
 mod settings;

@@ -6,6 +6,21 @@
 //! connection is repeated.
 //!
 //! Everything here blocks its caller; the connections live on threads of the sink's own.
+//!
+//! ```no_run
+//! use pelton_postgres::{Connection, Postgres, Settings};
+//!
+//! # fn main() -> pelton_core::Result<()> {
+//! let connection = Connection::new("host=db port=5432 user=etl password='..' dbname=shop")?;
+//! let chunks = Postgres::new(
+//!     Settings::new(connection, "chunks")
+//!         .with_name("chunks_of_today")  // one name for each sink of each job
+//!         .create()                      // makes the table if there is none
+//!         .with_part_column("part"),     // a text column: makes it possible to go back
+//! )?;
+//! # Ok(())
+//! # }
+//! ```
 
 mod columns;
 mod encode;
