@@ -57,7 +57,7 @@ const HEAVY: [(&str, &[&str]); 9] = [
     ("tokio-postgres", &["pelton-postgres"]),
     ("hyper", &["pelton-remote"]),
     ("prost", &["pelton-remote"]),
-    ("tokio-rustls", &["pelton-remote"]),
+    ("tokio-rustls", &["pelton-postgres", "pelton-remote"]),
 ];
 
 /// Each crate of the workspace with the names of what it depends on, tests aside.

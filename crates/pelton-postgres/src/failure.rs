@@ -1,6 +1,7 @@
 //! What a failure of the server means, in words, with the next step, and whether the same may go well a moment later.
 
 use std::error::Error as _;
+use std::io;
 
 use pelton_core::{Error, Fate, Kind, Retry};
 
@@ -21,7 +22,7 @@ impl From<Error> for Failure {
 impl From<tokio_postgres::Error> for Failure {
     fn from(e: tokio_postgres::Error) -> Self {
         let Some(said) = e.as_db_error() else {
-            return Failure { error: lost(&e), passing: true };
+            return Failure { error: lost(&e), passing: e.is_closed() || is_of_the_network(&e) };
         };
         let code = said.code().code();
         let mut message = said.message().to_owned();
@@ -46,6 +47,18 @@ fn lost(e: &tokio_postgres::Error) -> Error {
     Error::new(Kind::Storage, Fate::Unknown, Retry::Never, message)
 }
 
+/// A socket failed, and not what was said through it: a certificate, a setting.
+fn is_of_the_network(e: &tokio_postgres::Error) -> bool {
+    let mut cause = e.source();
+    while let Some(deeper) = cause {
+        if let Some(e) = deeper.downcast_ref::<io::Error>() {
+            return !matches!(e.kind(), io::ErrorKind::InvalidData | io::ErrorKind::InvalidInput);
+        }
+        cause = deeper.source();
+    }
+    false
+}
+
 pub(crate) fn too_long(limit: std::time::Duration) -> Failure {
     let message = format!(
         "the server did not answer within {} s (the sink's `timeout`): see whether it is alive, and in pg_locks who waits \
@@ -62,7 +75,9 @@ fn passes(code: &str) -> bool {
 
 fn next_step(code: &str) -> &'static str {
     match code {
-        "28P01" | "28000" => "; check user and password in the connection string, and pg_hba.conf",
+        "28P01" | "28000" => {
+            "; check user and password in the connection string, and pg_hba.conf; where that wants TLS, add sslmode=require"
+        }
         "3D000" => "; create the database, or name another in the connection string",
         "3F000" => "; create the schema, or name another before the table",
         "42501" => {

@@ -32,6 +32,7 @@ mod settings;
 mod sink;
 mod sql;
 mod starting;
+mod tls;
 mod writing;
 
 pub use settings::{Connection, Settings};

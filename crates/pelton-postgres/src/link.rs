@@ -6,7 +6,8 @@ use std::time::Duration;
 use pelton_core::{Error, Result};
 use pelton_env::real::Host;
 use pelton_env::{Env, Place, Task};
-use tokio_postgres::{Client, NoTls};
+use tokio_postgres::tls::TlsStream;
+use tokio_postgres::{Client, Connection, NoTls, Socket};
 
 use crate::failure::{Failure, too_long};
 use crate::settings::Settings;
@@ -126,12 +127,11 @@ where
 }
 
 async fn connect(env: &Env, settings: &Settings) -> Result<Session, Failure> {
-    let (client, connection) = settings.connection.config().connect(NoTls).await?;
-    let task = env.spawn(Place::Network, async move {
-        if let Err(e) = connection.await {
-            tracing::debug!("a connection to PostgreSQL ended: {e}");
-        }
-    });
+    let config = settings.connection.config();
+    let (client, task) = match settings.connection.tls() {
+        Some(tls) => served(env, config.connect(tls.clone()).await?),
+        None => served(env, config.connect(NoTls).await?),
+    };
     let session = Session { client: Arc::new(client), _connection: Arc::new(task) };
     // A transaction stays open from a part's first row to its checkpoint, and what it says was committed has to be on disk.
     let settle = "set idle_in_transaction_session_timeout = 0; set statement_timeout = 0; \
@@ -140,4 +140,17 @@ async fn connect(env: &Env, settings: &Settings) -> Result<Session, Failure> {
                   where current_setting('synchronous_commit') = 'off'";
     session.client.batch_execute(settle).await?;
     Ok(session)
+}
+
+/// Lets a connection read and write its socket.
+fn served<T>(env: &Env, (client, connection): (Client, Connection<Socket, T>)) -> (Client, Task)
+where
+    T: TlsStream + Unpin + Send + 'static,
+{
+    let task = env.spawn(Place::Network, async move {
+        if let Err(e) = connection.await {
+            tracing::debug!("a connection to PostgreSQL ended: {e}");
+        }
+    });
+    (client, task)
 }

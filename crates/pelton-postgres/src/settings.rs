@@ -8,18 +8,34 @@ use tokio_postgres::Config;
 use tokio_postgres::config::{Host, SslMode};
 
 use crate::sql;
+use crate::tls::Tls;
 
 /// How a server is reached. It may hold a password, so it shows itself nowhere.
 #[derive(Clone)]
-pub struct Connection(Config);
+pub struct Connection {
+    config: Config,
+    /// None: no TLS.
+    tls: Option<Tls>,
+}
 
 impl Connection {
     /// `postgresql://USER:PASSWORD@HOST:PORT/DATABASE` or `host=.. port=.. user=.. password=.. dbname=..`. Several hosts are tried in
-    /// turn. Connections are not encrypted: `sslmode=require` is refused.
+    /// turn. With `sslmode=require` connections are encrypted, and the server's certificate has to be for its name and of an
+    /// authority that this machine trusts; without, and with `prefer`, they are not encrypted.
     pub fn new(text: &str) -> Result<Connection> {
-        if text.contains("sslmode=verify") {
-            return Err(no_tls());
-        }
+        Connection::with(text, None)
+    }
+
+    /// The same with TLS, trusting the authorities of these PEM certificates and no others.
+    pub fn trusting(text: &str, authorities: &[u8]) -> Result<Connection> {
+        Connection::with(text, Some(authorities))
+    }
+
+    fn with(text: &str, authorities: Option<&[u8]>) -> Result<Connection> {
+        // All that is encrypted here is verified in full.
+        let text = text
+            .replace("sslmode=verify-full", "sslmode=require")
+            .replace("sslmode=verify-ca", "sslmode=require");
         // The parser's own words may repeat a part of the password.
         let mut config: Config = text.parse().map_err(|_| {
             Error::invalid(
@@ -28,13 +44,14 @@ impl Connection {
                  host=HOST port=PORT user=USER password='PASSWORD' dbname=DATABASE",
             )
         })?;
-        if config.get_ssl_mode() == SslMode::Require {
-            return Err(no_tls());
-        }
+        let tls = match authorities {
+            None if config.get_ssl_mode() != SslMode::Require => None,
+            authorities => Some(Tls::new(authorities)?),
+        };
+        config.ssl_mode(if tls.is_some() { SslMode::Require } else { SslMode::Disable });
         if config.get_hosts().is_empty() && config.get_hostaddrs().is_empty() {
             return Err(Error::invalid("the connection string of PostgreSQL names no host; add host=HOST"));
         }
-        config.ssl_mode(SslMode::Disable);
         if config.get_application_name().is_none() {
             config.application_name("pelton");
         }
@@ -46,17 +63,21 @@ impl Connection {
             config.tcp_user_timeout(Duration::from_secs(30));
         }
         config.keepalives_idle(config.get_keepalives_idle().min(Duration::from_secs(30)));
-        Ok(Connection(config))
+        Ok(Connection { config, tls })
     }
 
     pub(crate) fn config(&self) -> &Config {
-        &self.0
+        &self.config
+    }
+
+    pub(crate) fn tls(&self) -> Option<&Tls> {
+        self.tls.as_ref()
     }
 
     /// `HOST:PORT/DATABASE`: neither user nor password.
     pub(crate) fn describe(&self) -> String {
         let named: Vec<String> = self
-            .0
+            .config
             .get_hosts()
             .iter()
             .map(|host| match host {
@@ -64,23 +85,16 @@ impl Connection {
                 Host::Unix(path) => path.display().to_string(),
             })
             .collect();
-        let addresses = || self.0.get_hostaddrs().iter().map(ToString::to_string).collect();
+        let addresses = || self.config.get_hostaddrs().iter().map(ToString::to_string).collect();
         let hosts: Vec<String> = if named.is_empty() { addresses() } else { named };
-        let ports = self.0.get_ports();
+        let ports = self.config.get_ports();
         let port = |i: usize| ports.get(i).or(ports.first()).copied().unwrap_or(5432);
         let hosts: Vec<String> = hosts.iter().enumerate().map(|(i, h)| format!("{h}:{}", port(i))).collect();
-        match self.0.get_dbname() {
+        match self.config.get_dbname() {
             Some(database) => format!("{}/{database}", hosts.join(",")),
             None => hosts.join(","),
         }
     }
-}
-
-fn no_tls() -> Error {
-    Error::invalid(
-        "the connection string of PostgreSQL asks for TLS, which this sink does not speak; leave sslmode out where the \
-         network is trusted, or go through a tunnel or a local proxy that encrypts (pgbouncer, stunnel, ssh)",
-    )
 }
 
 impl fmt::Debug for Connection {
@@ -196,13 +210,22 @@ mod tests {
     }
 
     #[test]
-    fn tls_is_refused_and_not_left_out_in_silence() {
-        for mode in ["require", "verify-full", "verify-ca"] {
-            let error = Connection::new(&format!("postgresql://h/d?sslmode={mode}")).unwrap_err().to_string();
-            assert!(error.contains("asks for TLS"), "{error}");
+    fn tls_is_used_where_it_is_asked_for() {
+        for (mode, encrypted) in [
+            ("require", true),
+            ("verify-full", true),
+            ("verify-ca", true),
+            ("prefer", false),
+            ("disable", false),
+        ] {
+            // Where this machine trusts nobody, there is nothing to encrypt with.
+            match Connection::new(&format!("postgresql://h/d?sslmode={mode}")) {
+                Ok(connection) => assert_eq!(connection.tls().is_some(), encrypted, "{mode}"),
+                Err(e) => assert!(encrypted && e.to_string().contains("Connection::trusting"), "{mode}: {e}"),
+            }
         }
-        Connection::new("postgresql://h/d?sslmode=prefer").unwrap();
-        Connection::new("postgresql://h/d?sslmode=disable").unwrap();
+        let nothing = Connection::trusting("host=h", b"not a certificate").unwrap_err().to_string();
+        assert!(nothing.contains("no certificates of authorities"), "{nothing}");
         assert!(Connection::new("user=x").unwrap_err().to_string().contains("names no host"));
     }
 

@@ -5,6 +5,7 @@ mod jobs;
 mod proxy;
 mod server;
 mod sink;
+mod tls;
 mod types;
 
 use std::sync::Arc;
