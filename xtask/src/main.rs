@@ -36,7 +36,7 @@ struct Menu {
 
 #[derive(Subcommand)]
 enum Command {
-    /// Fetch what tests and the demo need into .cache: the sentence model, images of digits, inference servers
+    /// Fetch what tests and the demo need into .cache: the sentence model, images of digits, servers
     Setup,
     /// Formatting and lints, as CI wants them
     Check,

@@ -1,4 +1,4 @@
-//! Inference servers that nobody here wrote, for the tests of remote services: KServe and LitServe, in an environment of their own.
+//! Servers that nobody here wrote, for the tests: each kind in an environment of its own.
 
 use anyhow::Result;
 
@@ -6,15 +6,45 @@ use crate::places::Places;
 use crate::process::step;
 use crate::python::Python;
 
-/// The interpreter that has them.
-pub(crate) fn install(places: &Places) -> Result<Python> {
-    let requirements = places.root.join("crates/pelton-remote/tests/servers/requirements.txt");
-    let python = Python::find()?;
-    if let Some(there) = python.made(places, "servers", &requirements)? {
-        println!("inference servers: there ({there})");
-        return Ok(there);
+pub(crate) struct Servers {
+    /// Of the environment.
+    name: &'static str,
+    what: &'static str,
+    requirements: &'static str,
+    /// Tells the tests which interpreter has them.
+    pub(crate) variable: &'static str,
+}
+
+pub(crate) const ALL: [Servers; 3] = [
+    Servers {
+        name: "servers",
+        what: "inference servers (about 90 MB to download, 460 MB on disk)",
+        requirements: "crates/pelton-remote/tests/servers/requirements.txt",
+        variable: "PELTON_SERVERS",
+    },
+    Servers {
+        name: "postgres",
+        what: "PostgreSQL (about 14 MB to download, 60 MB on disk)",
+        requirements: "crates/pelton-postgres/tests/servers/requirements.txt",
+        variable: "PELTON_POSTGRES",
+    },
+    Servers {
+        name: "objects",
+        what: "an object store (about 30 MB to download, 150 MB on disk)",
+        requirements: "crates/pelton-objects/tests/servers/requirements.txt",
+        variable: "PELTON_OBJECTS",
+    },
+];
+
+impl Servers {
+    /// The interpreter that has them.
+    pub(crate) fn install(&self, places: &Places) -> Result<Python> {
+        let requirements = places.root.join(self.requirements);
+        let python = Python::find()?;
+        if let Some(there) = python.made(places, self.name, &requirements)? {
+            println!("{}: there ({there})", self.name);
+            return Ok(there);
+        }
+        step(&format!("installing {}", self.what), || python.environment(places, self.name, &requirements))
     }
-    step("installing inference servers (about 90 MB to download, 460 MB on disk)", || {
-        python.environment(places, "servers", &requirements)
-    })
 }

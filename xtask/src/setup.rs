@@ -13,7 +13,9 @@ pub(crate) fn run(places: &Places) -> Result<()> {
     places.remove_unfinished()?;
     model::install(places)?;
     digits::install(places)?;
-    servers::install(places)?;
+    for servers in &servers::ALL {
+        servers.install(places)?;
+    }
     places.remove_unfinished()
 }
 

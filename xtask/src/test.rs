@@ -21,7 +21,9 @@ pub(crate) fn run(places: &Places, arguments: &Arguments) -> Result<()> {
         test.arg("--workspace");
     }
     test.args(&arguments.rest).env("PELTON_MODEL", places.model()).env("PELTON_DIGITS", places.digits());
-    test.env("PELTON_SERVERS", servers::install(places)?.to_string());
+    for servers in &servers::ALL {
+        test.env(servers.variable, servers.install(places)?.to_string());
+    }
     process::run(&mut test).context("tests failed")
 }
 

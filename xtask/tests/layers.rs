@@ -5,7 +5,7 @@ use std::process::Command;
 
 /// Each crate with all crates of this workspace that it may depend on. Siblings (client, instance, control, dataflow)
 /// never know one another: that is how "deployed, scaled and recovered apart" is kept by the compiler.
-const MAY_KNOW: [(&str, &[&str]); 18] = [
+const MAY_KNOW: [(&str, &[&str]); 20] = [
     ("pelton-core", &[]),
     ("pelton-policy", &["pelton-core"]),
     ("pelton-wire", &["pelton-core"]),
@@ -18,6 +18,8 @@ const MAY_KNOW: [(&str, &[&str]); 18] = [
     ("pelton-dataflow", &["pelton-core", "pelton-env"]),
     ("pelton-remote", &["pelton-core", "pelton-env", "pelton-policy", "pelton-wire"]),
     ("pelton-files", &["pelton-core", "pelton-dataflow"]),
+    ("pelton-objects", &["pelton-core", "pelton-dataflow", "pelton-env", "pelton-files"]),
+    ("pelton-postgres", &["pelton-core", "pelton-dataflow", "pelton-env"]),
     ("pelton-text", &["pelton-core", "pelton-dataflow"]),
     ("pelton-models", &["pelton-core", "pelton-dataflow"]),
     (
@@ -30,6 +32,8 @@ const MAY_KNOW: [(&str, &[&str]); 18] = [
             "pelton-env",
             "pelton-files",
             "pelton-instance",
+            "pelton-objects",
+            "pelton-postgres",
             "pelton-remote",
             "pelton-scripted",
             "pelton-wire",
@@ -44,14 +48,16 @@ const MAY_KNOW: [(&str, &[&str]); 18] = [
 const ANYTHING: [&str; 1] = ["pelton-sim"];
 
 /// What only these may link: heavy crates stay at the edge.
-const HEAVY: [(&str, &[&str]); 7] = [
+const HEAVY: [(&str, &[&str]); 9] = [
     ("candle-core", &["pelton-models"]),
     ("tokenizers", &["pelton-models", "pelton-text"]),
     ("rten", &["pelton-models"]),
-    ("parquet", &["pelton-files"]),
+    ("parquet", &["pelton-files", "pelton-objects"]),
+    ("object_store", &["pelton-objects"]),
+    ("tokio-postgres", &["pelton-postgres"]),
     ("hyper", &["pelton-remote"]),
     ("prost", &["pelton-remote"]),
-    ("tokio-rustls", &["pelton-remote"]),
+    ("tokio-rustls", &["pelton-postgres", "pelton-remote"]),
 ];
 
 /// Each crate of the workspace with the names of what it depends on, tests aside.

@@ -30,12 +30,8 @@ impl Format for JsonFormat {
     const NAME: &str = "JSON";
     const EXTENSION: &str = "jsonl";
 
-    /// By writing a row of nulls.
     fn check(&self, schema: &Schema) -> Result<()> {
-        let fields: Vec<_> = schema.fields().iter().map(|f| f.as_ref().clone().with_nullable(true)).collect();
-        let nulls = fields.iter().map(|f| new_null_array(f.data_type(), 1)).collect();
-        let row = RecordBatch::try_new(Arc::new(Schema::new(fields)), nulls)?;
-        writer(Vec::new()).write(&row).map_err(|e| Error::invalid(e.to_string()))
+        check(schema)
     }
 
     fn encoder(&self, file: StagedFile, _: SchemaRef) -> Result<Box<dyn Encoder>> {
@@ -43,9 +39,19 @@ impl Format for JsonFormat {
     }
 }
 
-type Lines<W> = arrow_json::Writer<W, LineDelimited>;
+/// Refuses columns that it cannot write: by writing a row of nulls.
+pub fn check(schema: &Schema) -> Result<()> {
+    let fields: Vec<_> = schema.fields().iter().map(|f| f.as_ref().clone().with_nullable(true)).collect();
+    let nulls = fields.iter().map(|f| new_null_array(f.data_type(), 1)).collect();
+    let row = RecordBatch::try_new(Arc::new(Schema::new(fields)), nulls)?;
+    writer(Vec::new()).write(&row).map_err(|e| Error::invalid(e.to_string()))
+}
 
-fn writer<W: std::io::Write>(to: W) -> Lines<W> {
+/// Rows as lines in memory, a file, or elsewhere.
+pub type Lines<W> = arrow_json::Writer<W, LineDelimited>;
+
+/// Lines as the sink writes them.
+pub fn writer<W: std::io::Write>(to: W) -> Lines<W> {
     WriterBuilder::new().with_explicit_nulls(true).build(to)
 }
 

@@ -1,8 +1,9 @@
 //! Files as sources and sinks of a dataflow.
 //!
 //! Sources: [`Folder`] gives one row a file, [`Lines`] one row a line. Sinks: [`Parquet`] and [`JsonLines`], exactly
-//! once. [`read_parquet`] reads back what the sink made. Everything here blocks; none of it knows an async runtime.
+//! once, and [`Console`], at least once. [`read_parquet`] reads back what the sink made. Everything here blocks; none of it knows an async runtime.
 
+pub mod console;
 mod disk;
 mod filter;
 pub mod folder;
@@ -16,6 +17,7 @@ pub mod sink;
 mod staging;
 mod walk;
 
+pub use console::Console;
 pub use folder::Folder;
 pub use json_lines::JsonLines;
 pub use lines::Lines;

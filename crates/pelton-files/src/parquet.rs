@@ -1,5 +1,7 @@
 //! A sink of Parquet files.
 
+use std::io::Write;
+
 use ::parquet::arrow::{ArrowSchemaConverter, ArrowWriter};
 use ::parquet::basic::{Compression, ZstdLevel};
 use ::parquet::file::metadata::KeyValue;
@@ -44,29 +46,37 @@ impl Format for ParquetFormat {
     const EXTENSION: &str = "parquet";
 
     fn check(&self, schema: &Schema) -> Result<()> {
-        // The converter panics on these.
-        if let Some(union) =
-            schema.flattened_fields().into_iter().find(|f| matches!(f.data_type(), DataType::Union(..)))
-        {
-            return Err(Error::invalid(format!(
-                "column `{}` is a union, which Parquet cannot hold",
-                union.name()
-            )));
-        }
-        ArrowSchemaConverter::new().convert(schema).map(drop).map_err(|e| Error::invalid(e.to_string()))
+        check(schema)
     }
 
     fn encoder(&self, file: StagedFile, schema: SchemaRef) -> Result<Box<dyn Encoder>> {
-        let properties = WriterProperties::builder()
-            .set_compression(Compression::ZSTD(ZstdLevel::default()))
-            .set_max_row_group_bytes(Some(ROW_GROUP_BYTES))
-            .set_created_by(concat!("pelton ", env!("CARGO_PKG_VERSION")).to_owned())
-            .set_key_value_metadata(Some(self.metadata.clone()))
-            .build();
-        let writer = ArrowWriter::try_new(file, schema, Some(properties))
-            .map_err(|e| Error::storage(e.to_string()))?;
-        Ok(Box::new(ParquetFile(writer)))
+        Ok(Box::new(ParquetFile(writer(file, schema, &self.metadata)?)))
     }
+}
+
+/// Refuses columns that it cannot write.
+pub fn check(schema: &Schema) -> Result<()> {
+    // The converter panics on these.
+    if let Some(union) =
+        schema.flattened_fields().into_iter().find(|f| matches!(f.data_type(), DataType::Union(..)))
+    {
+        return Err(Error::invalid(format!(
+            "column `{}` is a union, which Parquet cannot hold",
+            union.name()
+        )));
+    }
+    ArrowSchemaConverter::new().convert(schema).map(drop).map_err(|e| Error::invalid(e.to_string()))
+}
+
+/// A file as the sink writes it, in memory or elsewhere.
+pub fn writer<W: Write + Send>(to: W, schema: SchemaRef, metadata: &[KeyValue]) -> Result<ArrowWriter<W>> {
+    let properties = WriterProperties::builder()
+        .set_compression(Compression::ZSTD(ZstdLevel::default()))
+        .set_max_row_group_bytes(Some(ROW_GROUP_BYTES))
+        .set_created_by(concat!("pelton ", env!("CARGO_PKG_VERSION")).to_owned())
+        .set_key_value_metadata(Some(metadata.to_vec()))
+        .build();
+    ArrowWriter::try_new(to, schema, Some(properties)).map_err(|e| Error::storage(e.to_string()))
 }
 
 struct ParquetFile(ArrowWriter<StagedFile>);

@@ -32,17 +32,25 @@ pub use pelton_core::{
 pub use pelton_dataflow as dataflow;
 pub use pelton_env as env;
 pub use pelton_files as files;
+#[cfg(feature = "objects")]
+pub use pelton_objects as objects;
 pub use pelton_policy::restart;
+#[cfg(feature = "postgres")]
+pub use pelton_postgres as postgres;
 pub use pelton_remote as remote;
 pub use pelton_scripted as scripted;
-pub use shorthand::{json_lines, parquet, read_files, read_lines};
+#[cfg(feature = "objects")]
+pub use shorthand::objects;
+#[cfg(feature = "postgres")]
+pub use shorthand::postgres;
+pub use shorthand::{console, json_lines, parquet, read_files, read_lines};
 pub use stream::{Method, Stream};
 
 /// What most programs use.
 pub mod prelude {
     pub use crate::service::{Context, Invocation, Methods, Service};
     pub use crate::{
-        Declaration, Error, ErrorPolicy, Job, Result, json_lines, parquet, read_files, read_lines,
+        Declaration, Error, ErrorPolicy, Job, Result, console, json_lines, parquet, read_files, read_lines,
     };
     pub use arrow_array::{self, RecordBatch};
     pub use arrow_schema::{DataType, Field};

@@ -1,5 +1,6 @@
 //! Sources and sinks against real files.
 
+mod console;
 mod disk_full;
 mod folder;
 mod lines;
