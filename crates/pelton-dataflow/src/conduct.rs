@@ -301,7 +301,6 @@ impl Conductor {
                         sink.commit(staged).map_err(|e| e.context(format!("sink `{name}`")))?;
                     }
                 }
-                store.mark_committed(number)?;
                 store.collect()?;
                 Ok(bytes)
             };

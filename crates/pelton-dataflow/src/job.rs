@@ -10,7 +10,8 @@ use pelton_core::{Bytes, Error, Result};
 use pelton_env::{Env, Place, Task};
 use tokio::sync::{oneshot, watch};
 
-use crate::checkpoint::store::{Loaded, Store};
+use crate::checkpoint::folder::Loaded;
+use crate::checkpoint::store::Store;
 use crate::conduct::Conductor;
 use crate::explain::Budgets;
 use crate::plan::Work;
@@ -106,7 +107,7 @@ impl Job {
         options: Options,
     ) -> Result<Running> {
         check_callers(&topology, &callers)?;
-        let store = Store::open(&options.state)?;
+        let store = Store::open(&env.storage, &options.state)?;
         let restored = restore(&topology, &store, &options)?;
         publish(&topology, &store, restored.as_ref())?;
         let last = store.numbers()?.into_iter().max().unwrap_or(0);
@@ -207,7 +208,7 @@ fn restore(topology: &Topology, store: &Store, options: &Options) -> Result<Opti
         return Ok(None);
     }
     let numbers = store.numbers()?;
-    let back_to = options.restore_from.or(store.rewinding()?);
+    let back_to = options.restore_from.map_or_else(|| store.rewinding(), |n| Ok(Some(n)))?;
     let number = match back_to {
         Some(n) if !numbers.contains(&n) => {
             let there: Vec<String> = numbers.iter().map(u64::to_string).collect();
@@ -247,5 +248,5 @@ fn publish(topology: &Topology, store: &Store, restored: Option<&Loaded>) -> Res
     if let Some(number) = back_to {
         store.end_rewind(number)?;
     }
-    restored.map_or(Ok(()), |r| store.mark_committed(r.manifest.number))
+    Ok(())
 }

@@ -3,7 +3,6 @@
 //! Sources: [`Folder`] gives one row a file, [`Lines`] one row a line. Sinks: [`Parquet`] and [`JsonLines`], exactly
 //! once. [`read_parquet`] reads back what the sink made. Everything here blocks; none of it knows an async runtime.
 
-mod disk;
 mod filter;
 pub mod folder;
 pub mod json_lines;

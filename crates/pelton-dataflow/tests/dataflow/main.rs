@@ -2,6 +2,7 @@
 
 mod calls;
 mod checkpoints;
+mod cuts;
 mod plans;
 mod restarts;
 mod support;
