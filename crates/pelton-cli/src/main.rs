@@ -4,6 +4,7 @@ mod classify;
 mod index;
 mod pipeline;
 mod progress;
+mod savepoint;
 mod search;
 mod status;
 mod watch;
@@ -33,6 +34,8 @@ enum Command {
     Search(search::Arguments),
     /// Recognise handwritten digits in a folder of PNG images
     Classify(classify::Arguments),
+    /// Keep a checkpoint of a running job in a folder of its own
+    Savepoint(savepoint::Arguments),
     /// Show the jobs, services and instances of this machine
     Status(status::Arguments),
 }
@@ -43,6 +46,7 @@ fn main() -> ExitCode {
         Command::Index(arguments) => index::run(arguments),
         Command::Search(arguments) => search::run(arguments),
         Command::Classify(arguments) => classify::run(arguments),
+        Command::Savepoint(arguments) => savepoint::run(arguments),
         Command::Status(arguments) => status::run(arguments),
     };
     match result {

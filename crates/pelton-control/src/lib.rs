@@ -9,7 +9,7 @@ pub mod report;
 pub mod rundir;
 mod supervisor;
 
-pub use control::{Callers, Control, Progress, Remotes, Settings, query};
+pub use control::{Callers, Commands, Control, Progress, Remotes, Settings, command, query};
 pub use report::{
     CallerReport, InstanceReport, JobReport, RemoteEndpointReport, RemoteReport, ServiceReport,
 };

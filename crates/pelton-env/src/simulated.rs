@@ -43,7 +43,8 @@ struct Inner {
     /// Of those, the ones that change something.
     changes: u64,
     fault: Option<(u64, Fault)>,
-    full: Option<i32>,
+    /// Below this folder there is room for so many operations, and then this error number.
+    full: Option<(PathBuf, u64, i32)>,
     locks: BTreeMap<PathBuf, String>,
     /// What was done last, for messages.
     last: String,
@@ -118,6 +119,11 @@ impl Machine {
         let mut inner = self.lock();
         let now = if fault == Fault::Cut { inner.changes } else { inner.operations };
         inner.fault = Some((now + after, fault));
+    }
+
+    /// From now on there is room for so many operations below this folder, and no more.
+    pub fn fill(&self, folder: &Path, operations: u64) {
+        self.lock().full = Some((folder.to_owned(), operations, ENOSPC));
     }
 
     /// There is room again, and nothing more goes wrong.
@@ -421,11 +427,16 @@ impl Simulated {
             }
             Some(Fault::FailsOn(code)) => {
                 inner.fault = None;
-                inner.full = Some(code);
+                inner.full = Some((PathBuf::from("/"), 0, code));
             }
         }
-        match inner.full {
-            Some(code) if needs == Needs::Room => {
+        match &mut inner.full {
+            Some((folder, left, _)) if needs == Needs::Room && path.starts_with(&*folder) && *left > 0 => {
+                *left -= 1;
+                act(&mut inner, true)
+            }
+            Some((folder, _, code)) if needs == Needs::Room && path.starts_with(&*folder) => {
+                let code = *code;
                 if what == "write" {
                     let _ = act(&mut inner, false);
                 }

@@ -119,10 +119,10 @@ pub fn failed(doing: &str, path: &Path, e: &io::Error) -> Error {
     let folder = if above.as_os_str().is_empty() { Path::new(".") } else { above }.display();
     let next = match e.kind() {
         ErrorKind::StorageFull => format!(
-            "; the disk is full: see `df -h {folder}`, make room, and start the job again: it goes on from its last checkpoint"
+            "; the disk is full: see `df -h {folder}`, make room, and try again (a job that ended goes on from its last checkpoint)"
         ),
         ErrorKind::QuotaExceeded => {
-            format!("; the quota is used up: make room in {folder} and start the job again")
+            format!("; the quota is used up: make room in {folder} and try again")
         }
         ErrorKind::FileTooLarge => {
             "; it is over the file size limit (`ulimit -f`) or the file system's".to_owned()
@@ -130,7 +130,7 @@ pub fn failed(doing: &str, path: &Path, e: &io::Error) -> Error {
         ErrorKind::ReadOnlyFilesystem => "; the file system is read-only: choose another folder".to_owned(),
         ErrorKind::PermissionDenied => format!("; see `ls -ld {folder}`"),
         _ if e.raw_os_error() == Some(DEVICE) => {
-            "; the device reported an error: see `dmesg`, then start the job again: it goes on from its last checkpoint".to_owned()
+            "; the device reported an error: see `dmesg`, then try again (a job that ended goes on from its last checkpoint)".to_owned()
         }
         _ => String::new(),
     };

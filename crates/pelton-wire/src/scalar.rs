@@ -58,9 +58,6 @@ impl<'a> Reader<'a> {
         }
     }
 
-    pub(crate) fn rest(self) -> &'a [u8] {
-        self.rest
-    }
 }
 
 pub(crate) fn put_text(out: &mut Vec<u8>, text: &str) {

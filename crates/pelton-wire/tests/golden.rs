@@ -103,6 +103,7 @@ fn frames() -> Vec<Frame> {
         Frame::Stop,
         Frame::Query,
         Frame::Report("{}".into()),
+        Frame::Command("{}".into()),
     ]
 }
 

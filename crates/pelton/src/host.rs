@@ -19,6 +19,7 @@ use pelton_remote::{RemoteCaller, Secret};
 use tokio::signal::unix::{Signal, SignalKind, signal};
 
 use crate::call::{Services, given_up};
+use crate::command::commands;
 use crate::job::Settings;
 
 /// How often an observer is told.
@@ -203,6 +204,7 @@ async fn drive(
     let progress = running.progress();
     let for_status = progress.clone();
     services.control().set_progress(Arc::new(move || show_progress(&for_status.borrow())));
+    services.control().set_commands(commands(running.orders()));
     let mut failure = services.control().failure();
     let mut stopping = false;
     let stopper = running.stopper();

@@ -26,6 +26,8 @@ pub struct Settings {
     pub state: PathBuf,
     /// Start from nothing, whatever checkpoints there are.
     pub fresh: bool,
+    /// Begin from this savepoint of another run (see [`Options::from`]).
+    pub from: Option<PathBuf>,
     /// Start from this checkpoint, not the newest.
     pub restore_from: Option<u64>,
     /// From checkpoint to checkpoint.
@@ -44,6 +46,7 @@ impl Settings {
         Settings {
             state: state.into(),
             fresh: false,
+            from: None,
             restore_from: None,
             checkpoint_interval: options.interval,
             stop_grace: options.stop_grace,
@@ -56,6 +59,7 @@ impl Settings {
         let options = Options::new(self.state.join("checkpoints"));
         Options {
             fresh: self.fresh,
+            from: self.from.clone(),
             restore_from: self.restore_from,
             interval: self.checkpoint_interval,
             stop_grace: self.stop_grace,

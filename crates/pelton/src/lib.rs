@@ -11,6 +11,7 @@
 //! return. So declare services before anything with an effect.
 
 mod call;
+mod command;
 mod host;
 mod instance;
 mod job;
@@ -19,6 +20,7 @@ mod shorthand;
 mod stream;
 
 pub use call::Services;
+pub use command::Command;
 pub use host::Snapshot;
 pub use job::{Job, ServiceHandle, Settings};
 pub use local::Local;

@@ -2,6 +2,7 @@
 //!
 //! `checkpoint-000012/` is one ([`folder`](super::folder) has what is in it). `removed-000011/` was one, and is on its way out.
 
+use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -35,7 +36,12 @@ impl Store {
         let fence = Fence::raise(storage, folder)?;
         let store = Store { storage: storage.clone(), folder: folder.to_owned(), fence };
         store.remove_retired()?;
-        for number in store.numbers()? {
+        let numbers = store.numbers()?;
+        if numbers.is_empty() {
+            // Everything was being forgotten.
+            store.remove_note()?;
+        }
+        for number in numbers {
             if !folder::is_complete(&**storage, &store.path(number))? {
                 store.remove(&store.path(number))?;
             }
@@ -82,17 +88,21 @@ impl Store {
         self.forget_after(Some(number))
     }
 
-    /// Each step is durable before the next. Without the note, a later checkpoint would be restored whose output is withdrawn;
-    /// with the note, a job that has gone on would be taken back once more.
+    /// Their removal is durable before the note goes: without it, a later checkpoint would be restored whose output is withdrawn.
+    /// The note's own removal becomes durable with the next checkpoint, which lies in the same folder.
     fn forget_after(&self, number: Option<u64>) -> Result<()> {
         self.numbers()?.into_iter().filter(|n| Some(*n) > number).try_for_each(|n| self.retire(n))?;
         sync_folder(&*self.storage, &self.folder)?;
-        let path = self.folder.join(REWIND);
-        if self.storage.look(&path).map_err(|e| failed("looking at", &path, &e))?.is_some() {
-            self.storage.remove_file(&path).map_err(|e| failed("removing", &path, &e))?;
-            sync_folder(&*self.storage, &self.folder)?;
-        }
+        self.remove_note()?;
         self.remove_retired()
+    }
+
+    fn remove_note(&self) -> Result<()> {
+        let path = self.folder.join(REWIND);
+        match self.storage.remove_file(&path) {
+            Err(e) if e.kind() == ErrorKind::NotFound => Ok(()),
+            removed => removed.map_err(|e| failed("removing", &path, &e)),
+        }
     }
 
     /// The numbers of all checkpoints, rising.

@@ -5,4 +5,6 @@ mod checkpoints;
 mod cuts;
 mod plans;
 mod restarts;
+mod savepoints;
+mod site;
 mod support;
