@@ -218,17 +218,21 @@ fn check_callers(topology: &Topology, callers: &BTreeMap<String, Arc<dyn Caller>
 }
 
 fn restore(topology: &Topology, store: &Store, options: &Options) -> Result<Option<Loaded>> {
+    let folder = options.state.display().to_string();
+    let from = match &options.from {
+        Some(from) => {
+            let loaded = savepoint::load(store, from, options.fresh)?;
+            loaded.manifest.check_identity(&topology.identity, &from.display().to_string())?;
+            Some(loaded)
+        }
+        None => None,
+    };
+    // Not before the savepoint is known to be whole.
     if options.fresh {
         store.clear()?;
     }
-    let folder = options.state.display().to_string();
-    if let Some(from) = &options.from {
-        let loaded = savepoint::load(store, from)?;
-        loaded.manifest.check_identity(&topology.identity, &from.display().to_string())?;
-        return Ok(Some(loaded));
-    }
-    if options.fresh {
-        return Ok(None);
+    if options.fresh || from.is_some() {
+        return Ok(from);
     }
     let numbers = store.numbers()?;
     let back_to = options.restore_from.map_or_else(|| store.rewinding(), |n| Ok(Some(n)))?;

@@ -179,10 +179,10 @@ fn without_output(manifest: &Manifest, generation: u64) -> Manifest {
     }
 }
 
-/// Reads a savepoint that a job is to start from.
-pub(crate) fn load(store: &Store, from: &Path) -> Result<Loaded> {
+/// Reads a savepoint that a job is to start from. `fresh`: what checkpoints there are will be forgotten.
+pub(crate) fn load(store: &Store, from: &Path, fresh: bool) -> Result<Loaded> {
     let there = store.numbers()?;
-    if let Some(newest) = there.last() {
+    if let Some(newest) = there.last().filter(|_| !fresh) {
         return Err(Error::invalid(format!(
             "this job already has checkpoints (the newest is {newest}), so it does not start from savepoint {}; leave --from out \
              to go on, name another output, or begin anew with --fresh",

@@ -61,11 +61,12 @@ impl Target {
 
     /// Makes the folders, finds out whether they can be written, and removes what nobody will commit any more.
     pub(crate) fn start(&self, generation: u64, recorded: &[Staged]) -> Result<()> {
-        if self.look(&self.folder)?.is_some_and(|entry| !entry.folder) {
+        let context = |e: Error| e.context("output folder");
+        if self.look(&self.folder).map_err(context)?.is_some_and(|entry| !entry.folder) {
             return Err(Error::invalid(format!("output {} is a file; give a folder", self.folder.display())));
         }
         let staging = self.staging();
-        make_folders(&*self.storage, &staging).map_err(|e| e.context("output"))?;
+        make_folders(&*self.storage, &staging).map_err(context)?;
         let probe = staging.join(format!(".probe-{}-{}", self.prefix, self.extension));
         let write = || self.storage.create(&probe)?.write_all(b"?");
         write()

@@ -57,7 +57,6 @@ impl<'a> Reader<'a> {
             Err(Error::protocol(format!("a frame has {} bytes too many", self.rest.len())))
         }
     }
-
 }
 
 pub(crate) fn put_text(out: &mut Vec<u8>, text: &str) {
