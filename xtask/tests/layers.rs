@@ -17,7 +17,7 @@ const MAY_KNOW: [(&str, &[&str]); 20] = [
     ("pelton-control", &["pelton-core", "pelton-env", "pelton-link", "pelton-policy", "pelton-wire"]),
     ("pelton-dataflow", &["pelton-core", "pelton-env"]),
     ("pelton-remote", &["pelton-core", "pelton-env", "pelton-policy", "pelton-wire"]),
-    ("pelton-files", &["pelton-core", "pelton-dataflow"]),
+    ("pelton-files", &["pelton-core", "pelton-dataflow", "pelton-env"]),
     ("pelton-objects", &["pelton-core", "pelton-dataflow", "pelton-env", "pelton-files"]),
     ("pelton-postgres", &["pelton-core", "pelton-dataflow", "pelton-env"]),
     ("pelton-text", &["pelton-core", "pelton-dataflow"]),

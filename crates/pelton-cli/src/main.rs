@@ -2,8 +2,11 @@
 
 mod classify;
 mod index;
+mod jobs;
 mod pipeline;
 mod progress;
+mod savepoint;
+mod scale;
 mod search;
 mod status;
 mod watch;
@@ -33,6 +36,10 @@ enum Command {
     Search(search::Arguments),
     /// Recognise handwritten digits in a folder of PNG images
     Classify(classify::Arguments),
+    /// Keep a checkpoint of a running job in a folder of its own
+    Savepoint(savepoint::Arguments),
+    /// Give an operator of a running job another number of subtasks
+    Scale(scale::Arguments),
     /// Show the jobs, services and instances of this machine
     Status(status::Arguments),
 }
@@ -43,6 +50,8 @@ fn main() -> ExitCode {
         Command::Index(arguments) => index::run(arguments),
         Command::Search(arguments) => search::run(arguments),
         Command::Classify(arguments) => classify::run(arguments),
+        Command::Savepoint(arguments) => savepoint::run(arguments),
+        Command::Scale(arguments) => scale::run(arguments),
         Command::Status(arguments) => status::run(arguments),
     };
     match result {

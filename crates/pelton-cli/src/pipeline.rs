@@ -8,6 +8,8 @@ use anyhow::{Context, Result, bail};
 use clap::Args;
 use pelton::dataflow::job::{End, Summary};
 use pelton::declaration::Instances;
+use pelton::env::real::Disk;
+use pelton::env::storage::{replace, sync_folder};
 use pelton::{Bytes, Declaration, ErrorPolicy, Job, Settings};
 
 use crate::progress::Line;
@@ -49,6 +51,9 @@ pub(crate) struct Options {
     /// Start from this checkpoint and not from the newest
     #[arg(long, value_name = "NUMBER", conflicts_with = "fresh")]
     from_checkpoint: Option<u64>,
+    /// Begin a new output from this savepoint (see `pelton savepoint`): it gets the rows that come after it
+    #[arg(long, value_name = "DIR", conflicts_with = "from_checkpoint")]
+    from: Option<PathBuf>,
 }
 
 #[derive(Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
@@ -97,6 +102,7 @@ impl Options {
     pub(crate) fn job(&self, name: &str) -> Job {
         let settings = Settings {
             fresh: self.fresh,
+            from: self.from.clone(),
             restore_from: self.from_checkpoint,
             checkpoint_interval: self.checkpoint_interval,
             ..Settings::new(self.output.join(STATE))
@@ -134,7 +140,9 @@ impl Options {
                 Err(e) if e.kind() != std::io::ErrorKind::NotFound => {
                     return Err(e).with_context(|| format!("removing {}", state.display()));
                 }
-                _ => {}
+                // Durable before its output goes, for the same reason.
+                Ok(()) => sync_folder(&Disk, &self.output)?,
+                Err(_) => {}
             }
             for part in parts {
                 std::fs::remove_file(&part).with_context(|| format!("removing {}", part.display()))?;
@@ -173,11 +181,8 @@ impl Options {
             Err(_) if std::fs::create_dir_all(&state).is_err() => Ok(()),
             Err(_) => {
                 let json = serde_json::to_vec_pretty(&now)?;
-                // Under another name first: half a file under this one would be taken for damage.
-                let temporary = state.join("settings.tmp");
-                let written =
-                    std::fs::write(&temporary, json).and_then(|()| std::fs::rename(&temporary, &path));
-                written.with_context(|| format!("writing {}", path.display()))
+                // Half a file under this name would be taken for damage.
+                Ok(replace(&Disk, &path, &json)?)
             }
         }
     }
@@ -194,7 +199,10 @@ impl Options {
             End::Stopped => "stopped",
         };
         if let Some(checkpoint) = summary.restored_from {
-            eprintln!("went on from checkpoint {checkpoint}");
+            match &self.from {
+                Some(from) => eprintln!("began from savepoint {} (checkpoint {checkpoint})", from.display()),
+                None => eprintln!("went on from checkpoint {checkpoint}"),
+            }
         }
         let rate = written as f64 / elapsed.as_secs_f64().max(1e-9);
         let files = read.map_or(0, |n| n.splits_done);

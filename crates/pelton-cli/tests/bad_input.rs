@@ -149,9 +149,10 @@ fn a_damaged_checkpoint_is_refused_and_the_one_before_is_offered() {
         fs::read_dir(&checkpoints).unwrap().map(|e| e.unwrap().path()).filter(|p| p.is_dir()).collect();
     folders.sort();
     let newest = folders.last().unwrap();
-    let victim = fs::read_dir(newest).unwrap().map(|e| e.unwrap().path()).find(|p| {
-        p.metadata().unwrap().len() > 0 && !p.ends_with("manifest.json") && !p.ends_with("committed")
-    });
+    let victim = fs::read_dir(newest)
+        .unwrap()
+        .map(|e| e.unwrap().path())
+        .find(|p| p.metadata().unwrap().len() > 0 && !p.ends_with("manifest.json"));
     let victim = victim.expect("a checkpoint has files");
     let mut bytes = fs::read(&victim).unwrap();
     let middle = bytes.len() / 2;

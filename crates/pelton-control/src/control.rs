@@ -6,10 +6,11 @@ use std::time::Duration;
 
 use pelton_core::declaration::Declaration;
 use pelton_core::endpoint::{Endpoint, EndpointDelta};
-use pelton_core::{Bytes, Error, Result};
+use pelton_core::{BoxFuture, Bytes, Error, Result};
 use pelton_env::{Connection, Env, Listener, Place as Pool, Task};
 use pelton_link::{Door, Link};
 use pelton_wire::{Frame, State, Status, Welcome};
+use serde::{Deserialize, Serialize};
 use tokio::sync::{mpsc, watch};
 
 use crate::adoption::{self, Survey};
@@ -36,6 +37,8 @@ pub type Progress = Arc<dyn Fn() -> serde_json::Value + Send + Sync>;
 
 /// Asks the clients of a service, by its name, what they have seen; as [`Progress`].
 pub type Callers = Arc<dyn Fn(&str) -> CallerReport + Send + Sync>;
+/// Does what somebody asks of the job, and says what came of it. Both are the business of who sets it; takes as long as it takes.
+pub type Commands = Arc<dyn Fn(serde_json::Value) -> BoxFuture<Result<serde_json::Value>> + Send + Sync>;
 /// Asks what the callers of services that are not ours see; called from control's own tasks, must not block.
 pub type Remotes = Arc<dyn Fn() -> Vec<RemoteReport> + Send + Sync>;
 
@@ -48,7 +51,11 @@ pub struct Control {
     _tasks: Vec<Task>,
 }
 
+/// How long a job that has ended waits until its last answers are read.
+const ANSWERING: Duration = Duration::from_secs(1);
+
 pub(crate) struct Shared {
+    env: Env,
     pub(crate) job: String,
     pub(crate) token: String,
     card: Card,
@@ -58,6 +65,9 @@ pub(crate) struct Shared {
     progress: Mutex<Option<Progress>>,
     callers: Mutex<Option<Callers>>,
     remotes: Mutex<Option<Remotes>>,
+    commands: Mutex<Option<Commands>>,
+    /// Commands that are carried out, or whose answer is on its way.
+    commanded: watch::Sender<usize>,
     /// Counts changes of any instance.
     changed: watch::Sender<u64>,
 }
@@ -87,6 +97,7 @@ impl Control {
             ever_ready: false,
         });
         let shared = Arc::new(Shared {
+            env: env.clone(),
             job,
             token,
             card,
@@ -96,6 +107,8 @@ impl Control {
             progress: Mutex::new(None),
             callers: Mutex::new(None),
             remotes: Mutex::new(None),
+            commands: Mutex::new(None),
+            commanded: watch::channel(0).0,
             changed: watch::channel(0).0,
         });
         let (stop, stopped) = watch::channel(Wish::Run);
@@ -180,10 +193,20 @@ impl Control {
         *self.shared.callers.lock().unwrap_or_else(std::sync::PoisonError::into_inner) = Some(callers);
     }
 
-    /// Ends all instances, and returns when their processes are gone.
+    /// Lets the job do what others ask of it.
+    pub fn set_commands(&self, commands: Commands) {
+        *self.shared.commands.lock().unwrap_or_else(std::sync::PoisonError::into_inner) = Some(commands);
+    }
+
+    /// Ends all instances, and returns when their processes are gone, and those who asked for something have their answer.
     pub async fn stop(self) {
         let _ = self.stop.send(Wish::Stop);
         self.ended().await;
+        let mut commanded = self.shared.commanded.subscribe();
+        if *commanded.borrow() > 0 {
+            let answered = commanded.wait_for(|n| *n == 0);
+            let _ = self.shared.env.within(ANSWERING, answered).await;
+        }
         self.remove_run_folder();
     }
 
@@ -323,10 +346,72 @@ impl Shared {
                     let report = serde_json::to_string(&self.job_report()).expect("a report is plain data");
                     sender.send(Frame::Report(report));
                 }
+                Frame::Command(command) => {
+                    self.commanded.send_modify(|n| *n += 1);
+                    let reply = self.carry_out(&command).await;
+                    sender.send(Frame::Report(serde_json::to_string(&reply).expect("a reply is plain data")));
+                    // Whoever asked leaves when the answer is there.
+                    let _ = receiver.next().await;
+                    self.commanded.send_modify(|n| *n -= 1);
+                    return;
+                }
                 Frame::Ping(n) => sender.send(Frame::Pong(n)),
                 _ => return,
             }
         }
+    }
+}
+
+/// What came of a command.
+#[derive(Debug, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+enum Reply {
+    Done(serde_json::Value),
+    Refused(String),
+}
+
+impl Shared {
+    async fn carry_out(&self, command: &str) -> Reply {
+        let commands = self.commands.lock().unwrap_or_else(std::sync::PoisonError::into_inner).clone();
+        let Some(commands) = commands else {
+            return Reply::Refused(format!(
+                "job {} does not take commands, or not yet: its services are being started; try again",
+                self.job
+            ));
+        };
+        match serde_json::from_str(command) {
+            Ok(command) => {
+                commands(command).await.map_or_else(|e| Reply::Refused(e.message().to_owned()), Reply::Done)
+            }
+            Err(e) => Reply::Refused(format!("the command cannot be read: {e}")),
+        }
+    }
+}
+
+/// Asks a job to do something, and returns when it is done.
+pub async fn command(
+    env: &Env,
+    found: &crate::rundir::Found,
+    command: &serde_json::Value,
+) -> Result<serde_json::Value> {
+    let greeting =
+        pelton_link::greeting(pelton_wire::Role::Observer, found.card.token(), &found.card.job, "command", 1);
+    let (_, Link { sender, mut receiver }) =
+        pelton_link::connect(env, &found.control, greeting, Bytes::kib(64)).await?;
+    sender.send(Frame::Command(command.to_string()));
+    let ended = |why: String| {
+        Error::protocol(format!(
+            "job {} ended before it answered, or is of a version that takes no commands{why}",
+            found.card.job
+        ))
+    };
+    match receiver.next().await.map_err(|e| ended(format!(": {e}")))?.map(|m| m.frame) {
+        Some(Frame::Report(reply)) => match serde_json::from_str(&reply) {
+            Ok(Reply::Done(value)) => Ok(value),
+            Ok(Reply::Refused(why)) => Err(Error::invalid(why)),
+            Err(e) => Err(Error::protocol(format!("the answer cannot be read: {e}"))),
+        },
+        _ => Err(ended(String::new())),
     }
 }
 

@@ -11,7 +11,7 @@ pub mod rundir;
 mod supervisor;
 
 pub use adoption::Survey;
-pub use control::{Callers, Control, Progress, Remotes, Settings, query};
+pub use control::{Callers, Commands, Control, Progress, Remotes, Settings, command, query};
 pub use report::{
     CallerReport, InstanceReport, JobReport, RemoteEndpointReport, RemoteReport, ServiceReport,
 };

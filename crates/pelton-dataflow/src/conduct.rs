@@ -15,6 +15,7 @@ use crate::checkpoint::store::Store;
 use crate::job::{End, Options, Summary, Wish};
 use crate::plan::Work;
 use crate::progress::{Counters, LastCheckpoint, NodeProgress, Progress};
+use crate::savepoint::{Request, Waiting};
 use crate::sink::{Sink, Staged};
 use crate::subtask::state::State;
 use crate::subtask::{self, Command, Control, Head, Report, Subtask};
@@ -28,6 +29,7 @@ enum Event {
     Report(Report),
     Written(Result<u64>),
     Wish(Wish),
+    Savepoint(Request),
     Tick,
 }
 
@@ -66,6 +68,7 @@ pub(crate) struct Conductor {
     started: Time,
     writing: Option<Writing>,
     stopping: Option<Stopping>,
+    savepoints: Waiting,
     checkpoints: u64,
     latest: Progress,
     summary: Summary,
@@ -115,6 +118,7 @@ impl Conductor {
             started: now,
             writing: None,
             stopping: None,
+            savepoints: Waiting::default(),
             checkpoints: 0,
             latest: Progress::default(),
             summary,
@@ -124,6 +128,7 @@ impl Conductor {
     pub(crate) async fn conduct(
         mut self,
         mut wishes: watch::Receiver<Wish>,
+        mut requests: mpsc::Receiver<Request>,
         progress: watch::Sender<Progress>,
     ) -> Result<Summary> {
         let mut tasks: Vec<Task> = Vec::new();
@@ -133,7 +138,7 @@ impl Conductor {
         }
         let ended = match self.summary.end {
             End::AlreadyFinished => Ok(End::AlreadyFinished),
-            _ => self.until_end(&mut wishes, &progress).await,
+            _ => self.until_end(&mut wishes, &mut requests, &progress).await,
         };
         // One that is being written is let finish, so that the folder is free when we have ended.
         if let Some(writing) = self.writing.take() {
@@ -153,6 +158,7 @@ impl Conductor {
     async fn until_end(
         &mut self,
         wishes: &mut watch::Receiver<Wish>,
+        requests: &mut mpsc::Receiver<Request>,
         progress: &watch::Sender<Progress>,
     ) -> Result<End> {
         let mut refresh = self.env.now();
@@ -174,6 +180,7 @@ impl Conductor {
             let event = tokio::select! {
                 biased;
                 Ok(()) = wishes.changed() => Event::Wish(*wishes.borrow_and_update()),
+                Some(request) = requests.recv() => Event::Savepoint(request),
                 Some(report) = self.reports.recv() => Event::Report(report),
                 written = written(&mut self.writing) => Event::Written(written),
                 () = self.env.sleep_until(wake) => Event::Tick,
@@ -181,8 +188,10 @@ impl Conductor {
             match event {
                 Event::Tick => {}
                 Event::Wish(Wish::Cancel) => return Err(Error::internal("the job was cancelled")),
-                Event::Wish(Wish::Stop) => self.begin_stop(),
+                Event::Wish(Wish::Stop) => self.stop(),
+                Event::Wish(Wish::Switch) => self.begin_stop(Duration::ZERO),
                 Event::Wish(Wish::Run) => {}
+                Event::Savepoint(request) => self.begin_savepoint(request),
                 Event::Report(report) => self.note(report)?,
                 Event::Written(bytes) => {
                     if let Some(end) = self.note_written(bytes)? {
@@ -203,6 +212,8 @@ impl Conductor {
                 {
                     stopping.last = Some(number);
                 }
+                let last = self.stopping.as_ref().is_some_and(|s| s.last == Some(number));
+                self.savepoints.begun(number, last);
                 self.tell(&tell, number);
             }
             Decision::Tell { number, tell } => self.tell(&tell, number),
@@ -212,6 +223,7 @@ impl Conductor {
                 if let Some(stopping) = self.stopping.as_mut().filter(|s| s.last == Some(number)) {
                     stopping.last = None;
                 }
+                self.savepoints.aborted(number);
                 self.controls.iter().for_each(|c| c.tell(Command::Aborted(number)));
             }
             Decision::Write { number } => self.write(number),
@@ -243,10 +255,30 @@ impl Conductor {
         }
     }
 
-    fn begin_stop(&mut self) {
+    fn begin_savepoint(&mut self, request: Request) {
+        if self.stopping.is_some() || self.coordinator.all_finished() {
+            return request.refuse_at_end();
+        }
+        if request.stop {
+            self.stop();
+        } else {
+            self.coordinator.ask();
+        }
+        self.savepoints.add(request);
+    }
+
+    /// Nothing new goes to instances, and what they have is waited for.
+    fn stop(&mut self) {
         self.callers.values().for_each(|c| c.hold());
+        self.begin_stop(self.options.stop_grace);
+    }
+
+    fn begin_stop(&mut self, grace: Duration) {
+        if self.stopping.is_some() {
+            return;
+        }
         self.controls.iter().for_each(|c| c.tell(Command::Stop));
-        let until = self.env.now() + self.options.stop_grace;
+        let until = self.env.now() + grace;
         self.stopping = Some(Stopping { busy: &self.calls - &self.quiet, until, last: None });
     }
 
@@ -291,22 +323,22 @@ impl Conductor {
             rows: String::new(),
             parts: Vec::new(),
         };
-        let store = self.store.clone();
+        let (store, savepoints) = (self.store.clone(), self.savepoints.take(number));
         let (tell, done) = oneshot::channel();
         let task = self.env.spawn(Place::Dedicated, async move {
-            let write = || {
-                let bytes = store.write(manifest, &named)?;
+            let write = move |store: &Store| {
+                let bytes = store.write(manifest.clone(), &named)?;
                 for (name, sink) in &sinks {
                     let staged = staged.get(name).map_or(&[][..], Vec::as_slice);
                     if !staged.is_empty() {
                         sink.commit(staged).map_err(|e| e.context(format!("sink `{name}`")))?;
                     }
                 }
-                store.mark_committed(number)?;
+                savepoints.into_iter().for_each(|s| s.write(&**store.storage(), &manifest, &named));
                 store.collect()?;
                 Ok(bytes)
             };
-            let written = write().map_err(|e: Error| e.context(format!("checkpoint {number}")));
+            let written = write(&store).map_err(|e: Error| e.context(format!("checkpoint {number}")));
             // The folder is free as soon as the job hears of it.
             drop(store);
             let _ = tell.send(written);

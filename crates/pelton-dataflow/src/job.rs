@@ -10,11 +10,13 @@ use pelton_core::{Bytes, Error, Result};
 use pelton_env::{Env, Place, Task};
 use tokio::sync::{oneshot, watch};
 
-use crate::checkpoint::store::{Loaded, Store};
+use crate::checkpoint::folder::Loaded;
+use crate::checkpoint::store::Store;
 use crate::conduct::Conductor;
 use crate::explain::Budgets;
 use crate::plan::Work;
 use crate::progress::{NodeProgress, Progress};
+use crate::savepoint::{self, Orders};
 use crate::topology::Topology;
 use crate::wiring::wire;
 
@@ -25,6 +27,9 @@ pub struct Options {
     pub state: PathBuf,
     /// Forget the checkpoints that are there, and outputs that are staged and not visible. Visible ones stay.
     pub fresh: bool,
+    /// Begin a new state from this savepoint. Refused where there are checkpoints, unless `fresh`. Output that the job that took
+    /// it had made visible by then is not made again.
+    pub from: Option<PathBuf>,
     /// Start from this checkpoint, not the newest. Later ones are removed, and sinks withdraw what they had made visible.
     pub restore_from: Option<u64>,
     /// From the begin of one checkpoint to that of the next.
@@ -46,6 +51,7 @@ impl Options {
         Options {
             state: state.into(),
             fresh: false,
+            from: None,
             restore_from: None,
             interval: Duration::from_secs(5),
             pause: Duration::from_millis(500),
@@ -94,6 +100,8 @@ pub struct Summary {
 pub(crate) enum Wish {
     Run,
     Stop,
+    /// Stop, and don't wait for what instances are working on.
+    Switch,
     Cancel,
 }
 
@@ -108,23 +116,27 @@ impl Job {
         options: Options,
     ) -> Result<Running> {
         check_callers(&topology, &callers)?;
-        let store = Store::open(&options.state)?;
+        let store = Store::open(&env.storage, &options.state)?;
         let restored = restore(&topology, &store, &options)?;
         publish(&topology, &store, restored.as_ref())?;
+        if let (Some(_), Some(loaded)) = (&options.from, &restored) {
+            savepoint::adopt(&store, loaded)?;
+        }
         let last = store.numbers()?.into_iter().max().unwrap_or(0);
         let wired = wire(&topology, &callers, &store, &options, restored.as_ref(), last)?;
         let (progress, watched) = watch::channel(Progress::default());
         let (wish, wishes) = watch::channel(Wish::Run);
+        let (orders, requests) = savepoint::orders(&env, &options.state);
         let (done, result) = oneshot::channel();
         let restored = restored.map(|r| r.manifest);
         let conductor =
             Conductor::new(env.clone(), topology, callers, options, Arc::new(store), wired, restored, last);
         let task = env.spawn(Place::Network, async move {
-            let ended = conductor.conduct(wishes, progress).await;
+            let ended = conductor.conduct(wishes, requests, progress).await;
             // Nobody waits for it if the handle is gone.
             let _ = done.send(ended);
         });
-        Ok(Running { progress: watched, wish, result, _task: task })
+        Ok(Running { progress: watched, wish, orders, result, _task: task })
     }
 }
 
@@ -132,6 +144,7 @@ impl Job {
 pub struct Running {
     progress: watch::Receiver<Progress>,
     wish: watch::Sender<Wish>,
+    orders: Orders,
     result: oneshot::Receiver<Result<Summary>>,
     _task: Task,
 }
@@ -145,6 +158,11 @@ impl Running {
     /// [`wait`](Running::wait) tells when.
     pub fn stop(&self) {
         self.stopper().stop();
+    }
+
+    /// What can ask something of the job while somebody else waits for it.
+    pub fn orders(&self) -> Orders {
+        self.orders.clone()
     }
 
     /// What can stop the job while somebody else waits for it.
@@ -179,6 +197,18 @@ impl Stopper {
             first
         });
     }
+
+    /// Stops at the next checkpoint, which is taken at once, whatever instances are working on: they go on, and who starts the job again is
+    /// given what came of it.
+    pub fn switch(&self) {
+        self.0.send_if_modified(|wish| {
+            let first = *wish == Wish::Run;
+            if first {
+                *wish = Wish::Switch;
+            }
+            first
+        });
+    }
 }
 
 fn check_callers(topology: &Topology, callers: &BTreeMap<String, Arc<dyn Caller>>) -> Result<()> {
@@ -204,16 +234,27 @@ fn check_callers(topology: &Topology, callers: &BTreeMap<String, Arc<dyn Caller>
 }
 
 fn restore(topology: &Topology, store: &Store, options: &Options) -> Result<Option<Loaded>> {
+    let folder = options.state.display().to_string();
+    let from = match &options.from {
+        Some(from) => {
+            let loaded = savepoint::load(store, from, options.fresh)?;
+            loaded.manifest.check_identity(&topology.identity, &from.display().to_string())?;
+            Some(loaded)
+        }
+        None => None,
+    };
+    // Not before the savepoint is known to be whole.
     if options.fresh {
         store.clear()?;
-        return Ok(None);
+    }
+    if options.fresh || from.is_some() {
+        return Ok(from);
     }
     let numbers = store.numbers()?;
-    let back_to = options.restore_from.or(store.rewinding()?);
+    let back_to = options.restore_from.map_or_else(|| store.rewinding(), |n| Ok(Some(n)))?;
     let number = match back_to {
         Some(n) if !numbers.contains(&n) => {
             let there: Vec<String> = numbers.iter().map(u64::to_string).collect();
-            let folder = options.state.display();
             return Err(Error::invalid(format!(
                 "there is no checkpoint {n} in {folder}; there are: {}",
                 there.join(", ")
@@ -224,7 +265,7 @@ fn restore(topology: &Topology, store: &Store, options: &Options) -> Result<Opti
     };
     let Some(number) = number else { return Ok(None) };
     let loaded = store.load(number)?;
-    loaded.manifest.check_identity(&topology.identity, &options.state.display().to_string())?;
+    loaded.manifest.check_identity(&topology.identity, &folder)?;
     if back_to.is_some() {
         store.begin_rewind(number)?;
     }
@@ -249,5 +290,5 @@ fn publish(topology: &Topology, store: &Store, restored: Option<&Loaded>) -> Res
     if let Some(number) = back_to {
         store.end_rewind(number)?;
     }
-    restored.map_or(Ok(()), |r| store.mark_committed(r.manifest.number))
+    Ok(())
 }

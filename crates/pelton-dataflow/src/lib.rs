@@ -28,6 +28,7 @@ pub mod job;
 pub mod operator;
 pub mod plan;
 pub mod progress;
+pub mod savepoint;
 pub mod sink;
 pub mod source;
 pub mod topology;

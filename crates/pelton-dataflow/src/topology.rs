@@ -82,6 +82,16 @@ impl Topology {
         &self.nodes[stage.members[0]]
     }
 
+    /// Gives an operator, and what is fused with it, another number of subtasks. Says how many it had; none if there is no such operator.
+    pub fn rescale(&mut self, operator: &str, parallelism: u32) -> Option<u32> {
+        let stage = self.nodes.iter().find(|n| n.name == operator)?.stage;
+        let stage = &mut self.stages[stage];
+        for member in &stage.members {
+            self.nodes[*member].parallelism = parallelism;
+        }
+        Some(std::mem::replace(&mut stage.parallelism, parallelism))
+    }
+
     /// How many edges the node has coming in.
     pub fn fan_in(&self, node: NodeId) -> usize {
         self.edges.iter().filter(|e| e.to == node).count()

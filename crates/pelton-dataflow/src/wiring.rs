@@ -8,7 +8,8 @@ use pelton_core::id::stable_hash;
 use pelton_core::{Error, Result};
 use tokio::sync::{Notify, mpsc};
 
-use crate::checkpoint::store::{Loaded, Store};
+use crate::checkpoint::folder::Loaded;
+use crate::checkpoint::store::Store;
 use crate::edge::{Receiver, edge};
 use crate::inputs::Inputs;
 use crate::job::Options;

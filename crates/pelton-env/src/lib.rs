@@ -1,10 +1,13 @@
 //! The seams: everything through which the outside comes in.
 //!
-//! Clock, randomness, network, processes and tasks. [`Env`] bundles them; [`real`] holds the implementations for use, the
+//! Clock, randomness, network, processes, tasks and storage. [`Env`] bundles them; [`real`] holds the implementations for use, the
 //! simulator brings its own. No other crate reads a clock, draws a random number, opens a socket or starts a task
 //! by itself (`clippy.toml` says so).
 
+mod disk;
 pub mod real;
+pub mod simulated;
+pub mod storage;
 
 use std::io;
 use std::net::{IpAddr, SocketAddr};
@@ -18,6 +21,7 @@ pub use pelton_core::endpoint::Address;
 pub use pelton_core::time::{Clock, Time};
 use rand::SeedableRng;
 use rand::rngs::StdRng;
+pub use storage::Storage;
 use tokio::io::{AsyncRead, AsyncWrite};
 
 /// All seams together. Cheap to clone.
@@ -28,6 +32,8 @@ pub struct Env {
     pub processes: Arc<dyn Processes>,
     pub tasks: Arc<dyn Tasks>,
     pub entropy: Arc<dyn Entropy>,
+    /// For what must outlive this process. What is read once and made by others is read where it is.
+    pub storage: Arc<dyn Storage>,
     /// Ends this process at once, as a crash would.
     pub crash: Arc<dyn Fn(&str) + Send + Sync>,
 }

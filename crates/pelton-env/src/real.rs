@@ -23,6 +23,8 @@ use crate::{
     ProcessSpec, Processes, Task, Tasks, Time,
 };
 
+pub use crate::disk::Disk;
+
 /// Owns the threads of a real [`Env`]. Dropping it waits for no task.
 pub struct Host {
     env: Env,
@@ -44,6 +46,7 @@ impl Host {
             processes: Arc::new(SameProgram),
             tasks: Arc::new(Pools { network: network.handle().clone(), compute: compute.handle().clone() }),
             entropy: Arc::new(Os),
+            storage: Arc::new(Disk),
             crash: Arc::new(|why| {
                 eprintln!("crashing: {why}");
                 std::process::abort();

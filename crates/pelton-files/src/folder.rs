@@ -11,9 +11,9 @@ use arrow_schema::{DataType, Field, Schema, SchemaRef};
 use pelton_core::{Bytes, Error, Result};
 use pelton_dataflow::batch::RowError;
 use pelton_dataflow::source::{Read, Reader, Source, Split};
+use pelton_env::storage::failed;
 use serde::{Deserialize, Serialize};
 
-use crate::disk::failed;
 use crate::name;
 use crate::selection::Selection;
 use crate::walk::Files;

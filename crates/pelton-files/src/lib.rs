@@ -4,7 +4,6 @@
 //! once, and [`Console`], at least once. [`read_parquet`] reads back what the sink made. Everything here blocks; none of it knows an async runtime.
 
 pub mod console;
-mod disk;
 mod filter;
 pub mod folder;
 pub mod json_lines;

@@ -9,8 +9,9 @@ use ::parquet::arrow::arrow_reader::{ParquetRecordBatchReader, ParquetRecordBatc
 use arrow_array::RecordBatch;
 use arrow_schema::{Fields, SchemaRef};
 use pelton_core::{Error, Result};
+use pelton_env::real::Disk;
+use pelton_env::storage::failed;
 
-use crate::disk::failed;
 use crate::staging::parts;
 
 const BATCH_ROWS: usize = 4096;
@@ -28,7 +29,7 @@ pub fn read_parquet(folder: impl AsRef<Path>, prefix: &str) -> Result<Parts> {
         }
         _ => failed("listing", folder, &e),
     };
-    let names = parts(folder, prefix, "parquet").map_err(wrong)?;
+    let names = parts(&Disk, folder, prefix, "parquet").map_err(wrong)?;
     let files: Vec<PathBuf> = names.into_iter().map(|(name, _)| folder.join(name)).collect();
     let Some(first) = files.first() else {
         let message =

@@ -7,6 +7,7 @@ use arrow_array::RecordBatch;
 use arrow_schema::{Schema, SchemaRef};
 use pelton_core::{Error, Result};
 use pelton_dataflow::sink::{Guarantee, Sink, Staged, Writer};
+use pelton_env::Storage;
 use serde::{Deserialize, Serialize};
 
 use crate::staging::{StagedFile, Target};
@@ -64,6 +65,10 @@ impl<F: Format> FileSink<F> {
     pub(crate) fn new(settings: &Settings, format: F) -> Result<Self> {
         let target = Target::new(&settings.folder, &settings.prefix, F::EXTENSION)?;
         Ok(FileSink { target, format: Arc::new(format) })
+    }
+
+    pub(crate) fn stored_on(self, storage: Arc<dyn Storage>) -> Self {
+        FileSink { target: self.target.stored_on(storage), ..self }
     }
 }
 
@@ -155,7 +160,14 @@ impl<F: Format> Writer for FileWriter<F> {
 
 /// Makes a public sink out of a [`FileSink`] in its field 0.
 macro_rules! forward_sink {
-    ($sink:ty) => {
+    ($sink:ident) => {
+        impl $sink {
+            /// The same on another storage than this machine's file system.
+            pub fn stored_on(self, storage: std::sync::Arc<dyn pelton_env::Storage>) -> Self {
+                $sink(self.0.stored_on(storage))
+            }
+        }
+
         impl pelton_dataflow::sink::Sink for $sink {
             fn describe(&self) -> String {
                 self.0.describe()

@@ -4,21 +4,23 @@
 //! `OUT/PREFIX-GENERATION-SUBTASK-CHECKPOINT.EXT`. A rename is atomic, so whoever lists `OUT` sees whole parts only.
 
 use std::collections::BTreeSet;
-use std::fs::{self, File, OpenOptions};
 use std::io::{self, BufWriter, ErrorKind, Write};
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use pelton_core::{Error, Result};
 use pelton_dataflow::sink::Staged;
+use pelton_env::Storage;
+use pelton_env::real::Disk;
+use pelton_env::storage::{Entry, WriteFile, failed, make_folders, sync_folder};
 use serde::{Deserialize, Serialize};
-
-use crate::disk::{failed, sync_folder};
 
 const STAGING: &str = "_staging";
 
 /// Where parts go and how they are called.
 #[derive(Clone, Debug)]
 pub(crate) struct Target {
+    storage: Arc<dyn Storage>,
     folder: PathBuf,
     prefix: String,
     extension: &'static str,
@@ -46,7 +48,11 @@ impl Target {
         }
         let folder = std::path::absolute(folder)
             .map_err(|e| Error::invalid(format!("output `{}`: {e}", folder.display())))?;
-        Ok(Target { folder, prefix: prefix.to_owned(), extension })
+        Ok(Target { storage: Arc::new(Disk), folder, prefix: prefix.to_owned(), extension })
+    }
+
+    pub(crate) fn stored_on(self, storage: Arc<dyn Storage>) -> Target {
+        Target { storage, ..self }
     }
 
     pub(crate) fn describe(&self) -> String {
@@ -55,34 +61,33 @@ impl Target {
 
     /// Makes the folders, finds out whether they can be written, and removes what nobody will commit any more.
     pub(crate) fn start(&self, generation: u64, recorded: &[Staged]) -> Result<()> {
-        if self.folder.exists() && !self.folder.is_dir() {
+        let context = |e: Error| e.context("output folder");
+        if self.look(&self.folder).map_err(context)?.is_some_and(|entry| !entry.folder) {
             return Err(Error::invalid(format!("output {} is a file; give a folder", self.folder.display())));
         }
         let staging = self.staging();
-        fs::create_dir_all(&staging).map_err(|e| failed("making the output folder", &staging, &e))?;
+        make_folders(&*self.storage, &staging).map_err(context)?;
         let probe = staging.join(format!(".probe-{}-{}", self.prefix, self.extension));
-        fs::write(&probe, b"?")
-            .and_then(|()| fs::remove_file(&probe))
+        let write = || self.storage.create(&probe)?.write_all(b"?");
+        write()
+            .and_then(|()| self.storage.remove_file(&probe))
             .map_err(|e| failed("writing to the output folder", &probe, &e))?;
         self.refuse_other_run(generation)?;
-        self.discard(generation, recorded)?;
-        sync_folder(&staging)?;
-        sync_folder(&self.folder)?;
-        self.folder.parent().map_or(Ok(()), sync_folder)
+        self.discard(generation, recorded)
     }
 
     /// Removes the parts that checkpoints after this one have made visible.
     pub(crate) fn rewind(&self, checkpoint: u64) -> Result<()> {
-        if !self.folder.is_dir() {
+        if self.look(&self.folder)?.is_none() {
             return Ok(());
         }
         for (name, [.., covered_by]) in self.list(&self.folder, self.extension)? {
             if covered_by > checkpoint {
                 let path = self.folder.join(name);
-                fs::remove_file(&path).map_err(|e| failed("withdrawing", &path, &e))?;
+                self.storage.remove_file(&path).map_err(|e| failed("withdrawing", &path, &e))?;
             }
         }
-        sync_folder(&self.folder)
+        sync_folder(&*self.storage, &self.folder)
     }
 
     fn refuse_other_run(&self, generation: u64) -> Result<()> {
@@ -105,7 +110,7 @@ impl Target {
         for (name, [of, ..]) in self.list(&staging, &self.staged_extension())? {
             if of < generation && !kept.contains(&name) {
                 let path = staging.join(name);
-                match fs::remove_file(&path) {
+                match self.storage.remove_file(&path) {
                     Err(e) if e.kind() != ErrorKind::NotFound => return Err(failed("removing", &path, &e)),
                     _ => {}
                 }
@@ -120,8 +125,8 @@ impl Target {
             let numbers = [generation, u64::from(subtask), number];
             let name = part_name(&self.prefix, numbers, &self.staged_extension());
             let path = self.staging().join(&name);
-            match OpenOptions::new().write(true).create_new(true).open(&path) {
-                Ok(file) => return Ok(StagedFile::new(file, path, name)),
+            match self.storage.create_new(&path) {
+                Ok(file) => return Ok(StagedFile::new(self.storage.clone(), file, path, name)),
                 Err(e) if e.kind() == ErrorKind::AlreadyExists => number += 1,
                 Err(e) => return Err(failed("making", &path, &e)),
             }
@@ -138,7 +143,7 @@ impl Target {
         rows: u64,
     ) -> Result<Staged> {
         file.seal()?;
-        sync_folder(&self.staging())?;
+        sync_folder(&*self.storage, &self.staging())?;
         let part = part_name(&self.prefix, [generation, u64::from(subtask), checkpoint], self.extension);
         let record = Record { staged: file.name.clone(), part, bytes: file.bytes, rows };
         Ok(Staged(serde_json::to_value(record).map_err(|e| Error::internal(e.to_string()))?))
@@ -149,12 +154,12 @@ impl Target {
             self.publish(&record(one)?)?;
         }
         // Also where all were there already: whoever renamed them may have died before this.
-        if staged.is_empty() { Ok(()) } else { sync_folder(&self.folder) }
+        if staged.is_empty() { Ok(()) } else { sync_folder(&*self.storage, &self.folder) }
     }
 
     fn publish(&self, record: &Record) -> Result<()> {
         let (staged, part) = (self.staging().join(&record.staged), self.folder.join(&record.part));
-        let (waiting, there) = (length(&staged)?, length(&part)?);
+        let (waiting, there) = (self.look(&staged)?, self.look(&part)?);
         match (waiting, there) {
             (None, None) => Err(Error::storage(format!(
                 "output {} is gone, and so is {} that was to become it: somebody removed files of a run that goes on; \
@@ -162,20 +167,29 @@ impl Target {
                 part.display(),
                 staged.display()
             ))),
-            (None, Some(bytes)) if bytes == record.bytes => Ok(()),
-            (None, Some(bytes)) => Err(wrong_length(&part, bytes, record.bytes)),
+            (None, Some(entry)) if entry.bytes == record.bytes => Ok(()),
+            (None, Some(entry)) => Err(wrong_length(&part, entry.bytes, record.bytes)),
+            // Renamed before the power was cut, and only the new name was durable.
+            (Some(waiting), Some(there)) if waiting.identity == there.identity => {
+                self.storage.remove_file(&staged).map_err(|e| failed("removing", &staged, &e))
+            }
             (Some(_), Some(_)) => Err(Error::storage(format!(
                 "output {} exists and is not the one of this run, which waits in {}: two runs write into one folder; \
                  move the first away or give this run a folder of its own",
                 part.display(),
                 staged.display()
             ))),
-            (Some(bytes), None) if bytes == record.bytes => match fs::rename(&staged, &part) {
+            (Some(entry), None) if entry.bytes == record.bytes => match self.storage.rename(&staged, &part) {
                 // Somebody else commits the same at this moment.
-                Err(e) if e.kind() == ErrorKind::NotFound && length(&part)? == Some(record.bytes) => Ok(()),
+                Err(e)
+                    if e.kind() == ErrorKind::NotFound
+                        && self.look(&part)?.is_some_and(|entry| entry.bytes == record.bytes) =>
+                {
+                    Ok(())
+                }
                 done => done.map_err(|e| failed("renaming to", &part, &e)),
             },
-            (Some(bytes), None) => Err(wrong_length(&staged, bytes, record.bytes)),
+            (Some(entry), None) => Err(wrong_length(&staged, entry.bytes, record.bytes)),
         }
     }
 
@@ -188,7 +202,11 @@ impl Target {
     }
 
     fn list(&self, folder: &Path, extension: &str) -> Result<Vec<(String, [u64; 3])>> {
-        parts(folder, &self.prefix, extension).map_err(|e| failed("listing", folder, &e))
+        parts(&*self.storage, folder, &self.prefix, extension).map_err(|e| failed("listing", folder, &e))
+    }
+
+    fn look(&self, path: &Path) -> Result<Option<Entry>> {
+        look(&*self.storage, path)
     }
 }
 
@@ -200,12 +218,8 @@ fn wrong_length(path: &Path, found: u64, expected: u64) -> Error {
     ))
 }
 
-fn length(path: &Path) -> Result<Option<u64>> {
-    match fs::metadata(path) {
-        Ok(metadata) => Ok(Some(metadata.len())),
-        Err(e) if e.kind() == ErrorKind::NotFound => Ok(None),
-        Err(e) => Err(failed("looking at", path, &e)),
-    }
+fn look(storage: &dyn Storage, path: &Path) -> Result<Option<Entry>> {
+    storage.look(path).map_err(|e| failed("looking at", path, &e))
 }
 
 fn record(staged: &Staged) -> Result<Record> {
@@ -227,13 +241,15 @@ fn part_name(prefix: &str, [generation, subtask, last]: [u64; 3], extension: &st
 }
 
 /// All parts of a folder with their numbers, in order.
-pub(crate) fn parts(folder: &Path, prefix: &str, extension: &str) -> io::Result<Vec<(String, [u64; 3])>> {
-    let mut found = Vec::new();
-    for entry in fs::read_dir(folder)? {
-        let name = entry?.file_name();
-        let Some(name) = name.to_str() else { continue };
-        found.extend(numbers(name, prefix, extension).map(|n| (name.to_owned(), n)));
-    }
+pub(crate) fn parts(
+    storage: &dyn Storage,
+    folder: &Path,
+    prefix: &str,
+    extension: &str,
+) -> io::Result<Vec<(String, [u64; 3])>> {
+    let names = storage.list(folder)?.into_iter();
+    let mut found: Vec<_> =
+        names.filter_map(|name| numbers(&name, prefix, extension).map(|n| (name, n))).collect();
     found.sort_by_key(|(_, numbers)| *numbers);
     Ok(found)
 }
@@ -248,7 +264,8 @@ fn numbers(name: &str, prefix: &str, extension: &str) -> Option<[u64; 3]> {
 /// A file that is being written. Removed when dropped before it is sealed: nobody would commit it.
 #[derive(Debug)]
 pub(crate) struct StagedFile {
-    file: BufWriter<File>,
+    storage: Arc<dyn Storage>,
+    file: BufWriter<Box<dyn WriteFile>>,
     path: PathBuf,
     name: String,
     bytes: u64,
@@ -257,9 +274,9 @@ pub(crate) struct StagedFile {
 }
 
 impl StagedFile {
-    fn new(file: File, path: PathBuf, name: String) -> StagedFile {
+    fn new(storage: Arc<dyn Storage>, file: Box<dyn WriteFile>, path: PathBuf, name: String) -> StagedFile {
         let file = BufWriter::with_capacity(256 << 10, file);
-        StagedFile { file, path, name, bytes: 0, failed: None, sealed: false }
+        StagedFile { storage, file, path, name, bytes: 0, failed: None, sealed: false }
     }
 
     /// Why writing failed, which an encoder in between may have made less clear.
@@ -271,11 +288,11 @@ impl StagedFile {
 
     fn seal(&mut self) -> Result<()> {
         self.flush()
-            .and_then(|()| self.file.get_ref().sync_all())
+            .and_then(|()| self.file.get_mut().sync())
             .map_err(|e| failed("writing", &self.path, &e))?;
-        match length(&self.path)? {
-            Some(bytes) if bytes == self.bytes => {}
-            found => return Err(wrong_length(&self.path, found.unwrap_or(0), self.bytes)),
+        let found = look(&*self.storage, &self.path)?.map_or(0, |entry| entry.bytes);
+        if found != self.bytes {
+            return Err(wrong_length(&self.path, found, self.bytes));
         }
         self.sealed = true;
         Ok(())
@@ -306,7 +323,7 @@ impl Write for StagedFile {
 impl Drop for StagedFile {
     fn drop(&mut self) {
         if !self.sealed {
-            let _ = fs::remove_file(&self.path);
+            let _ = self.storage.remove_file(&self.path);
         }
     }
 }
@@ -355,8 +372,8 @@ mod tests {
     #[cfg(target_os = "linux")]
     fn a_full_disk_is_explained() {
         let full = Path::new("/dev/full");
-        let file = OpenOptions::new().write(true).open(full).unwrap();
-        let mut staged = StagedFile::new(file, full.to_owned(), "x".into());
+        let file = std::fs::File::options().write(true).open(full).unwrap();
+        let mut staged = StagedFile::new(Arc::new(Disk), Box::new(file), full.to_owned(), "x".into());
         staged.sealed = true; // Or else the drop would remove the device.
         assert!(staged.write_all(&vec![1; 1 << 20]).is_err());
         let error = staged.explain("some encoder's words");

@@ -9,8 +9,8 @@ use std::time::UNIX_EPOCH;
 use pelton_core::id::stable_hash;
 use pelton_core::{Error, Result};
 use pelton_dataflow::source::Split;
+use pelton_env::storage::failed;
 
-use crate::disk::failed;
 use crate::filter::Filter;
 use crate::name;
 use crate::selection::Selection;

@@ -151,6 +151,8 @@ pub enum Frame {
     Query,
     /// Control: everything about a job, as JSON.
     Report(String),
+    /// Observer, to control: do this, as JSON. Answered by a [`Report`](Frame::Report) once it is done.
+    Command(String),
 }
 
 /// A header as it was read, its lengths already held against the limits.
@@ -219,7 +221,8 @@ impl Frame {
             Frame::Stop => 20,
             Frame::Query => 21,
             Frame::Report(_) => 22,
-            Frame::Holds { .. } => 23,
+            Frame::Command(_) => 23,
+            Frame::Holds { .. } => 24,
         }
     }
 
@@ -245,7 +248,7 @@ impl Frame {
             Frame::Hello(greeting) => out = json(greeting),
             Frame::Welcome(welcome) => out = json(welcome),
             Frame::Status(status) => out = json(status),
-            Frame::Report(report) => out = report.clone().into_bytes(),
+            Frame::Report(text) | Frame::Command(text) => out = text.clone().into_bytes(),
             Frame::Refused(error) => put_error(&mut out, error),
             Frame::Announce { rows, like } => {
                 out.extend(rows.to_le_bytes());
@@ -302,10 +305,8 @@ impl Frame {
             1 => return Ok(Frame::Hello(from_json(meta)?)),
             2 => return Ok(Frame::Welcome(from_json(meta)?)),
             18 => return Ok(Frame::Status(from_json(meta)?)),
-            22 => {
-                let text = String::from_utf8(r.rest().to_vec());
-                return Ok(Frame::Report(text.map_err(|_| Error::protocol("a report is not UTF-8"))?));
-            }
+            22 => return Ok(Frame::Report(text(meta)?)),
+            23 => return Ok(Frame::Command(text(meta)?)),
             3 => Frame::Refused(error(&mut r)?),
             4 => Frame::Announce { rows: r.u64()?, like: demand(&mut r)? },
             5 => Frame::Permit { rows: r.u64()?, held: r.u64()? },
@@ -351,7 +352,7 @@ impl Frame {
             19 => Frame::Drain,
             20 => Frame::Stop,
             21 => Frame::Query,
-            23 => {
+            24 => {
                 let last = r.u8()? != 0;
                 Frame::Holds { runs: runs(&mut r)?, last }
             }
@@ -360,6 +361,10 @@ impl Frame {
         r.end()?;
         Ok(frame)
     }
+}
+
+fn text(meta: &[u8]) -> Result<String> {
+    String::from_utf8(meta.to_vec()).map_err(|_| Error::protocol("a report or command is not UTF-8"))
 }
 
 fn json(value: &impl serde::Serialize) -> Vec<u8> {

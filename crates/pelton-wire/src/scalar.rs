@@ -57,10 +57,6 @@ impl<'a> Reader<'a> {
             Err(Error::protocol(format!("a frame has {} bytes too many", self.rest.len())))
         }
     }
-
-    pub(crate) fn rest(self) -> &'a [u8] {
-        self.rest
-    }
 }
 
 pub(crate) fn put_text(out: &mut Vec<u8>, text: &str) {

@@ -21,6 +21,7 @@ use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::watch;
 
 use crate::call::{Services, given_up};
+use crate::command::commands;
 use crate::job::Settings;
 use crate::region::Region;
 
@@ -223,6 +224,7 @@ async fn drive(
     let watched: Vec<watch::Receiver<Progress>> = channels.iter().map(watch::Sender::subscribe).collect();
     let for_status = watched.clone();
     services.control().set_progress(Arc::new(move || show_progress(&together(&for_status))));
+    services.control().set_commands(commands(regions.iter().map(Region::handle).collect()));
     let mut failure = services.control().failure();
     let mut running: FuturesUnordered<_> = (regions.into_iter().zip(&channels))
         .enumerate()

@@ -28,6 +28,8 @@ pub struct Settings {
     pub state: PathBuf,
     /// Start from nothing, whatever checkpoints there are.
     pub fresh: bool,
+    /// Begin from this savepoint of another run (see [`Options::from`]).
+    pub from: Option<PathBuf>,
     /// Start from this checkpoint, not the newest.
     pub restore_from: Option<u64>,
     /// From checkpoint to checkpoint.
@@ -49,6 +51,7 @@ impl Settings {
         Settings {
             state: state.into(),
             fresh: false,
+            from: None,
             restore_from: None,
             checkpoint_interval: options.interval,
             stop_grace: options.stop_grace,
@@ -62,6 +65,7 @@ impl Settings {
         let options = Options::new(self.state.join("checkpoints"));
         Options {
             fresh: self.fresh,
+            from: self.from.clone(),
             restore_from: self.restore_from,
             interval: self.checkpoint_interval,
             stop_grace: self.stop_grace,
@@ -171,13 +175,17 @@ impl Job {
         let region = |plan: &Plan| {
             let topology = self.validate(plan)?;
             let Checked { name, number, .. } = &topology.nodes[0];
+            let name = name.clone();
             let mut options = self.settings.options();
-            if !alone {
+            let folder = (!alone).then(|| {
                 let plain = |c: char| if c.is_ascii_alphanumeric() { c } else { '-' };
-                let folder: String = name.chars().take(32).map(plain).collect();
-                options.state.push(format!("{folder}-{number:08x}"));
+                format!("{}-{number:08x}", name.chars().take(32).map(plain).collect::<String>())
+            });
+            if let Some(folder) = &folder {
+                options.state.push(folder);
+                options.from = options.from.map(|from| from.join(folder));
             }
-            Ok(Region { name: name.clone(), topology, options, strategy: self.settings.restart })
+            Ok(Region::new(name, folder, topology, options, self.settings.restart))
         };
         plans.iter().map(region).collect()
     }

@@ -11,6 +11,7 @@
 //! return. So declare services before anything with an effect.
 
 mod call;
+mod command;
 mod host;
 mod instance;
 mod job;
@@ -20,6 +21,7 @@ mod shorthand;
 mod stream;
 
 pub use call::Services;
+pub use command::Command;
 pub use host::Snapshot;
 pub use job::{Job, ServiceHandle, Settings};
 pub use local::Local;
@@ -39,6 +41,7 @@ pub use pelton_policy::restart;
 pub use pelton_postgres as postgres;
 pub use pelton_remote as remote;
 pub use pelton_scripted as scripted;
+pub use region::Rescaled;
 #[cfg(feature = "objects")]
 pub use shorthand::objects;
 #[cfg(feature = "postgres")]

@@ -15,12 +15,14 @@ use std::time::{Duration, Instant};
 use arrow_array::cast::AsArray;
 use arrow_array::types::Int64Type;
 use arrow_array::{ArrayRef, Int64Array};
+use pelton::control::rundir;
 use pelton::dataflow::sink::{Guarantee, Sink, Staged, Writer};
 use pelton::dataflow::source::{Read, Reader, Source, Split};
+use pelton::env::real::Host;
 use pelton::prelude::*;
 use pelton::restart::Strategy;
 use pelton::service::Invocation;
-use pelton::{Settings, Stream};
+use pelton::{Command as Order, Rescaled, Settings, Stream};
 use rustix::process::{Pid, Signal, kill_process};
 
 /// The test's folder, for the job and its instances.
@@ -219,8 +221,9 @@ fn job() -> Result<()> {
     declaration.lease = Duration::from_secs(5);
     declaration.retry.backoff = Duration::from_millis(5);
     let slow = job.service::<Slow>(declaration)?;
-    let answers =
-        job.read("numbers", Numbers { rows: shape.rows }).call(&slow.method("twice").unordered(), &["n"]);
+    let answers = job
+        .read("numbers", Numbers { rows: shape.rows })
+        .call(&slow.method("twice").named("twice").unordered(), &["n"]);
     write(&answers, "answers", shape.refusals)?;
     if shape.beside {
         let failing = job.read("other numbers", Numbers { rows: 8 }).map("fails once", number("n"), |rows| {
@@ -467,6 +470,38 @@ fn a_data_plane_that_fails_starts_again_alone() {
     done("one that fails again and again fails the job, and says how often it tried");
 }
 
+/// Asks the running job for something.
+fn command(trial: &Trial, command: &Order) -> Result<serde_json::Value> {
+    let pid = trial.job.as_ref().expect("it runs").id();
+    let host = Host::new(1, 1)?;
+    let jobs = rundir::jobs(&rundir::base())?;
+    let found = jobs.into_iter().find(|f| f.card.pid == pid).expect("it has a run folder");
+    host.block_on(pelton::control::command(host.env(), &found, &serde_json::to_value(command).unwrap()))
+}
+
+fn a_job_is_rescaled_while_it_runs() {
+    let mut trial = Trial::new();
+    trial.start(SHAPE_OF_MOST);
+    trial.until("all calls run", |t| t.lines("executed").len() == ROWS as usize);
+    let scale = |operator: &str, parallelism| Order::Scale { operator: operator.into(), parallelism };
+    let error = command(&trial, &scale("slow", 2)).unwrap_err();
+    assert!(error.message().contains("no operator `slow`; it has: numbers, "), "{error}");
+    let error = command(&trial, &scale("numbers", 0)).unwrap_err();
+    assert!(error.message().contains("1 to 1024"), "{error}");
+    for (operator, from, to) in [("twice", 1, 3), ("numbers", 1, 2), ("twice", 3, 2)] {
+        let answer = command(&trial, &scale(operator, to)).unwrap();
+        let Rescaled { from: was, to: is, took, .. } = serde_json::from_value(answer).unwrap();
+        assert_eq!((was, is), (from, to));
+        println!("    {operator}: {from} to {to} subtasks in {took:.1?}");
+    }
+    trial.finish();
+    trial.expect_output(ROWS);
+    assert_eq!(trial.lines("executed").len(), ROWS as usize, "each row ran once");
+    assert_eq!(trial.opened().len(), INSTANCES as usize);
+    assert_eq!(trial.lines("ended"), ["Finished 0"]);
+    done("operators are rescaled while calls run; nothing runs again, and no instance notices");
+}
+
 fn regions_fail_apart() {
     let mut trial = Trial::new();
     trial.start(Shape { millis: 500, beside: true, ..SHAPE_OF_MOST });
@@ -490,6 +525,7 @@ fn main() -> Result<()> {
     instances_of_another_kind_are_not_taken_over();
     orphans_leave();
     a_data_plane_that_fails_starts_again_alone();
+    a_job_is_rescaled_while_it_runs();
     regions_fail_apart();
     Ok(())
 }

@@ -8,7 +8,7 @@ use serde::{Deserialize, Serialize};
 use crate::sink::Staged;
 
 /// The layout that this code writes and reads.
-pub(crate) const VERSION: u32 = 1;
+pub(crate) const VERSION: u32 = 2;
 
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub(crate) struct Manifest {

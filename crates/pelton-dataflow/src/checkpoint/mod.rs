@@ -3,5 +3,7 @@
 pub(crate) mod coordinator;
 pub(crate) mod encode;
 pub(crate) mod fence;
+pub(crate) mod folder;
 pub(crate) mod manifest;
+pub(crate) mod seal;
 pub(crate) mod store;

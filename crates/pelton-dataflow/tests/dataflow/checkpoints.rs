@@ -185,10 +185,12 @@ fn an_unknown_layout_is_refused() {
         let newest =
             std::fs::read_dir(world.folder.path()).unwrap().map(|e| e.unwrap().path().join("manifest.json"));
         let manifest = newest.into_iter().filter(|p| p.exists()).max().unwrap();
-        let text = std::fs::read_to_string(&manifest).unwrap().replace("\"version\": 1,", "\"version\": 7,");
-        std::fs::write(&manifest, text).unwrap();
+        let text = std::fs::read_to_string(&manifest).unwrap().replace("\"version\": 2,", "\"version\": 1,");
+        // The layout before this one had no digest around it.
+        let sealed: serde_json::Value = serde_json::from_str(&text).unwrap();
+        std::fs::write(&manifest, sealed["sealed"].to_string()).unwrap();
         let error = world.try_start(world.options(), at_once).err().unwrap();
-        assert!(error.message().contains("it has layout version 7, this program knows 1"), "{error}");
+        assert!(error.message().contains("it has layout version 1, this program knows 2"), "{error}");
     });
 }
 

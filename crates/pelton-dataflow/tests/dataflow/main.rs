@@ -2,6 +2,9 @@
 
 mod calls;
 mod checkpoints;
+mod cuts;
 mod plans;
 mod restarts;
+mod savepoints;
+mod site;
 mod support;

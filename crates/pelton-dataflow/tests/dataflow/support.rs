@@ -21,7 +21,7 @@ use pelton_dataflow::sink::{Guarantee, Sink, Staged, Writer};
 use pelton_dataflow::source::{Read, Reader, Source, Split};
 use pelton_env::{
     Address, Clock, Connection, Entropy, Env, Listener, Network, Place, Process, ProcessSpec, Processes,
-    Task, Tasks,
+    Storage, Task, Tasks, real::Disk,
 };
 
 /// Runs a test on one thread in virtual time.
@@ -39,6 +39,7 @@ pub(crate) fn env() -> Env {
         processes: Arc::new(Nothing),
         tasks: Arc::new(Nothing),
         entropy: Arc::new(Nothing),
+        storage: Arc::new(Disk),
         crash: Arc::new(|why| panic!("nothing crashes here: {why}")),
     }
 }
@@ -432,13 +433,14 @@ pub(crate) struct World {
     pub(crate) folder: tempfile::TempDir,
     pub(crate) plan: Plan,
     pub(crate) log: Arc<Mutex<Log>>,
+    pub(crate) storage: Arc<dyn Storage>,
 }
 
 impl World {
     pub(crate) fn new(plan: Plan) -> Self {
         // In memory where that is possible: these tests take hundreds of checkpoints, and each waits for the disk.
         let folder = tempfile::tempdir_in("/dev/shm").or_else(|_| tempfile::tempdir()).unwrap();
-        World { folder, plan, log: Arc::default() }
+        World { folder, plan, log: Arc::default(), storage: Arc::new(Disk) }
     }
 
     pub(crate) fn options(&self) -> Options {
@@ -450,7 +452,7 @@ impl World {
         options: Options,
         script: impl Fn(i64) -> Answer + Send + Sync + 'static,
     ) -> Result<Running> {
-        let env = env();
+        let env = Env { storage: self.storage.clone(), ..env() };
         let topology = self.plan.validate(&|name| (name == "maths").then(methods))?;
         let caller: Arc<dyn Caller> = Scripted::new(&env, &self.log, script);
         Job::start(topology, BTreeMap::from([("maths".to_owned(), caller)]), env, options)

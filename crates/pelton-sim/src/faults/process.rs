@@ -64,6 +64,7 @@ impl Machine {
             processes: Arc::new(self.clone()),
             tasks: Arc::new(TasksOf { world: self.world.clone(), pid }),
             entropy: Arc::new(Seeded(self.world.clone())),
+            storage: pelton_env::simulated::Machine::new(0).process(),
             crash: Arc::new(move |why| machine.end(pid, false, &format!("crashed: {why}"))),
         }
     }
