@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use pelton_core::call::Caller;
-use pelton_core::{Error, Result, Time};
+use pelton_core::{Error, Fate, Kind, Result, Retry, Time};
 use pelton_env::{Env, Place, Task};
 use tokio::sync::{mpsc, oneshot, watch};
 
@@ -70,6 +70,7 @@ pub(crate) struct Conductor {
     stopping: Option<Stopping>,
     savepoints: Waiting,
     checkpoints: u64,
+    aborted_in_a_row: u32,
     latest: Progress,
     summary: Summary,
 }
@@ -120,6 +121,7 @@ impl Conductor {
             stopping: None,
             savepoints: Waiting::default(),
             checkpoints: 0,
+            aborted_in_a_row: 0,
             latest: Progress::default(),
             summary,
         }
@@ -170,7 +172,7 @@ impl Conductor {
             }
             self.stop_when_quiet(now);
             while let Some(decision) = self.coordinator.decide(now) {
-                self.act(decision);
+                self.act(decision)?;
             }
             let wake = [
                 self.coordinator.next_at(),
@@ -204,7 +206,7 @@ impl Conductor {
         }
     }
 
-    fn act(&mut self, decision: Decision) {
+    fn act(&mut self, decision: Decision) -> Result<()> {
         match decision {
             Decision::Begin { number, tell } => {
                 if let Some(stopping) = &mut self.stopping
@@ -220,14 +222,25 @@ impl Conductor {
             Decision::Abort { number } => {
                 tracing::warn!(number, timeout = ?self.options.timeout, "a checkpoint took too long and was given up");
                 self.latest.aborted += 1;
+                self.aborted_in_a_row += 1;
                 if let Some(stopping) = self.stopping.as_mut().filter(|s| s.last == Some(number)) {
                     stopping.last = None;
                 }
                 self.savepoints.aborted(number);
                 self.controls.iter().for_each(|c| c.tell(Command::Aborted(number)));
+                let Options { timeout, tolerated, .. } = self.options;
+                if self.aborted_in_a_row > tolerated {
+                    let n = self.aborted_in_a_row;
+                    let message = format!(
+                        "{n} checkpoints in a row took longer than {timeout:?} and were given up, which is more than the {tolerated} that are \
+                         tolerated; an operator may be stuck, or the storage too slow"
+                    );
+                    return Err(Error::new(Kind::NoProgress, Fate::Unknown, Retry::Here, message));
+                }
             }
             Decision::Write { number } => self.write(number),
         }
+        Ok(())
     }
 
     fn tell(&self, subtasks: &[usize], number: u64) {
@@ -351,6 +364,7 @@ impl Conductor {
         let bytes = bytes?;
         let took = self.coordinator.written(self.env.now());
         self.checkpoints += 1;
+        self.aborted_in_a_row = 0;
         self.latest.checkpoint = Some(LastCheckpoint { number: writing.number, took, bytes });
         self.controls.iter().for_each(|c| c.tell(Command::Completed(writing.number)));
         if writing.is_final {

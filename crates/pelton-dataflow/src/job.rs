@@ -38,6 +38,8 @@ pub struct Options {
     pub pause: Duration,
     /// A checkpoint that takes longer is given up.
     pub timeout: Duration,
+    /// So many that are given up in a row are tolerated; with one more the job fails (and may be started again from its newest one).
+    pub tolerated: u32,
     /// How long a stop waits for what instances are working on.
     pub stop_grace: Duration,
     /// What one edge may hold, over all pairs of its subtasks.
@@ -56,6 +58,7 @@ impl Options {
             interval: Duration::from_secs(5),
             pause: Duration::from_millis(500),
             timeout: Duration::from_secs(600),
+            tolerated: 3,
             stop_grace: Duration::from_secs(10),
             edge_bytes: Bytes::mib(8),
             pending_bytes: Bytes::mib(32),

@@ -58,6 +58,18 @@ fn progress_at(number: u64) -> impl FnMut(&pelton_dataflow::progress::Progress) 
 }
 
 #[test]
+fn checkpoints_that_are_always_given_up_fail_the_job() {
+    let (world, _) = world(&Numbers::new(1, 100, 10), double());
+    let options = Options { timeout: Duration::ZERO, tolerated: 2, ..world.options() };
+    simulate(async {
+        let running = world.try_start(options, |_| Answer::Never).unwrap();
+        let error = running.wait().await.unwrap_err();
+        assert_eq!(error.kind(), Kind::NoProgress);
+        assert!(error.message().contains("3 checkpoints in a row"), "{error}");
+    });
+}
+
+#[test]
 fn one_batch_above_every_budget_passes() {
     let numbers = Numbers::new(2, 1000, 500);
     let (world, shelf) = world(&numbers, double());

@@ -88,8 +88,8 @@ impl Network for Nothing {
 }
 
 impl Processes for Nothing {
-    fn adopt(&self, _: u32) -> io::Result<Box<dyn Process>> {
-        Err(io::ErrorKind::Unsupported.into())
+    fn adopt(&self, _: u32) -> std::io::Result<Box<dyn Process>> {
+        Err(std::io::ErrorKind::Unsupported.into())
     }
     fn program(&self) -> String {
         String::new()

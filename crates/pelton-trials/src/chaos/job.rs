@@ -57,6 +57,9 @@ pub(crate) struct Arguments {
     /// How long the scripted service takes for a row, in microseconds
     #[arg(long, default_value_t = 500)]
     pub(crate) row_micros: u64,
+    /// How long it takes for a batch, whatever its rows, in milliseconds
+    #[arg(long, default_value_t = 5)]
+    pub(crate) batch_millis: u64,
 }
 
 /// What the job prints as its last line.
@@ -104,9 +107,9 @@ pub(crate) fn run(arguments: &Arguments) -> Result<ExitCode> {
 fn instances(arguments: &Arguments) -> Declaration {
     let mut declaration = Declaration::new("scorer")
         .instances(arguments.instances)
-        .option("latency", "5ms")
+        .option("latency", format!("{}ms", arguments.batch_millis))
         .option("per_row", format!("{}us", arguments.row_micros))
-        .option("jitter", 0.5)
+        .option("jitter", 0.75)
         .option(counted::FOLDER, arguments.executions.display().to_string());
     declaration.lease = LEASE;
     declaration.stall = Some(STALL);

@@ -51,6 +51,9 @@ pub(crate) struct Arguments {
     /// How long the scripted service takes for a row, in microseconds
     #[arg(long, default_value_t = 500)]
     pub(crate) row_micros: u64,
+    /// How long it takes for a batch, whatever its rows, in milliseconds; a quarter to one and three quarters of all that in each case
+    #[arg(long, default_value_t = 5)]
+    pub(crate) batch_millis: u64,
     /// Give up after so many seconds
     #[arg(long, default_value_t = 300)]
     pub(crate) limit: u64,
@@ -150,7 +153,8 @@ async fn trial_of(trial: &mut Trial, blows: &[Blow], rng: &mut StdRng) -> Result
 
 /// Rows that take longer than the kills and faults; the mean pause is half of the longest, and a fault takes a while itself.
 fn enough(arguments: &Arguments) -> u64 {
-    let batch = Duration::from_millis(5) + 32 * Duration::from_micros(arguments.row_micros);
+    let batch =
+        Duration::from_millis(arguments.batch_millis) + 32 * Duration::from_micros(arguments.row_micros);
     let a_second = match arguments.remote {
         true => faulty::RATE,
         false => 32.0 / batch.as_secs_f64() * f64::from(arguments.instances),

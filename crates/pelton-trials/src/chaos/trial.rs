@@ -103,6 +103,7 @@ impl Trial {
             .arg("chaos-job")
             .args(["--rows", &self.rows.to_string(), "--instances", &self.arguments.instances.to_string()])
             .args(["--row-micros", &self.arguments.row_micros.to_string()])
+            .args(["--batch-millis", &self.arguments.batch_millis.to_string()])
             .args(self.arguments.unordered.then_some("--unordered"))
             .args(self.servers.iter().flat_map(|server| ["--remote".to_owned(), server.url()]))
             .arg("--output")
