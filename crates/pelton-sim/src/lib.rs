@@ -4,5 +4,6 @@
 //! processes die and links break. [`flow`] asks whether it is good: the real state machines of client and instance against
 //! modelled backends, beside other ways to decide how much may be in flight, and beside the best that hindsight finds.
 
+pub mod chaos;
 pub mod faults;
 pub mod flow;

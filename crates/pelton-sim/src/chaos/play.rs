@@ -1,0 +1,491 @@
+//! What a seed sets up, and what goes wrong under it.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use arrow_array::RecordBatch;
+use pelton_core::call::ErrorPolicy;
+use pelton_core::{Bytes, Declaration, Result as Outcomes};
+use pelton_dataflow::job::{End, Options};
+use pelton_dataflow::operator::Map;
+use pelton_dataflow::plan::{Call, OnError, Order, Plan};
+use pelton_dataflow::topology::Topology;
+use pelton_policy::restart::Strategy;
+use pelton_wire::{Role, Status};
+
+use crate::chaos::facts::Facts;
+use crate::chaos::host::{Hosts, Life, Outcome, bad_disk};
+use crate::chaos::laws::{Register, nothing_ran_twice};
+use crate::chaos::service::{self, Manner, STEP, is_poison};
+use crate::chaos::storage::{self, BadCommit, Mischief, Numbers, Shelf, numbers_schema};
+use crate::faults::network::{Cut, Net, Weather};
+use crate::faults::probe::Executions;
+use crate::faults::process::{Machine, Started};
+use crate::faults::trace::Trace;
+use crate::faults::world::{HOST, Pid, World};
+
+/// Virtual time in which a job ends once nothing goes wrong any more.
+const PATIENCE: Duration = Duration::from_secs(300);
+/// Most subtasks of one node.
+const PARALLEL: u32 = 3;
+
+/// What is the same for all hosts of a run.
+#[derive(Clone)]
+struct Design {
+    numbers: Numbers,
+    order: [Order; 2],
+    /// How many calls a row goes through.
+    calls: u64,
+    /// The second call is one of another service.
+    apart: bool,
+    /// A map stands between the calls.
+    between: bool,
+    poison: bool,
+    small_ledger: bool,
+    interval: Duration,
+    timeout: Duration,
+    stop_grace: Duration,
+    edge_bytes: Bytes,
+    pending_bytes: Bytes,
+}
+
+/// What a run plays on.
+#[derive(Clone)]
+pub(crate) struct Ground {
+    world: World,
+    net: Net,
+    machine: Machine,
+    trace: Trace,
+    facts: Facts,
+    executions: Executions,
+    register: Register,
+    mischief: Mischief,
+    hosts: Hosts,
+    design: Design,
+    shelf: Shelf,
+    failures: Shelf,
+    folder: Arc<tempfile::TempDir>,
+}
+
+fn ms(least: u64, most: u64, world: &World) -> Duration {
+    world.between(Duration::from_millis(least), Duration::from_millis(most))
+}
+
+fn one_of<T: Copy>(world: &World, choices: &[T]) -> T {
+    choices[world.below(choices.len() as u64) as usize]
+}
+
+fn design(world: &World, mischief: &Mischief) -> Design {
+    let rows = (0..1 + world.below(5)).map(|_| world.below(150)).collect();
+    let numbers = Numbers { rows, batch: 3 + world.below(30), mischief: mischief.clone() };
+    Design {
+        numbers,
+        order: [(); 2].map(|()| one_of(world, &[Order::Ordered, Order::Unordered])),
+        calls: 1 + u64::from(world.chance(0.4)),
+        apart: world.chance(0.5),
+        between: world.chance(0.5),
+        poison: world.chance(0.2),
+        small_ledger: world.chance(0.15),
+        interval: ms(1, 60, world),
+        timeout: if world.chance(0.2) { ms(2, 60, world) } else { Duration::from_secs(600) },
+        stop_grace: ms(0, 300, world),
+        edge_bytes: Bytes(100 + world.below(10_000)),
+        pending_bytes: Bytes(100 + world.below(10_000)),
+    }
+}
+
+fn declaration(world: &World, name: &str, small_ledger: bool) -> Declaration {
+    let mut d =
+        Declaration::new(name).instances(1 + world.below(3) as u32).max_rows(1 + world.below(8) as u32);
+    d.batch.linger = Duration::from_micros(world.below(3) * 700);
+    d.retry.backoff = Duration::from_millis(5);
+    d.retry.max_backoff = Duration::from_millis(100);
+    (d.retry.attempts, d.retry.starts) = (1000, 1000);
+    if small_ledger {
+        d.ledger.bytes = Bytes(500 + world.below(2_000));
+        d.ledger.age = if world.chance(0.5) { ms(20, 400, world) } else { d.ledger.age };
+    }
+    if world.chance(0.3) {
+        d.lease = ms(200, 1_000, world);
+    }
+    d
+}
+
+impl Ground {
+    pub(crate) fn new(world: World, trace: Trace, facts: Facts) -> Result<Ground, String> {
+        let weather = Weather {
+            latency: Duration::from_micros(20 + world.below(500)),
+            jitter: Duration::from_micros(world.below(1500)),
+            buffer: one_of(&world, &[600, 4096, 65536]),
+        };
+        let net = Net::new(world.clone(), trace.clone(), weather);
+        let (executions, mischief) = (Executions::default(), Mischief::default());
+        let design = design(&world, &mischief);
+        let manner = Manner {
+            concurrency: 1 + world.below(3) as usize,
+            batch: Duration::from_micros(200 + world.below(8_000)),
+            row: Duration::from_micros(10 + world.below(800)),
+            poison: design.poison,
+            open: ms(0, 60, &world),
+        };
+        let program = {
+            let parts = (world.clone(), executions.clone(), mischief.clone());
+            Arc::new(move |started: &Started| {
+                service::definition(&parts.0, &parts.1, &parts.2, manner, started)
+            })
+        };
+        let machine = Machine::new(world.clone(), net.clone(), trace.clone(), program);
+        // In memory where that is possible: each checkpoint waits for the disk.
+        let folder = tempfile::Builder::new();
+        let folder = { folder }.prefix("pc").tempdir_in("/dev/shm").or_else(|_| tempfile::tempdir_in("/tmp"));
+        let folder = Arc::new(folder.map_err(|e| e.to_string())?);
+        let mut services = vec![declaration(&world, "s", design.small_ledger)];
+        if design.calls == 2 && design.apart {
+            services.push(declaration(&world, "t", design.small_ledger));
+        }
+        let register = Register::new(&world);
+        let methods = service::specs(manner.concurrency);
+        let mut hosts = Hosts::new(&machine, &facts, &register, services, methods, folder.path());
+        hosts.strategy = Strategy {
+            restarts: 1 + world.below(5) as u32,
+            window: Duration::from_secs(60),
+            delay: ms(1, 100, &world),
+            max_delay: Duration::from_millis(500),
+        };
+        hosts.late = if world.chance(0.5) { ms(0, 30, &world) } else { Duration::ZERO };
+        let kill: Arc<dyn Fn() + Send + Sync> = {
+            let hosts = hosts.clone();
+            Arc::new(move || hosts.kill())
+        };
+        let shelf = Shelf::new(&world, &mischief, storage::numbers, kill.clone());
+        let failures = Shelf::new(&world, &mischief, storage::failures, kill);
+        Ok(Ground {
+            world,
+            net,
+            machine,
+            trace,
+            facts,
+            executions,
+            register,
+            mischief,
+            hosts,
+            design,
+            shelf,
+            failures,
+            folder,
+        })
+    }
+
+    /// The graph; how many subtasks its nodes have is another matter at every start.
+    fn topology(&self) -> Outcomes<Topology> {
+        let Design { numbers, order, calls, apart, between, poison, .. } = self.design.clone();
+        let p = || 1 + self.world.below(u64::from(PARALLEL)) as u32;
+        let mut plan = Plan::new();
+        let source = plan.source("numbers", p(), Arc::new(numbers), OnError::Fail);
+        let same = Arc::new(Map { output: numbers_schema(), function: Arc::new(Ok) });
+        let map = plan.map("map", p(), source, same);
+        let on_error = || if poison { ErrorPolicy::ErrorOutput } else { ErrorPolicy::Fail };
+        let first = Call { order: order[0], on_error: on_error(), ..Call::new("s", "first", &["n"]) };
+        let first = plan.call("first", p(), map, first);
+        let mut last = first;
+        if calls == 2 {
+            if between {
+                let columns = Arc::new(arrow_schema::Schema::new(vec![
+                    arrow_schema::Field::new("n", arrow_schema::DataType::UInt64, false),
+                    arrow_schema::Field::new("y", arrow_schema::DataType::UInt64, false),
+                ]));
+                let same = |rows: RecordBatch| Ok(rows.project(&[0, 1])?);
+                last = plan.map(
+                    "between",
+                    p(),
+                    last,
+                    Arc::new(Map { output: columns, function: Arc::new(same) }),
+                );
+            }
+            let service = if apart { "t" } else { "s" };
+            let second = Call { order: order[1], ..Call::new(service, "second", &["y"]) };
+            last = plan.call("second", p(), last, second);
+        }
+        plan.sink("shelf", p(), last, Arc::new(self.shelf.clone()));
+        if poison {
+            plan.sink("failures", 1, first.errors(), Arc::new(self.failures.clone()));
+        }
+        plan.validate(&|_| Some(self.hosts.methods.to_vec()))
+    }
+
+    fn options(&self) -> Options {
+        let Design { interval, timeout, stop_grace, edge_bytes, pending_bytes, .. } = self.design;
+        let pause = Duration::from_millis(1);
+        let state = self.folder.path().join("state");
+        Options { interval, timeout, stop_grace, edge_bytes, pending_bytes, pause, ..Options::new(state) }
+    }
+
+    fn start(&self) -> Result<Life, String> {
+        let topology = self.topology().map_err(|e| e.to_string())?;
+        self.hosts.start(topology, self.options())
+    }
+
+    async fn sleep_ms(&self, least: u64, most: u64) {
+        self.world.sleep(ms(least, most, &self.world)).await;
+    }
+
+    fn some_instance(&self) -> Option<Pid> {
+        let running = self.machine.running();
+        (!running.is_empty()).then(|| running[self.world.below(running.len() as u64) as usize].0)
+    }
+
+    /// Looks at what is held, now and then, for as long as the run lasts.
+    async fn watch(self) {
+        // What waits at a call is bounded by bytes; a batch is always taken whole, and what one subtask leaves another may take over.
+        let Design { numbers, pending_bytes, calls, .. } = &self.design;
+        let one = pending_bytes.get() / 8 + numbers.batch;
+        let most = one * u64::from(PARALLEL) * calls;
+        loop {
+            self.sleep_ms(5, 80).await;
+            let unended: usize = self.hosts.clients().iter().map(|c| c.stats().unended).sum();
+            if unended as u64 > most {
+                self.world.fail(format!("{unended} requests have not ended, of {most} that may wait"));
+            }
+            let env = self.machine.env(HOST, "observer");
+            let statuses = env.within(Duration::from_millis(30), self.statuses()).await;
+            for (pid, status) in statuses.unwrap_or_default() {
+                self.facts.evicted(pid, status.evicted);
+                let running = self.machine.running();
+                let limit = running.iter().find(|(p, _)| *p == pid).map(|(_, b)| b.declaration.ledger.bytes);
+                if limit.is_some_and(|limit| status.ledger_bytes > limit.get()) {
+                    self.world.fail(format!("the ledger of process {pid} is over its limit: {status:?}"));
+                }
+            }
+        }
+    }
+
+    async fn statuses(&self) -> Vec<(Pid, Status)> {
+        let env = self.machine.env(HOST, "observer");
+        let asked = self.machine.running().into_iter().map(|(pid, bootstrap)| {
+            let env = env.clone();
+            async move {
+                let (token, job) = (&bootstrap.token, &bootstrap.job);
+                let greeting = pelton_link::greeting(Role::Observer, token, job, "observer", 1);
+                let answer = pelton_link::connect(&env, &bootstrap.address, greeting, Bytes::kib(64));
+                // One that does not answer must not hide what the others say.
+                let answer = env.within(Duration::from_millis(20), answer).await;
+                answer.and_then(|a| a.ok()).map(|(welcome, _)| (pid, welcome.status))
+            }
+        });
+        futures::future::join_all(asked).await.into_iter().flatten().collect()
+    }
+
+    fn pause(&self, pid: Pid, how_long: Duration) {
+        let now = self.world.now();
+        self.trace.add(now, format_args!("pause process {pid} for {how_long:?}"));
+        self.facts.away(pid, now, now + how_long);
+        self.world.pause(pid);
+        let world = self.world.clone();
+        let resume = async move {
+            world.sleep(how_long).await;
+            world.resume(pid);
+        };
+        self.world.spawn(HOST, Box::pin(resume));
+    }
+
+    fn stall(&self, pid: Pid, how_long: Duration) {
+        self.facts.away(pid, self.world.now(), self.world.now() + how_long);
+        self.net.stall(pid, how_long);
+    }
+
+    fn cut(&self) {
+        let late = Duration::from_micros(self.world.below(20_000));
+        let how = if self.world.chance(0.5) { Cut::Sharp } else { Cut::Late(late) };
+        let (all, world) = (self.world.chance(0.3), self.world.clone());
+        self.net.cut(how, |from, _| from != "observer" && (all || world.chance(0.5)));
+    }
+
+    /// One thing goes wrong.
+    async fn trouble(&self, life: &mut Life) -> Result<(), String> {
+        let instance = self.some_instance();
+        let world = &self.world;
+        let what = match (world.below(20), instance) {
+            (0, Some(pid)) => {
+                self.machine.kill(pid);
+                "instance kills"
+            }
+            (1, Some(pid)) => {
+                self.stall(pid, ms(0, one_of(world, &[100, 5_000]), world));
+                "partitions"
+            }
+            (2, Some(pid)) => {
+                let how_long = ms(0, 3_000, world);
+                self.facts.away(pid, world.now(), world.now() + how_long);
+                self.net.refuse(pid, how_long);
+                "refusals"
+            }
+            (3..=5, _) => {
+                self.cut();
+                "cuts"
+            }
+            (6, Some(pid)) => {
+                self.pause(pid, ms(0, one_of(world, &[50, 4_000, 20_000]), world));
+                "hangs"
+            }
+            (7..=9, _) => {
+                self.hosts.kill();
+                if world.chance(0.2) {
+                    // Its machine was switched off.
+                    self.machine.running().iter().for_each(|(pid, _)| self.machine.kill(*pid));
+                }
+                "kills"
+            }
+            (10, _) => {
+                let bad = BadCommit { done: world.below(3) as usize, kills: false };
+                self.mischief.lock().commits.push_back(bad);
+                "bad commits"
+            }
+            (11, _) => {
+                let bad = BadCommit { done: world.below(3) as usize, kills: true };
+                self.mischief.lock().commits.push_back(bad);
+                "kills while committing"
+            }
+            (12, _) if bad_disk(&self.folder.path().join("state"), world.chance(0.5)) => "bad disks",
+            (13, _) => {
+                let day = 24 * 3_600_000;
+                world.jump(world.below(2 * day) as i64 - day as i64);
+                "calendar jumps"
+            }
+            (14, _) => {
+                life.stop();
+                "stops"
+            }
+            (15, _) => {
+                self.pause(life.pid, ms(0, one_of(world, &[50, 2_000, 6_000]), world));
+                "host hangs"
+            }
+            (16, _) => {
+                self.stall(life.pid, ms(0, one_of(world, &[100, 4_000]), world));
+                "host partitions"
+            }
+            (17, _) => {
+                self.mischief.lock().crashes += 1;
+                "crashes"
+            }
+            (18, _) => {
+                let mut armed = self.mischief.lock();
+                *one_of_three(world.below(3), &mut armed) += 1;
+                "bad reads and writes"
+            }
+            _ => return Ok(()),
+        };
+        self.trace.add(world.now(), format_args!("trouble: {what}"));
+        self.facts.count(what);
+        Ok(())
+    }
+
+    /// After a host's end, another one; after a while.
+    async fn next_host(&self, life: &mut Life) -> Result<(), String> {
+        let most = if self.world.chance(0.1) { 2_000 } else { 300 };
+        self.sleep_ms(1, most).await;
+        *life = self.start()?;
+        Ok(())
+    }
+
+    /// Waits until the job is done, with as many hosts as that takes.
+    async fn finish(&self, life: &mut Life) -> Result<(), String> {
+        let end = self.world.now() + PATIENCE;
+        loop {
+            let mut ended = life.ended.clone();
+            let env = self.machine.env(HOST, "director");
+            let left = end.since(self.world.now());
+            if env.within(left, ended.wait_for(|ended| *ended)).await.is_none() {
+                return Err(format!("the job does not end within {PATIENCE:?}; {}", self.missing()));
+            }
+            match life.outcome() {
+                Some(Outcome::Ended(End::Finished | End::AlreadyFinished)) => return Ok(()),
+                Some(Outcome::Failed(e)) => {
+                    self.trace.add(self.world.now(), format_args!("the host failed: {e}"));
+                    self.facts.count("host failures");
+                }
+                Some(Outcome::Ended(End::Stopped)) | None => {}
+            }
+            self.next_host(life).await?;
+        }
+    }
+
+    fn missing(&self) -> String {
+        let (there, failed) = (self.shelf.visible(), self.failures.visible());
+        let missing = self.design.numbers.all().filter(|n| !there.contains_key(n) && !failed.contains_key(n));
+        let missing: Vec<u64> = missing.collect();
+        format!("{} rows are missing, as {:?}", missing.len(), missing.iter().take(5).collect::<Vec<_>>())
+    }
+
+    /// Every row is there once, with the right answer.
+    fn everything_is_there(&self) -> Result<(), String> {
+        let (there, failed) = (self.shelf.visible(), self.failures.visible());
+        let poison = |n: u64| self.design.poison && is_poison(n);
+        let mut expected = 0;
+        for n in self.design.numbers.all() {
+            expected += 1;
+            let (answer, failure) = (there.get(&n), failed.get(&n));
+            let right = match poison(n) {
+                true => answer.is_none() && failure == Some(&1),
+                false => failure.is_none() && answer == Some(&(n + self.design.calls * STEP)),
+            };
+            if !right {
+                return Err(format!("row {n} ended as {answer:?} and {failure:?}; {}", self.missing()));
+            }
+        }
+        let ended = there.len() + failed.len();
+        if ended != expected { Err(format!("{ended} rows came out of {expected}")) } else { Ok(()) }
+    }
+
+    fn laws(&self) -> Result<(), String> {
+        self.everything_is_there()?;
+        let small = self.design.small_ledger;
+        nothing_ran_twice(&self.executions, &self.register, &self.machine, &self.facts, small)
+    }
+}
+
+fn one_of_three(which: u64, armed: &mut storage::Armed) -> &mut u32 {
+    match which {
+        0 => &mut armed.reads,
+        1 => &mut armed.prepares,
+        _ => &mut armed.starts,
+    }
+}
+
+/// A whole run.
+pub(crate) async fn play(ground: Ground) -> Result<(), String> {
+    let mut life = ground.start()?;
+    ground.world.spawn(HOST, Box::pin(ground.clone().watch()));
+    let spacing = one_of(&ground.world, &[20, 60, 200]);
+    for _ in 0..ground.world.below(16) {
+        ground.sleep_ms(0, spacing).await;
+        if life.has_ended() {
+            if matches!(life.outcome(), Some(Outcome::Ended(End::Finished | End::AlreadyFinished))) {
+                break;
+            }
+            ground.next_host(&mut life).await?;
+        }
+        ground.trouble(&mut life).await?;
+    }
+    ground.mischief.clear();
+    ground.finish(&mut life).await?;
+    ground.laws()?;
+    // What could not be told to leave leaves by itself.
+    let end = ground.world.now() + Duration::from_secs(90);
+    while !ground.machine.running().is_empty() {
+        if ground.world.now() > end {
+            let pids: Vec<Pid> = ground.machine.running().into_iter().map(|(pid, _)| pid).collect();
+            return Err(format!("processes {pids:?} run after the end of the job"));
+        }
+        ground.sleep_ms(50, 500).await;
+    }
+    if ground.world.chance(0.2) {
+        // Started once more, it finds that there is nothing to do.
+        ground.next_host(&mut life).await?;
+        ground.finish(&mut life).await?;
+        if !matches!(life.outcome(), Some(Outcome::Ended(End::AlreadyFinished))) {
+            return Err(format!("a job that had finished ended as {:?}", life.outcome()));
+        }
+        ground.laws()?;
+    }
+    Ok(())
+}
