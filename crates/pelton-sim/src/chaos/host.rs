@@ -5,7 +5,6 @@
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, Weak};
 use std::time::Duration;
 
@@ -40,7 +39,8 @@ pub(crate) struct Hosts {
     /// How late its disk is, at most.
     pub(crate) late: Duration,
     view: Arc<Mutex<View>>,
-    epoch: Arc<AtomicU64>,
+    /// By job.
+    epochs: Arc<Mutex<BTreeMap<String, u64>>>,
 }
 
 /// What others may look at of the host that runs.
@@ -100,7 +100,7 @@ impl Hosts {
             strategy: Strategy::default(),
             late: Duration::ZERO,
             view: Arc::default(),
-            epoch: Arc::default(),
+            epochs: Arc::default(),
         }
     }
 
@@ -196,12 +196,7 @@ impl Hosts {
         let env = self.machine.env(pid, "control");
         let survey = Survey::make(&env, &settings).await?;
         let control = Control::start(&env, settings, survey)?;
-        let before = self.epoch.fetch_max(control.epoch(), Ordering::Relaxed);
-        let lives = self.machine.running().len();
-        if before >= control.epoch() && lives > 0 {
-            let epoch = control.epoch();
-            self.machine.world.fail(format!("epoch {epoch} follows {before}, and {lives} instances live"));
-        }
+        self.epoch_grows(&control);
         let env = self.machine.env_with(pid, "host", self.late);
         let clients = self.services.iter().map(|declaration| {
             let settings = pelton_client::Settings {
@@ -232,6 +227,19 @@ impl Hosts {
         drop(callers);
         control.stop().await;
         result
+    }
+
+    /// Instances of a job hear the caller of the highest epoch: each host's has to be higher than those before. One that was stopped in
+    /// good order left nothing to take over, and the next is another job.
+    fn epoch_grows(&self, control: &Control) {
+        let (job, epoch) = (control.job().to_owned(), control.epoch());
+        let before = self.epochs.lock().expect("nobody panics with it").insert(job, epoch);
+        if before.is_some_and(|before| before >= epoch) {
+            self.machine.world.fail(format!("epoch {epoch} follows {before:?}"));
+        }
+        if before.is_some() {
+            self.facts.count("takeovers");
+        }
     }
 
     /// Runs the job to its end, and starts it again from its newest checkpoint when it fails.

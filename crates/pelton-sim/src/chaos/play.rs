@@ -181,12 +181,15 @@ impl Ground {
         let Design { numbers, order, calls, apart, between, poison, .. } = self.design.clone();
         let p = || 1 + self.world.below(u64::from(PARALLEL)) as u32;
         let mut plan = Plan::new();
-        let source = plan.source("numbers", p(), Arc::new(numbers), OnError::Fail);
+        // Maps run together with what is before them, or another number of subtasks would make it another job.
+        let sources = p();
+        let source = plan.source("numbers", sources, Arc::new(numbers), OnError::Fail);
         let same = Arc::new(Map { output: numbers_schema(), function: Arc::new(Ok) });
-        let map = plan.map("map", p(), source, same);
+        let map = plan.map("map", sources, source, same);
         let on_error = || if poison { ErrorPolicy::ErrorOutput } else { ErrorPolicy::Fail };
         let first = Call { order: order[0], on_error: on_error(), ..Call::new("s", "first", &["n"]) };
-        let first = plan.call("first", p(), map, first);
+        let firsts = p();
+        let first = plan.call("first", firsts, map, first);
         let mut last = first;
         if calls == 2 {
             if between {
@@ -197,7 +200,7 @@ impl Ground {
                 let same = |rows: RecordBatch| Ok(rows.project(&[0, 1])?);
                 last = plan.map(
                     "between",
-                    p(),
+                    firsts,
                     last,
                     Arc::new(Map { output: columns, function: Arc::new(same) }),
                 );
