@@ -8,6 +8,10 @@ use pelton_core::{RequestId, Time};
 use pelton_policy::health::{Admission, Health, Settings};
 use pelton_wire::Demand;
 
+/// Connections that fail this often in a row, over this time: what the instance holds is given to others. Control says so earlier
+/// if it is dead; a few quick failures in a row say little, and what a live instance holds would run twice.
+const GIVE_UP_AFTER: (u32, Duration) = (3, Duration::from_secs(1));
+
 /// An instance as this client numbers it.
 pub type PeerKey = u64;
 
@@ -184,6 +188,17 @@ impl Peer {
             health: Health::new(Settings::of_instances()),
             answer: Latency::default(),
         }
+    }
+
+    /// It has been out of reach so often, and for so long, that what it holds was given to others.
+    pub(crate) fn is_given_up(&self, now: Time) -> bool {
+        self.failures >= GIVE_UP_AFTER.0
+            && self.lost_since.is_some_and(|since| now.since(since) >= GIVE_UP_AFTER.1)
+    }
+
+    /// Whether it, without a connection, may hold what was sent to it: it once had one, and was not given up since.
+    pub(crate) fn may_hold(&self, now: Time) -> bool {
+        self.lost_since.is_some() && !self.is_given_up(now)
     }
 
     /// It has ended, or lost, this request.

@@ -28,9 +28,6 @@ use rand::rngs::StdRng;
 use crate::peer::{ConnectionId, Peer, PeerKey};
 use crate::requests::{Lane, Place, Request, Requests, Target};
 
-/// Connections that fail this often in a row, over this time: what the instance holds is given to others. Control says so earlier
-/// if it is dead; a few quick failures in a row say little, and what a live instance holds would run twice.
-const GIVE_UP_AFTER: (u32, Duration) = (3, Duration::from_secs(1));
 /// Waits between attempts to connect.
 const RECONNECT: (Duration, Duration) = (Duration::from_millis(20), Duration::from_secs(1));
 /// Most instances that one client is connected to: with more of them, each client has its share.

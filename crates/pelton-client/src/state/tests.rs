@@ -148,6 +148,7 @@ fn event(text: &str, receiver: &Arc<dyn Receiver>) -> (Time, Event) {
         "cancel" => Event::Cancelled(ids(words[2])),
         "ack" => Event::Acknowledged(ids(words[2])),
         "hold" => Event::Held,
+        "abandon" => Event::Abandoned(vec![1]),
         "tick" => Event::Tick,
         other => panic!("no event `{other}`"),
     };
@@ -484,5 +485,39 @@ fn what_instances_hold_is_taken_up_there_and_nothing_is_sent_before_they_said_so
          6 lost 0.1 => connect 0
          7 remove 0 => disconnect 0; announce 1 1
          8 permit 1.2 1 => request 1 5",
+    );
+}
+
+#[test]
+fn after_requests_were_abandoned_nothing_is_sent_before_instances_out_of_touch_have_said_what_they_hold() {
+    check(
+        "0 reset 0 1 => connect 0; connect 1
+         1 connected 0.1
+         1 connected 1.2
+         1 holds 0.1
+         1 holds 1.2
+         2 explicit 0..4 => announce 0 2; announce 1 2
+         3 permit 1.2 4 => request 1 0,1,2,3; announce 0 0
+         4 lost 1.2 => connect 1
+         5 abandon => disconnect 0; connect 0
+         6 explicit 0..4
+         7 connected 0.3
+         8 holds 0.3
+         9 connected 1.4
+         10 holds 1.4 0..4 => attach 1 0,1,2,3",
+    );
+    // One that was given up before, and one that was never connected, are not waited for.
+    check(
+        "0 reset 0 1 => connect 0; connect 1
+         1 connected 0.1
+         1 holds 0.1
+         2 unreachable 1 => connect 1
+         600 unreachable 1 => connect 1
+         1200 unreachable 1 => connect 1
+         1300 add 2 => connect 2
+         1301 abandon => disconnect 0; connect 0
+         1302 connected 0.2
+         1303 holds 0.2
+         1304 submit 0..2 => announce 0 2",
     );
 }

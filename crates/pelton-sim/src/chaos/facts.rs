@@ -20,6 +20,8 @@ struct Inner {
     away: Vec<(Pid, Time, Time)>,
     /// What a process's ledger had to forget, as far as anybody saw.
     evicted: BTreeMap<Pid, u64>,
+    /// When the job went back to an earlier checkpoint.
+    rewinds: Vec<Time>,
     necessary: u64,
     beyond: BTreeMap<&'static str, u64>,
 }
@@ -45,6 +47,14 @@ impl Facts {
     /// Who was away at some moment between these two.
     pub(crate) fn was_away(&self, from: Time, until: Time) -> Vec<(Pid, Time, Time)> {
         self.lock().away.iter().filter(|(_, a, b)| *a <= until && *b >= from).copied().collect()
+    }
+
+    pub(crate) fn rewound(&self, at: Time) {
+        self.lock().rewinds.push(at);
+    }
+
+    pub(crate) fn rewound_between(&self, from: Time, until: Time) -> bool {
+        self.lock().rewinds.iter().any(|at| (from..=until).contains(at))
     }
 
     pub(crate) fn evicted(&self, pid: Pid, n: u64) {

@@ -331,3 +331,13 @@ pub(crate) fn bad_disk(state: &Path, first: bool) -> bool {
     let file = if first { "rows" } else { "manifest.json" };
     std::fs::create_dir_all(state.join(format!("checkpoint-{next:06}/g{generation}-{file}"))).is_ok()
 }
+
+/// The complete checkpoints there are, rising.
+pub(crate) fn checkpoints(state: &Path) -> Vec<u64> {
+    let Ok(entries) = std::fs::read_dir(state) else { return Vec::new() };
+    let complete = entries.flatten().map(|e| e.path()).filter(|path| path.join("manifest.json").exists());
+    let number = |path: PathBuf| path.file_name()?.to_str()?.strip_prefix("checkpoint-")?.parse().ok();
+    let mut numbers: Vec<u64> = complete.filter_map(number).collect();
+    numbers.sort_unstable();
+    numbers
+}

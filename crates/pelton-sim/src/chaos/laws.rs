@@ -7,9 +7,9 @@ use std::time::Duration;
 use arrow_array::cast::AsArray;
 use arrow_array::types::UInt64Type;
 use pelton_client::Client;
-use pelton_core::RequestId;
 use pelton_core::call::{Caller, Holder, Receiver, Submission};
 use pelton_core::service::MethodSpec;
+use pelton_core::{RequestId, Time};
 
 use crate::chaos::facts::Facts;
 use crate::faults::probe::{Execution, Executions};
@@ -66,6 +66,11 @@ impl Register {
         }
     }
 
+    /// The job goes back: what was done since is done again, under the same names.
+    pub(crate) fn go_back(&self) {
+        self.lock().acknowledged.clear();
+    }
+
     /// The requests that carried each number.
     fn requests(&self) -> BTreeMap<u64, usize> {
         let mut requests = BTreeMap::new();
@@ -111,13 +116,22 @@ impl Caller for Registered {
     }
 }
 
+/// What the services promise in this run.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Terms {
+    /// They forget results before they are acknowledged.
+    pub(crate) small_ledger: bool,
+    /// An attempt that takes longer is given up, and another made.
+    pub(crate) attempt: Option<Duration>,
+}
+
 /// Nothing that was executed on a live instance was executed again, but for the reasons that are allowed. Counts those.
 pub(crate) fn nothing_ran_twice(
     executions: &Executions,
     register: &Register,
     machine: &Machine,
     facts: &Facts,
-    small_ledger: bool,
+    terms: Terms,
 ) -> Result<(), String> {
     let requests = register.requests();
     let mut beyond: BTreeMap<&'static str, u64> = BTreeMap::new();
@@ -130,7 +144,7 @@ pub(crate) fn nothing_ran_twice(
         let mut renumbered = 0;
         for (at, second) in runs.iter().enumerate().skip(1) {
             let first = &runs[at - 1];
-            let reason = match excuse(first, second, machine, facts, small_ledger) {
+            let reason = match excuse(first, second, machine, facts, terms) {
                 Some(reason) => reason,
                 // Behind calls whose answers come in any order, a row is another request after each restart.
                 None if renumbered + 1 < *ids => {
@@ -156,7 +170,7 @@ fn excuse(
     second: &Execution,
     machine: &Machine,
     facts: &Facts,
-    small_ledger: bool,
+    terms: Terms,
 ) -> Option<&'static str> {
     if first.ended.is_some_and(|(_, well)| !well) {
         return Some("failed");
@@ -164,13 +178,21 @@ fn excuse(
     if machine.ended_at(first.pid).is_some_and(|at| at <= second.began) {
         return Some("died");
     }
-    let away = |(pid, from, until): &(u32, _, pelton_core::Time)| {
-        (*pid == first.pid || !machine.is_instance(*pid)) && until.since(*from) >= NOTICED
-    };
-    if facts.was_away(first.began, second.began).iter().any(away) {
+    let noticed = |(_, from, until): &(u32, Time, Time)| until.since(*from) >= NOTICED;
+    let away = |(pid, ..): &(u32, Time, Time)| *pid == first.pid || !machine.is_instance(*pid);
+    let between = facts.was_away(first.began, second.began);
+    // One that was out of reach and comes back goes on with what it has, which others were given meanwhile.
+    let back = facts.was_away(Time::ZERO, second.began);
+    if between.iter().any(|a| noticed(a) && away(a)) || back.iter().any(|a| noticed(a) && a.0 == second.pid) {
         return Some("out of reach");
+    }
+    if facts.rewound_between(first.began, second.began) {
+        return Some("went back");
+    }
+    if terms.attempt.is_some_and(|limit| second.began.since(first.began) >= limit) {
+        return Some("overdue");
     }
     // Nobody may have seen it if the instance is gone.
     let seen = facts.evicted_by(first.pid) > 0 || !machine.is_running(first.pid);
-    (small_ledger && seen).then_some("evicted")
+    (terms.small_ledger && seen).then_some("evicted")
 }

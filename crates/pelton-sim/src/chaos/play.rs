@@ -1,21 +1,24 @@
 //! What a seed sets up, and what goes wrong under it.
 
+use std::collections::BTreeMap;
+use std::fmt::Write;
 use std::sync::Arc;
 use std::time::Duration;
 
 use arrow_array::RecordBatch;
-use pelton_core::call::ErrorPolicy;
+use arrow_schema::{DataType, Field, Schema};
+use pelton_core::call::{ErrorPolicy, Priority};
 use pelton_core::{Bytes, Declaration, Result as Outcomes};
 use pelton_dataflow::job::{End, Options};
 use pelton_dataflow::operator::Map;
 use pelton_dataflow::plan::{Call, OnError, Order, Plan};
 use pelton_dataflow::topology::Topology;
 use pelton_policy::restart::Strategy;
-use pelton_wire::{Role, Status};
+use pelton_wire::{Frame, Role, Status};
 
 use crate::chaos::facts::Facts;
-use crate::chaos::host::{Hosts, Life, Outcome, bad_disk};
-use crate::chaos::laws::{Register, nothing_ran_twice};
+use crate::chaos::host::{self, Hosts, Life, Outcome, bad_disk};
+use crate::chaos::laws::{Register, Terms, nothing_ran_twice};
 use crate::chaos::service::{self, Manner, STEP, is_poison};
 use crate::chaos::storage::{self, BadCommit, Mischief, Numbers, Shelf, numbers_schema};
 use crate::faults::network::{Cut, Net, Weather};
@@ -41,7 +44,13 @@ struct Design {
     /// A map stands between the calls.
     between: bool,
     poison: bool,
-    small_ledger: bool,
+    terms: Terms,
+    /// The only call gives any number of rows for one.
+    stream: bool,
+    priority: Priority,
+    /// Rows of one key go one after another.
+    keyed: bool,
+    affine: bool,
     interval: Duration,
     timeout: Duration,
     stop_grace: Duration,
@@ -78,14 +87,21 @@ fn one_of<T: Copy>(world: &World, choices: &[T]) -> T {
 fn design(world: &World, mischief: &Mischief) -> Design {
     let rows = (0..1 + world.below(5)).map(|_| world.below(150)).collect();
     let numbers = Numbers { rows, batch: 3 + world.below(30), mischief: mischief.clone() };
+    let calls = 1 + u64::from(world.chance(0.4));
+    let stream = calls == 1 && world.chance(0.25);
+    let attempt = world.chance(0.1).then(|| ms(20, 200, world));
     Design {
         numbers,
         order: [(); 2].map(|()| one_of(world, &[Order::Ordered, Order::Unordered])),
-        calls: 1 + u64::from(world.chance(0.4)),
+        calls,
+        stream,
         apart: world.chance(0.5),
         between: world.chance(0.5),
-        poison: world.chance(0.2),
-        small_ledger: world.chance(0.15),
+        poison: !stream && world.chance(0.2),
+        terms: Terms { small_ledger: world.chance(0.15), attempt },
+        priority: one_of(world, &[Priority::Interactive, Priority::Normal, Priority::Bulk]),
+        keyed: world.chance(0.15),
+        affine: world.chance(0.15),
         interval: ms(1, 60, world),
         timeout: if world.chance(0.2) { ms(2, 60, world) } else { Duration::from_secs(600) },
         stop_grace: ms(0, 300, world),
@@ -94,14 +110,18 @@ fn design(world: &World, mischief: &Mischief) -> Design {
     }
 }
 
-fn declaration(world: &World, name: &str, small_ledger: bool) -> Declaration {
+fn declaration(world: &World, name: &str, design: &Design) -> Declaration {
     let mut d =
         Declaration::new(name).instances(1 + world.below(3) as u32).max_rows(1 + world.below(8) as u32);
     d.batch.linger = Duration::from_micros(world.below(3) * 700);
     d.retry.backoff = Duration::from_millis(5);
     d.retry.max_backoff = Duration::from_millis(100);
-    (d.retry.attempts, d.retry.starts) = (1000, 1000);
-    if small_ledger {
+    // Where errors have an output, those of lost instances would go there, too.
+    let few = !design.poison && design.terms.attempt.is_none() && world.chance(0.1);
+    (d.retry.attempts, d.retry.starts) = (if few { 2 } else { 1000 }, 1000);
+    d.attempt_timeout = design.terms.attempt;
+    d.stall = Some(ms(200, 2_000, world));
+    if design.terms.small_ledger {
         d.ledger.bytes = Bytes(500 + world.below(2_000));
         d.ledger.age = if world.chance(0.5) { ms(20, 400, world) } else { d.ledger.age };
     }
@@ -139,9 +159,9 @@ impl Ground {
         let folder = tempfile::Builder::new();
         let folder = { folder }.prefix("pc").tempdir_in("/dev/shm").or_else(|_| tempfile::tempdir_in("/tmp"));
         let folder = Arc::new(folder.map_err(|e| e.to_string())?);
-        let mut services = vec![declaration(&world, "s", design.small_ledger)];
+        let mut services = vec![declaration(&world, "s", &design)];
         if design.calls == 2 && design.apart {
-            services.push(declaration(&world, "t", design.small_ledger));
+            services.push(declaration(&world, "t", &design));
         }
         let register = Register::new(&world);
         let methods = service::specs(manner.concurrency);
@@ -157,7 +177,8 @@ impl Ground {
             let hosts = hosts.clone();
             Arc::new(move || hosts.kill())
         };
-        let shelf = Shelf::new(&world, &mischief, storage::numbers, kill.clone());
+        let read = if design.stream { storage::in_parts } else { storage::numbers };
+        let shelf = Shelf::new(&world, &mischief, read, kill.clone());
         let failures = Shelf::new(&world, &mischief, storage::failures, kill);
         Ok(Ground {
             world,
@@ -178,7 +199,8 @@ impl Ground {
 
     /// The graph; how many subtasks its nodes have is another matter at every start.
     fn topology(&self) -> Outcomes<Topology> {
-        let Design { numbers, order, calls, apart, between, poison, .. } = self.design.clone();
+        let Design { numbers, order, calls, apart, between, poison, stream, priority, .. } =
+            self.design.clone();
         let p = || 1 + self.world.below(u64::from(PARALLEL)) as u32;
         let mut plan = Plan::new();
         // Maps run together with what is before them, or another number of subtasks would make it another job.
@@ -187,17 +209,25 @@ impl Ground {
         let same = Arc::new(Map { output: numbers_schema(), function: Arc::new(Ok) });
         let map = plan.map("map", sources, source, same);
         let on_error = || if poison { ErrorPolicy::ErrorOutput } else { ErrorPolicy::Fail };
-        let first = Call { order: order[0], on_error: on_error(), ..Call::new("s", "first", &["n"]) };
+        let method = if stream { "many" } else { "first" };
+        let column = |wanted: bool| wanted.then(|| "k".to_owned());
+        let (key, affinity) = (column(self.design.keyed), column(self.design.affine));
+        let first = Call {
+            order: order[0],
+            on_error: on_error(),
+            priority,
+            key,
+            affinity,
+            ..Call::new("s", method, &["n"])
+        };
         let firsts = p();
         let first = plan.call("first", firsts, map, first);
         let mut last = first;
         if calls == 2 {
             if between {
-                let columns = Arc::new(arrow_schema::Schema::new(vec![
-                    arrow_schema::Field::new("n", arrow_schema::DataType::UInt64, false),
-                    arrow_schema::Field::new("y", arrow_schema::DataType::UInt64, false),
-                ]));
-                let same = |rows: RecordBatch| Ok(rows.project(&[0, 1])?);
+                let columns = ["n", "k", "y"].map(|name| Field::new(name, DataType::UInt64, false));
+                let columns = Arc::new(Schema::new(columns.to_vec()));
+                let same = |rows: RecordBatch| Ok(rows.project(&[0, 1, 2])?);
                 last = plan.map(
                     "between",
                     firsts,
@@ -224,8 +254,25 @@ impl Ground {
     }
 
     fn start(&self) -> Result<Life, String> {
+        self.start_with(self.options())
+    }
+
+    fn start_with(&self, options: Options) -> Result<Life, String> {
         let topology = self.topology().map_err(|e| e.to_string())?;
-        self.hosts.start(topology, self.options())
+        self.hosts.start(topology, options)
+    }
+
+    /// Starts a host that goes back to the oldest checkpoint there is, if there are two.
+    fn start_back(&self) -> Result<Life, String> {
+        let mut options = self.options();
+        let complete = host::checkpoints(&options.state);
+        let [first, .., _] = complete[..] else { return self.start() };
+        self.trace.add(self.world.now(), format_args!("trouble: back to checkpoint {first}"));
+        self.facts.count("rewinds");
+        self.facts.rewound(self.world.now());
+        self.register.go_back();
+        options.restore_from = Some(first);
+        self.start_with(options)
     }
 
     async fn sleep_ms(&self, least: u64, most: u64) {
@@ -296,6 +343,24 @@ impl Ground {
         self.net.stall(pid, how_long);
     }
 
+    /// Tells an instance to finish what it has and leave, as control does.
+    fn drain(&self, pid: Pid) {
+        let Some((_, bootstrap)) = self.machine.running().into_iter().find(|(p, _)| *p == pid) else {
+            return;
+        };
+        let env = self.machine.env(HOST, "drainer");
+        let drain = async move {
+            let greeting =
+                pelton_link::greeting(Role::Control, &bootstrap.token, &bootstrap.job, "drainer", 1);
+            let connect = pelton_link::connect(&env, &bootstrap.address, greeting, Bytes::kib(64));
+            if let Some(Ok((_, link))) = env.within(Duration::from_millis(50), connect).await {
+                link.sender.send(Frame::Drain);
+                env.sleep(Duration::from_millis(50)).await;
+            }
+        };
+        self.world.spawn(HOST, Box::pin(drain));
+    }
+
     fn cut(&self) {
         let late = Duration::from_micros(self.world.below(20_000));
         let how = if self.world.chance(0.5) { Cut::Sharp } else { Cut::Late(late) };
@@ -307,7 +372,7 @@ impl Ground {
     async fn trouble(&self, life: &mut Life) -> Result<(), String> {
         let instance = self.some_instance();
         let world = &self.world;
-        let what = match (world.below(20), instance) {
+        let what = match (world.below(22), instance) {
             (0, Some(pid)) => {
                 self.machine.kill(pid);
                 "instance kills"
@@ -375,6 +440,14 @@ impl Ground {
                 *one_of_three(world.below(3), &mut armed) += 1;
                 "bad reads and writes"
             }
+            (19, Some(pid)) => {
+                self.drain(pid);
+                "drains"
+            }
+            (20, _) => {
+                self.mischief.lock().sticks += 1;
+                "stuck batches"
+            }
             _ => return Ok(()),
         };
         self.trace.add(world.now(), format_args!("trouble: {what}"));
@@ -412,37 +485,47 @@ impl Ground {
         }
     }
 
-    fn missing(&self) -> String {
-        let (there, failed) = (self.shelf.visible(), self.failures.visible());
-        let missing = self.design.numbers.all().filter(|n| !there.contains_key(n) && !failed.contains_key(n));
-        let missing: Vec<u64> = missing.collect();
-        format!("{} rows are missing, as {:?}", missing.len(), missing.iter().take(5).collect::<Vec<_>>())
+    /// What shall be visible in the end: in the main output, and in that of errors.
+    fn expected(&self) -> [BTreeMap<u64, u64>; 2] {
+        let Design { numbers, calls, poison, stream, .. } = &self.design;
+        let (failed, well): (Vec<u64>, Vec<u64>) = numbers.all().partition(|n| *poison && is_poison(*n));
+        let row = |n: u64| match stream {
+            true => (0..service::parts(n)).map(|part| (n * 4 + part, n + STEP)).collect::<Vec<_>>(),
+            false => vec![(n, n + calls * STEP)],
+        };
+        [well.into_iter().flat_map(row).collect(), failed.into_iter().map(|n| (n, 1)).collect()]
     }
 
-    /// Every row is there once, with the right answer.
-    fn everything_is_there(&self) -> Result<(), String> {
-        let (there, failed) = (self.shelf.visible(), self.failures.visible());
-        let poison = |n: u64| self.design.poison && is_poison(n);
-        let mut expected = 0;
-        for n in self.design.numbers.all() {
-            expected += 1;
-            let (answer, failure) = (there.get(&n), failed.get(&n));
-            let right = match poison(n) {
-                true => answer.is_none() && failure == Some(&1),
-                false => failure.is_none() && answer == Some(&(n + self.design.calls * STEP)),
-            };
-            if !right {
-                return Err(format!("row {n} ended as {answer:?} and {failure:?}; {}", self.missing()));
-            }
+    /// What of it is not there, or not so.
+    fn missing(&self) -> String {
+        let mut text = String::new();
+        for (what, expected, there) in
+            [("rows", 0, self.shelf.visible()), ("failures", 1, self.failures.visible())]
+        {
+            let expected = &self.expected()[expected];
+            let wrong: Vec<_> = expected.iter().filter(|(n, answer)| there.get(n) != Some(answer)).collect();
+            let some: Vec<_> = wrong.iter().take(5).map(|(n, answer)| (n, answer, there.get(n))).collect();
+            let _ = write!(
+                text,
+                "{} of {} {what} are there, {} wrong or missing {some:?}; ",
+                there.len(),
+                expected.len(),
+                wrong.len()
+            );
         }
-        let ended = there.len() + failed.len();
-        if ended != expected { Err(format!("{ended} rows came out of {expected}")) } else { Ok(()) }
+        text
+    }
+
+    /// Every row is there once, with the right answer. (That none is there twice is looked at when it comes.)
+    fn everything_is_there(&self) -> Result<(), String> {
+        let there = [self.shelf.visible(), self.failures.visible()];
+        if there == self.expected() { Ok(()) } else { Err(self.missing()) }
     }
 
     fn laws(&self) -> Result<(), String> {
         self.everything_is_there()?;
-        let small = self.design.small_ledger;
-        nothing_ran_twice(&self.executions, &self.register, &self.machine, &self.facts, small)
+        let terms = self.design.terms;
+        nothing_ran_twice(&self.executions, &self.register, &self.machine, &self.facts, terms)
     }
 }
 
@@ -465,7 +548,12 @@ pub(crate) async fn play(ground: Ground) -> Result<(), String> {
             if matches!(life.outcome(), Some(Outcome::Ended(End::Finished | End::AlreadyFinished))) {
                 break;
             }
-            ground.next_host(&mut life).await?;
+            if ground.world.chance(0.1) {
+                ground.sleep_ms(1, 300).await;
+                life = ground.start_back()?;
+            } else {
+                ground.next_host(&mut life).await?;
+            }
         }
         ground.trouble(&mut life).await?;
     }

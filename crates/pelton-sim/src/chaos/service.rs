@@ -6,8 +6,8 @@ use std::time::Duration;
 use arrow_array::cast::AsArray;
 use arrow_array::types::UInt64Type;
 use arrow_array::{ArrayRef, RecordBatch, UInt64Array};
-use arrow_schema::{DataType, Field};
-use pelton_core::service::{Context, Definition, MethodSpec, Methods};
+use arrow_schema::{DataType, Field, Schema};
+use pelton_core::service::{Context, Definition, Emit, MethodSpec, Methods};
 use pelton_core::{BoxFuture, Error, Result};
 
 use crate::chaos::storage::Mischief;
@@ -39,7 +39,12 @@ fn columns(name: &str) -> Vec<Field> {
     vec![Field::new(name, DataType::UInt64, false)]
 }
 
-/// `first` gives the column `y`, `second` the column `z`.
+/// How many rows `many` gives for a number.
+pub(crate) fn parts(n: u64) -> u64 {
+    n % 4
+}
+
+/// `first` gives the column `y`, `second` the column `z`; `many` gives some rows of `y` and `part`.
 fn methods(
     concurrency: usize,
     run: impl Fn(&mut Opened, RecordBatch) -> BoxFuture<Result<RecordBatch>> + Send + Sync + Clone + 'static,
@@ -50,13 +55,15 @@ fn methods(
         .concurrent("second", concurrency, columns("x"), columns("z"), move |s, rows, _| {
             let answer = other(s, rows);
             Box::pin(async move {
-                let answer = answer.await?;
-                Ok(RecordBatch::try_new(
-                    Arc::new(arrow_schema::Schema::new(columns("z"))),
-                    answer.columns().to_vec(),
-                )?)
+                let schema = Arc::new(Schema::new(columns("z")));
+                Ok(RecordBatch::try_new(schema, answer.await?.columns().to_vec())?)
             })
         })
+        .streaming("many", columns("x"), part_columns(), |s, rows, _, emit| s.many(&rows, emit))
+}
+
+fn part_columns() -> Vec<Field> {
+    [columns("y"), columns("part")].concat()
 }
 
 pub(crate) fn specs(concurrency: usize) -> Vec<MethodSpec> {
@@ -98,9 +105,13 @@ impl Opened {
         let Manner { batch, row, poison, .. } = self.manner;
         let usual = batch + row * keys.len() as u32;
         let crash = self.mischief.crashes().then(|| self.crash.clone());
+        let sticks = self.mischief.sticks();
         executions.began(&keys, pid, world.now());
         Box::pin(async move {
             world.sleep(usual.mul_f64(0.7 + 0.6 * world.share())).await;
+            if sticks {
+                std::future::pending::<()>().await;
+            }
             if let Some(crash) = crash {
                 crash("in a batch");
                 std::future::pending::<()>().await;
@@ -111,8 +122,24 @@ impl Opened {
                 return Err(Error::user("a number that nobody can work on"));
             }
             let answers: ArrayRef = Arc::new(UInt64Array::from_iter_values(keys.iter().map(|k| k + STEP)));
-            let schema = arrow_schema::Schema::new(columns("y"));
+            let schema = Schema::new(columns("y"));
             Ok(RecordBatch::try_new(Arc::new(schema), vec![answers])?)
         })
+    }
+
+    fn many(&mut self, batch: &RecordBatch, emit: Emit<'_>) -> Result<()> {
+        let keys: Vec<u64> = batch.column(0).as_primitive::<UInt64Type>().values().to_vec();
+        let now = self.world.now();
+        self.executions.began(&keys, self.pid, now);
+        if self.mischief.crashes() {
+            (self.crash)("in a stream");
+        }
+        let schema = Arc::new(Schema::new(part_columns()));
+        for (key, part) in keys.iter().flat_map(|key| (0..parts(*key)).map(move |part| (*key, part))) {
+            let column = |n: u64| -> ArrayRef { Arc::new(UInt64Array::from(vec![n])) };
+            emit(RecordBatch::try_new(schema.clone(), vec![column(key + STEP), column(part)])?)?;
+        }
+        self.executions.ended(&keys, self.pid, now, true);
+        Ok(())
     }
 }

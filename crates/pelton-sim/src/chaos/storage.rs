@@ -30,6 +30,8 @@ pub(crate) struct Mischief {
 pub(crate) struct Armed {
     /// Batches during which their instance crashes.
     pub(crate) crashes: u32,
+    /// Batches that never end.
+    pub(crate) sticks: u32,
     pub(crate) reads: u32,
     pub(crate) prepares: u32,
     pub(crate) starts: u32,
@@ -58,6 +60,10 @@ impl Mischief {
         take(&mut self.lock().crashes)
     }
 
+    pub(crate) fn sticks(&self) -> bool {
+        take(&mut self.lock().sticks)
+    }
+
     fn fails(&self, which: impl FnOnce(&mut Armed) -> &mut u32) -> Result<()> {
         if take(which(&mut self.lock())) { Err(Error::storage(ASKED_FOR)) } else { Ok(()) }
     }
@@ -70,7 +76,8 @@ fn take(left: &mut u32) -> bool {
 }
 
 pub(crate) fn numbers_schema() -> SchemaRef {
-    Arc::new(Schema::new(vec![Field::new("n", DataType::UInt64, false)]))
+    let column = |name: &str| Field::new(name, DataType::UInt64, false);
+    Arc::new(Schema::new(vec![column("n"), column("k")]))
 }
 
 /// Splits of consecutive numbers.
@@ -128,8 +135,9 @@ impl Reader for NumberReader {
         self.source.mischief.fails(|armed| &mut armed.reads)?;
         let end = (self.position + self.source.batch).min(self.rows);
         let numbers = UInt64Array::from_iter_values(self.first + self.position..self.first + end);
+        let keys = UInt64Array::from_iter_values(numbers.values().iter().map(|n| n % 7));
         self.position = end;
-        let rows = RecordBatch::try_new(numbers_schema(), vec![Arc::new(numbers)])?;
+        let rows = RecordBatch::try_new(numbers_schema(), vec![Arc::new(numbers), Arc::new(keys)])?;
         Ok(Some(Read { rows, bad: Vec::new(), position: end }))
     }
 }
@@ -151,7 +159,8 @@ pub(crate) struct Shelf {
 #[derive(Default)]
 struct Content {
     staged: BTreeMap<String, Vec<Row>>,
-    committed: BTreeSet<String>,
+    /// What of it was made visible by which name.
+    committed: BTreeMap<String, Vec<u64>>,
     visible: BTreeMap<u64, u64>,
 }
 
@@ -179,12 +188,12 @@ impl Shelf {
         for Staged(key) in staged {
             let key = key.as_str().expect("it is a name of ours");
             let Some(rows) = content.staged.remove(key) else {
-                if !content.committed.contains(key) {
+                if !content.committed.contains_key(key) {
                     self.world.fail(format!("{key} is to be made visible, and was never staged"));
                 }
                 continue;
             };
-            content.committed.insert(key.to_owned());
+            content.committed.insert(key.to_owned(), rows.iter().map(|(n, _)| *n).collect());
             for (n, answer) in rows {
                 if content.visible.insert(n, answer).is_some() {
                     self.world.fail(format!("row {n} is visible twice"));
@@ -192,6 +201,14 @@ impl Shelf {
             }
         }
     }
+}
+
+/// The rows of an output in parts: number and part in one, and the answer.
+pub(crate) fn in_parts(rows: &RecordBatch) -> Vec<Row> {
+    let column =
+        |name: &str| rows.column_by_name(name).expect("every row has it").as_primitive::<UInt64Type>();
+    let (n, answer, part) = (column("n").values(), column("y").values(), column("part").values());
+    n.iter().zip(part).map(|(n, part)| n * 4 + part).zip(answer.iter().copied()).collect()
 }
 
 /// The rows of the main output: their number and their last column.
@@ -223,6 +240,22 @@ impl Sink for Shelf {
     }
 
     fn check(&self, _: &Schema) -> Result<()> {
+        Ok(())
+    }
+
+    fn rewind(&self, checkpoint: u64) -> Result<()> {
+        self.mischief.fails(|armed| &mut armed.starts)?;
+        let mut content = self.lock();
+        let later = |key: &str| {
+            key.rsplit('-').next().and_then(|n| n.parse().ok()).is_some_and(|n: u64| n > checkpoint)
+        };
+        let Content { committed, visible, .. } = &mut *content;
+        committed.retain(|key, rows| {
+            if later(key) {
+                rows.iter().for_each(|n| _ = visible.remove(n));
+            }
+            !later(key)
+        });
         Ok(())
     }
 
