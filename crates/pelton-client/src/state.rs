@@ -226,6 +226,7 @@ impl State {
         self.seen = now;
         self.settle();
         self.look_at_the_time(now, &mut actions);
+        self.mark_cancelled(&mut actions);
         self.send(now, &mut actions);
         self.announce(now, &mut actions);
         self.flush_acknowledgements(&mut actions);
@@ -451,9 +452,21 @@ impl State {
         if let Some(Place::Sent(peer)) = self.requests.get(id).map(|r| r.place) {
             match self.peers.get_mut(&peer) {
                 Some(peer) if peer.connection.is_none() => peer.to_cancel.push(id),
-                _ => {
-                    actions.push(Action::Send(peer, Frame::Cancel { runs: vec![RequestRun::one(id)] }.into()))
+                Some(known) => {
+                    known.given_up.cancelled(id);
+                    actions
+                        .push(Action::Send(peer, Frame::Cancel { runs: vec![RequestRun::one(id)] }.into()));
                 }
+                None => {}
+            }
+        }
+    }
+
+    /// Before anything else is sent: what is cancelled may be sent again.
+    fn mark_cancelled(&mut self, actions: &mut Vec<Action>) {
+        for (&key, peer) in &mut self.peers {
+            if let Some(ping) = peer.given_up.mark().filter(|_| peer.connection.is_some()) {
+                actions.push(Action::Send(key, Frame::Ping(ping).into()));
             }
         }
     }

@@ -185,6 +185,7 @@ impl State {
         peer.failures = 0;
         peer.lost_since = None;
         peer.window = Window::default();
+        peer.given_up.clear();
         peer.held = welcome.status.held;
         // What still waits to be sent is taken up there, once it has said that it has it.
         let requests = &self.requests;

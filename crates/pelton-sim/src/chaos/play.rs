@@ -548,7 +548,7 @@ pub(crate) async fn play(ground: Ground) -> Result<(), String> {
             if matches!(life.outcome(), Some(Outcome::Ended(End::Finished | End::AlreadyFinished))) {
                 break;
             }
-            if ground.world.chance(0.1) {
+            if ground.world.chance(0.2) {
                 ground.sleep_ms(1, 300).await;
                 life = ground.start_back()?;
             } else {
