@@ -1,12 +1,16 @@
 //! What a client knows of one instance.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use pelton_core::endpoint::Endpoint;
 use pelton_core::{RequestId, Time};
 use pelton_policy::health::{Admission, Health, Settings};
 use pelton_wire::Demand;
+
+/// Connections that fail this often in a row, over this time: what the instance holds is given to others. Control says so earlier
+/// if it is dead; a few quick failures in a row say little, and what a live instance holds would run twice.
+const GIVE_UP_AFTER: (u32, Duration) = (3, Duration::from_secs(1));
 
 /// An instance as this client numbers it.
 pub type PeerKey = u64;
@@ -33,6 +37,7 @@ pub(crate) struct Peer {
     pub(crate) acknowledged: Acknowledged,
     /// Requests that were given up while it could not be reached.
     pub(crate) to_cancel: Vec<RequestId>,
+    pub(crate) given_up: GivenUp,
     /// Attempts to connect that failed in a row.
     pub(crate) failures: u32,
     /// Since when there is no connection.
@@ -165,6 +170,52 @@ impl Acknowledged {
     }
 }
 
+/// Requests that were cancelled over this connection. What the instance had said of them before it heard of that may still be under way,
+/// and is no answer to another attempt: a mark behind the cancellation comes back when all of it is here.
+#[derive(Debug, Default)]
+pub(crate) struct GivenUp {
+    /// By request, the mark that it waits for.
+    waiting: BTreeMap<RequestId, u64>,
+    marks: u64,
+    unmarked: bool,
+}
+
+/// Tells the number of a mark from that of another ping.
+const MARK: u64 = 1 << 63;
+
+impl GivenUp {
+    pub(crate) fn cancelled(&mut self, id: RequestId) {
+        self.waiting.insert(id, self.marks + 1);
+        self.unmarked = true;
+    }
+
+    /// The ping to send behind what was cancelled since the last one.
+    pub(crate) fn mark(&mut self) -> Option<u64> {
+        std::mem::take(&mut self.unmarked).then(|| {
+            self.marks += 1;
+            MARK | self.marks
+        })
+    }
+
+    /// A ping came back. Says whether it was a mark.
+    pub(crate) fn returned(&mut self, ping: u64) -> bool {
+        if ping & MARK != 0 {
+            self.waiting.retain(|_, mark| *mark > ping & !MARK);
+        }
+        ping & MARK != 0
+    }
+
+    /// Whether what comes for a request now was said before its cancellation was heard.
+    pub(crate) fn is_stale(&self, id: RequestId) -> bool {
+        self.waiting.contains_key(&id)
+    }
+
+    /// There is another connection, over which nothing of it comes.
+    pub(crate) fn clear(&mut self) {
+        (self.waiting, self.unmarked) = (BTreeMap::new(), false);
+    }
+}
+
 impl Peer {
     pub(crate) fn new(endpoint: Endpoint) -> Self {
         Peer {
@@ -178,12 +229,24 @@ impl Peer {
             to_acknowledge: Vec::new(),
             acknowledged: Acknowledged::default(),
             to_cancel: Vec::new(),
+            given_up: GivenUp::default(),
             failures: 0,
             lost_since: None,
             window: Window::default(),
             health: Health::new(Settings::of_instances()),
             answer: Latency::default(),
         }
+    }
+
+    /// It has been out of reach so often, and for so long, that what it holds was given to others.
+    pub(crate) fn is_given_up(&self, now: Time) -> bool {
+        self.failures >= GIVE_UP_AFTER.0
+            && self.lost_since.is_some_and(|since| now.since(since) >= GIVE_UP_AFTER.1)
+    }
+
+    /// Whether it, without a connection, may hold what was sent to it: it once had one, and was not given up since.
+    pub(crate) fn may_hold(&self, now: Time) -> bool {
+        self.lost_since.is_some() && !self.is_given_up(now)
     }
 
     /// It has ended, or lost, this request.

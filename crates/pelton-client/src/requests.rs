@@ -103,6 +103,12 @@ impl Request {
         self.deadline.map(|at| at.since(self.submitted))
     }
 
+    /// Whether the limit of its attempt comes before its deadline.
+    pub(crate) fn is_hurried(&self) -> bool {
+        let first = |at: &Time| self.deadline.is_none_or(|deadline| *at < deadline);
+        self.attempt_until.as_ref().is_some_and(first)
+    }
+
     /// Whether it shall run in a batch of its own.
     pub(crate) fn alone(&self) -> bool {
         self.losses >= SUSPECT

@@ -28,9 +28,6 @@ use rand::rngs::StdRng;
 use crate::peer::{ConnectionId, Peer, PeerKey};
 use crate::requests::{Lane, Place, Request, Requests, Target};
 
-/// Connections that fail this often in a row, over this time: what the instance holds is given to others. Control says so earlier
-/// if it is dead; a few quick failures in a row say little, and what a live instance holds would run twice.
-const GIVE_UP_AFTER: (u32, Duration) = (3, Duration::from_secs(1));
 /// Waits between attempts to connect.
 const RECONNECT: (Duration, Duration) = (Duration::from_millis(20), Duration::from_secs(1));
 /// Most instances that one client is connected to: with more of them, each client has its share.
@@ -229,6 +226,7 @@ impl State {
         self.seen = now;
         self.settle();
         self.look_at_the_time(now, &mut actions);
+        self.mark_cancelled(&mut actions);
         self.send(now, &mut actions);
         self.announce(now, &mut actions);
         self.flush_acknowledgements(&mut actions);
@@ -454,9 +452,21 @@ impl State {
         if let Some(Place::Sent(peer)) = self.requests.get(id).map(|r| r.place) {
             match self.peers.get_mut(&peer) {
                 Some(peer) if peer.connection.is_none() => peer.to_cancel.push(id),
-                _ => {
-                    actions.push(Action::Send(peer, Frame::Cancel { runs: vec![RequestRun::one(id)] }.into()))
+                Some(known) => {
+                    known.given_up.cancelled(id);
+                    actions
+                        .push(Action::Send(peer, Frame::Cancel { runs: vec![RequestRun::one(id)] }.into()));
                 }
+                None => {}
+            }
+        }
+    }
+
+    /// Before anything else is sent: what is cancelled may be sent again.
+    fn mark_cancelled(&mut self, actions: &mut Vec<Action>) {
+        for (&key, peer) in &mut self.peers {
+            if let Some(ping) = peer.given_up.mark().filter(|_| peer.connection.is_some()) {
+                actions.push(Action::Send(key, Frame::Ping(ping).into()));
             }
         }
     }

@@ -52,7 +52,10 @@ impl Survey {
     pub async fn make(env: &Env, settings: &Settings) -> Result<Survey> {
         let (mut survey, same) = Survey::begin(env, settings)?;
         let mut records = survey.directory.records();
-        records.sort_by_key(|(record, _)| Reverse(record.instance.incarnation));
+        // Whatever order the folder has them in.
+        records.sort_by_key(|(record, _)| {
+            (Reverse(record.instance.incarnation), record.instance.service.clone(), record.instance.number)
+        });
         let mut leaving = Vec::new();
         let asked = records.into_iter().map(|(record, address)| ask(env, &survey.card, record, address));
         for Asked { record, address, found } in join_all(asked).await {

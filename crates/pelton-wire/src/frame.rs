@@ -232,13 +232,13 @@ impl Frame {
     }
 
     /// Whether its place among the data frames matters: it must not overtake what it is about. A cancellation that overtook its
-    /// request would find nothing to cancel.
+    /// request would find nothing to cancel. A ping and its answer tell that all that was said before them is there.
     pub fn keeps_order(&self) -> bool {
         let about_requests = matches!(
             self,
             Frame::Failure { .. } | Frame::HandBack { .. } | Frame::Attach { .. } | Frame::Cancel { .. }
         );
-        self.has_body() || about_requests
+        self.has_body() || about_requests || matches!(self, Frame::Ping(_) | Frame::Pong(_))
     }
 
     /// The meta part.

@@ -47,13 +47,15 @@ impl State {
             Frame::HandBack { runs } => {
                 let ids: Vec<RequestId> = runs.iter().flat_map(|r| r.ids()).collect();
                 for id in ids.into_iter().rev() {
-                    if self.retrieve(key, id) {
+                    if !self.is_stale(key, id) && self.retrieve(key, id) {
                         self.hand_back(id, now, actions);
                     }
                 }
             }
             Frame::Pong(n) => {
-                if let Some(ping) = peer.acknowledged.confirmed(n) {
+                if !peer.given_up.returned(n)
+                    && let Some(ping) = peer.acknowledged.confirmed(n)
+                {
                     actions.push(Action::Send(key, Frame::Ping(ping).into()));
                 }
             }
@@ -69,6 +71,11 @@ impl State {
         } else {
             self.requests.requeue(id, now);
         }
+    }
+
+    /// Whether what an instance says of a request is of an attempt that was given up, though there may be another one there.
+    fn is_stale(&self, key: PeerKey, id: RequestId) -> bool {
+        self.peers.get(&key).is_some_and(|p| p.given_up.is_stale(id))
     }
 
     /// Whether this request is at this instance; after this it is not.
@@ -99,7 +106,10 @@ impl State {
             for id in entry.run.ids() {
                 let part = rows.slice(offset, each);
                 offset += each;
+                let stale = self.is_stale(key, id);
                 match self.requests.get_mut(id).filter(|r| r.place == Place::Sent(key)) {
+                    // The next attempt is there, and what it gives comes later.
+                    Some(_) if stale => {}
                     Some(request) if !entry.last && request.again > 0 => request.again -= 1,
                     Some(request) if !entry.last => {
                         request.parts += 1;
@@ -136,14 +146,17 @@ impl State {
             self.judge(key, runs, error, now);
         }
         for id in ids.into_iter().rev() {
-            if !self.retrieve(key, id) {
+            if self.is_stale(key, id) || !self.retrieve(key, id) {
                 continue;
             }
             if unseen {
                 self.requests.requeue(id, now);
                 continue;
             }
-            self.attempt_failed(id, key, error, now, actions);
+            match self.requests.get(id).is_some_and(|r| error.kind() == Kind::Deadline && r.is_hurried()) {
+                true => self.attempt_failed(id, key, &overdue(self.attempt_timeout(id)), now, actions),
+                false => self.attempt_failed(id, key, error, now, actions),
+            }
         }
     }
 
@@ -207,17 +220,15 @@ impl State {
     /// An attempt has had its time. The instance is told to stop; it may be slow, or stand still.
     pub(super) fn attempt_overdue(&mut self, id: RequestId, now: Time, actions: &mut Vec<Action>) {
         let Some(Place::Sent(key)) = self.requests.get(id).map(|r| r.place) else { return };
-        let timeout = self.requests.get(id).and_then(|r| r.attempt_timeout).unwrap_or_default();
-        let error = Error::new(
-            Kind::NoProgress,
-            Fate::Unknown,
-            Retry::Elsewhere,
-            format!("no answer within {timeout:?} (attempt_timeout)"),
-        );
+        let error = overdue(self.attempt_timeout(id));
         self.judge(key, &[RequestRun::one(id)], &error, now);
         self.tell_to_cancel(id, actions);
         self.retrieve(key, id);
         self.attempt_failed(id, key, &error, now, actions);
+    }
+
+    fn attempt_timeout(&self, id: RequestId) -> Duration {
+        self.requests.get(id).and_then(|r| r.attempt_timeout).unwrap_or_default()
     }
 
     /// A request's one and only end.
@@ -251,4 +262,10 @@ impl State {
         }
         actions.push(Action::Deliver(request.receiver, vec![Outcome { id, rows, last: true }]));
     }
+}
+
+/// An attempt has had its time.
+fn overdue(timeout: Duration) -> Error {
+    let message = format!("no answer within {timeout:?} (attempt_timeout)");
+    Error::new(Kind::NoProgress, Fate::Unknown, Retry::Elsewhere, message)
 }

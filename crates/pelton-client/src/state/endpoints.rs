@@ -12,7 +12,7 @@ use pelton_policy::backoff;
 use pelton_wire::{Frame, Welcome};
 use rand::RngExt;
 
-use super::{Action, GIVE_UP_AFTER, MOST_PEERS, RECONNECT, State};
+use super::{Action, MOST_PEERS, RECONNECT, State};
 use crate::peer::{ConnectionId, Peer, PeerKey, Window};
 use crate::requests::Place;
 
@@ -185,6 +185,7 @@ impl State {
         peer.failures = 0;
         peer.lost_since = None;
         peer.window = Window::default();
+        peer.given_up.clear();
         peer.held = welcome.status.held;
         // What still waits to be sent is taken up there, once it has said that it has it.
         let requests = &self.requests;
@@ -222,8 +223,8 @@ impl State {
         if error.kind() == Kind::Denied {
             tracing::error!("{}: {error}", endpoint.instance);
         }
-        let lost_since = *peer.lost_since.get_or_insert(now);
-        if failures >= GIVE_UP_AFTER.0 && now.since(lost_since) >= GIVE_UP_AFTER.1 {
+        peer.lost_since.get_or_insert(now);
+        if peer.is_given_up(now) {
             self.heard_of(key);
             self.abandon(key, now, actions);
         }

@@ -128,6 +128,10 @@ impl State {
             peer.in_flight.retain(|id| !theirs(id));
             peer.isolates &= !peer.in_flight.is_empty();
             if peer.connection.take().is_none() {
+                // It says what it holds as soon as it is connected again, unless it was given up before.
+                if peer.may_hold(now) {
+                    self.awaited.insert(peer.endpoint.instance.clone());
+                }
                 continue;
             }
             peer.lost_since = Some(now);

@@ -142,12 +142,18 @@ fn event(text: &str, receiver: &Arc<dyn Receiver>) -> (Time, Event) {
             received(Frame::Holds { runs: words.get(3).map_or(vec![], |_| runs(3)), last: true }.into())
         }
         "draining" => received(Frame::Draining.into()),
+        "marked" => received(Frame::Pong(number(3) | 1 << 63).into()),
+        "late" => {
+            let error = Error::new(Kind::Deadline, Fate::Unknown, Retry::Never, "too late");
+            received(Frame::Failure { runs: runs(3), error }.into())
+        }
         "pong" => received(Frame::Pong(number(3)).into()),
         "poison" => received(Frame::Failure { runs: runs(3), error: Error::user("bad row") }.into()),
         "hiccup" => received(Frame::Failure { runs: runs(3), error: Error::transient("not now") }.into()),
         "cancel" => Event::Cancelled(ids(words[2])),
         "ack" => Event::Acknowledged(ids(words[2])),
         "hold" => Event::Held,
+        "abandon" => Event::Abandoned(vec![1]),
         "tick" => Event::Tick,
         other => panic!("no event `{other}`"),
     };
@@ -185,6 +191,7 @@ fn show(action: &Action) -> String {
             Frame::Attach { runs } => format!("attach {to} {}", show_runs(runs)),
             Frame::Cancel { runs } => format!("cancel {to} {}", show_runs(runs)),
             Frame::Acknowledge { runs } => format!("ack {to} {}", show_runs(runs)),
+            Frame::Ping(n) if *n >= 1 << 63 => format!("mark {to} {}", n - (1 << 63)),
             Frame::Ping(n) => format!("ping {to} {n}"),
             other => format!("{other:?}"),
         },
@@ -329,8 +336,8 @@ fn each_request_has_its_own_deadline() {
          1 submit 1 50 => announce 0 2
          1 submit 2 => announce 0 3
          2 permit 0.1 3 => request 0 0,1 within [9ms, 49ms]; request 0 2
-         11 tick => cancel 0 0; deliver 0:deadline:Unknown
-         51 tick => cancel 0 1; deliver 1:deadline:Unknown
+         11 tick => cancel 0 0; deliver 0:deadline:Unknown; mark 0 1
+         51 tick => cancel 0 1; deliver 1:deadline:Unknown; mark 0 2
          52 results 0.1 0..3 => deliver 2; ack 0 0,1,2; ping 0 1",
     );
     assert_eq!(state.wake_at(), None);
@@ -341,7 +348,7 @@ fn what_is_cancelled_ends_at_once_wherever_it_is() {
     check_one(
         "1 submit 0..3 => announce 0 3
          2 permit 0.1 1 => request 0 0
-         3 cancel 0..2 => cancel 0 0; deliver 0:cancelled:Unknown,1:cancelled:NotSent; announce 0 2
+         3 cancel 0..2 => cancel 0 0; deliver 0:cancelled:Unknown,1:cancelled:NotSent; mark 0 1; announce 0 2
          4 results 0.1 0 => ack 0 0; ping 0 1
          5 cancel 0",
     );
@@ -485,4 +492,82 @@ fn what_instances_hold_is_taken_up_there_and_nothing_is_sent_before_they_said_so
          7 remove 0 => disconnect 0; announce 1 1
          8 permit 1.2 1 => request 1 5",
     );
+}
+
+#[test]
+fn after_requests_were_abandoned_nothing_is_sent_before_instances_out_of_touch_have_said_what_they_hold() {
+    check(
+        "0 reset 0 1 => connect 0; connect 1
+         1 connected 0.1
+         1 connected 1.2
+         1 holds 0.1
+         1 holds 1.2
+         2 explicit 0..4 => announce 0 2; announce 1 2
+         3 permit 1.2 4 => request 1 0,1,2,3; announce 0 0
+         4 lost 1.2 => connect 1
+         5 abandon => disconnect 0; connect 0
+         6 explicit 0..4
+         7 connected 0.3
+         8 holds 0.3
+         9 connected 1.4
+         10 holds 1.4 0..4 => attach 1 0,1,2,3",
+    );
+    // One that was given up before, and one that was never connected, are not waited for.
+    check(
+        "0 reset 0 1 => connect 0; connect 1
+         1 connected 0.1
+         1 holds 0.1
+         2 unreachable 1 => connect 1
+         600 unreachable 1 => connect 1
+         1200 unreachable 1 => connect 1
+         1300 add 2 => connect 2
+         1301 abandon => disconnect 0; connect 0
+         1302 connected 0.2
+         1303 holds 0.2
+         1304 submit 0..2 => announce 0 2",
+    );
+}
+
+#[test]
+fn what_was_said_of_an_attempt_that_was_given_up_is_no_answer_to_the_next() {
+    // Parts and the end of a stream, a failure, and what is handed back.
+    check_one(
+        "1 stream 0 => announce 0 1
+         2 permit 0.1 1 => request 0 0
+         3 part 0.1 0 => deliver 0~
+         4 cancel 0 => cancel 0 0; deliver 0:cancelled:Unknown; mark 0 1
+         5 stream 0 => announce 0 2
+         6 permit 0.1 2 => request 0 0
+         7 part 0.1 0
+         7 poison 0.1 0
+         7 hand-back 0.1 0
+         8 results 0.1 0
+         9 marked 0.1 1
+         10 part 0.1 0 => deliver 0~
+         11 results 0.1 0 => deliver 0; ack 0 0; ping 0 1",
+    );
+    // Over another connection nothing of it comes.
+    check_one(
+        "1 submit 0 => announce 0 1
+         2 permit 0.1 1 => request 0 0
+         3 cancel 0 => cancel 0 0; deliver 0:cancelled:Unknown; mark 0 1
+         4 lost 0.1 => connect 0
+         5 submit 0
+         6 connected 0.2 => announce 0 1
+         7 permit 0.2 1 => request 0 0
+         8 results 0.2 0 => deliver 0; ack 0 0; ping 0 1",
+    );
+}
+
+#[test]
+fn an_instance_that_takes_the_limit_of_an_attempt_for_the_deadline_ends_the_attempt_alone() {
+    let attempt_timeout = Some(Duration::from_millis(10));
+    let declaration = Declaration { attempt_timeout, ..Declaration::new("s") };
+    // The second request's deadline comes first.
+    let script = "1 submit 0 => announce 0 1
+         1 submit 1 5 => announce 0 2
+         2 permit 0.1 2 => request 0 0,1 within [10ms, 4ms]
+         5 late 0.1 0
+         5 late 0.1 1 => deliver 1:deadline:Unknown";
+    check_with(&declaration, &format!("{ONE}{script}"));
 }

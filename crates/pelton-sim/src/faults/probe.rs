@@ -39,18 +39,22 @@ impl Executions {
         self.lock().get(&key).cloned().unwrap_or_default()
     }
 
+    pub(crate) fn all(&self) -> BTreeMap<u64, Vec<Execution>> {
+        self.lock().clone()
+    }
+
     pub fn keys(&self) -> usize {
         self.lock().len()
     }
 
-    fn began(&self, keys: &[u64], pid: Pid, began: Time) {
+    pub(crate) fn began(&self, keys: &[u64], pid: Pid, began: Time) {
         let mut by_key = self.lock();
         for key in keys {
             by_key.entry(*key).or_default().push(Execution { pid, began, ended: None });
         }
     }
 
-    fn ended(&self, keys: &[u64], pid: Pid, at: Time, well: bool) {
+    pub(crate) fn ended(&self, keys: &[u64], pid: Pid, at: Time, well: bool) {
         let mut by_key = self.lock();
         for key in keys {
             let open = by_key

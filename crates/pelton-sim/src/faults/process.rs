@@ -43,7 +43,13 @@ struct Inner {
     running: BTreeMap<Pid, Running>,
     started: u64,
     ended: Vec<(Pid, pelton_core::Time)>,
+    /// Processes that are no instances.
+    hosts: BTreeMap<Pid, watch::Sender<bool>>,
+    begun_hosts: Pid,
 }
+
+/// The first number of processes that are no instances.
+const HOSTS: Pid = 1_000_000;
 
 struct Running {
     bootstrap: Bootstrap,
@@ -57,16 +63,49 @@ impl Machine {
 
     /// The seams of one process. `name` stands in the trace for who connects.
     pub fn env(&self, pid: Pid, name: &str) -> Env {
+        self.env_with(pid, name, Duration::ZERO)
+    }
+
+    /// The same; what runs on a thread of its own is up to this late, as if its disk were slow.
+    pub fn env_with(&self, pid: Pid, name: &str, late: Duration) -> Env {
         let machine = self.clone();
         Env {
             clock: Arc::new(self.world.clone()),
             network: self.net.of(pid, name),
             processes: Arc::new(self.clone()),
-            tasks: Arc::new(TasksOf { world: self.world.clone(), pid }),
+            tasks: Arc::new(TasksOf { world: self.world.clone(), pid, late }),
             entropy: Arc::new(Seeded(self.world.clone())),
             storage: pelton_env::simulated::Machine::new(0).process(),
             crash: Arc::new(move |why| machine.end(pid, false, &format!("crashed: {why}"))),
         }
+    }
+
+    /// Begins a process that is no instance: whatever it spawns is its own, and ends with it. Says when it has ended.
+    pub fn begin_host(&self) -> (Pid, watch::Receiver<bool>) {
+        let (over, ended) = watch::channel(false);
+        let mut inner = self.lock();
+        let pid = HOSTS + inner.begun_hosts;
+        inner.begun_hosts += 1;
+        inner.hosts.insert(pid, over);
+        (pid, ended)
+    }
+
+    /// Ends such a process at once. What it has is dropped when nobody can hear of it any more.
+    pub fn end_host(&self, pid: Pid, how: &str) {
+        let Some(over) = self.lock().hosts.remove(&pid) else { return };
+        self.trace.add(self.world.now(), format_args!("host {pid} ends: {how}"));
+        self.net.end_process(pid);
+        self.world.end_process(pid);
+        over.send_replace(true);
+    }
+
+    /// Whether a process is, or was, an instance.
+    pub fn is_instance(&self, pid: Pid) -> bool {
+        (HOST + 1..HOSTS).contains(&pid)
+    }
+
+    pub fn is_host(&self, pid: Pid) -> bool {
+        self.lock().hosts.contains_key(&pid)
     }
 
     /// The instances that run, by process.
@@ -192,10 +231,21 @@ impl Process for Child {
 struct TasksOf {
     world: World,
     pid: Pid,
+    late: Duration,
 }
 
 impl Tasks for TasksOf {
-    fn spawn(&self, _: Place, future: BoxFuture<()>) -> Task {
+    fn spawn(&self, place: Place, future: BoxFuture<()>) -> Task {
+        let future = match place {
+            Place::Dedicated if !self.late.is_zero() => {
+                let waits = self.world.sleep(self.world.between(Duration::ZERO, self.late));
+                Box::pin(async move {
+                    waits.await;
+                    future.await;
+                })
+            }
+            _ => future,
+        };
         match self.world.spawn(self.pid, future) {
             Some(id) => {
                 let world = self.world.clone();

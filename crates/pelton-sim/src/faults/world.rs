@@ -48,6 +48,10 @@ struct State {
     /// Ended before their time; dropped between two polls, as a real executor would.
     graveyard: Vec<BoxFuture<()>>,
     dead: Vec<Pid>,
+    /// Processes that do not run until they are told to, with those of their tasks that are ready.
+    paused: BTreeMap<Pid, BTreeSet<TaskId>>,
+    /// How far the calendar is from what it was at the start, in milliseconds.
+    calendar: i64,
     failure: Option<String>,
 }
 
@@ -71,6 +75,8 @@ impl World {
             next: 0,
             graveyard: Vec::new(),
             dead: Vec::new(),
+            paused: BTreeMap::new(),
+            calendar: 0,
             failure: None,
         };
         World { core: Arc::new(Core { state: Mutex::new(state) }) }
@@ -123,7 +129,7 @@ impl World {
         state.next += 1;
         let waker = Waker::from(Arc::new(TaskWaker { core: Arc::downgrade(&self.core), id }));
         state.tasks.insert(id, Slot { pid, future: Some(future), queued: true, waker });
-        state.ready.insert(id);
+        state.ready_or_paused(pid).insert(id);
         Some(id)
     }
 
@@ -138,12 +144,38 @@ impl World {
     pub(crate) fn end_process(&self, pid: Pid) {
         let mut state = self.core.lock();
         state.dead.push(pid);
+        state.paused.remove(&pid);
         let ids: Vec<TaskId> = state.tasks.iter().filter(|(_, s)| s.pid == pid).map(|(id, _)| *id).collect();
         for id in ids {
             if let Some(Slot { future: Some(future), .. }) = state.tasks.remove(&id) {
                 state.graveyard.push(future);
             }
         }
+    }
+
+    /// Stops a process as SIGSTOP does: its tasks stay as they are, and time goes on without it.
+    pub fn pause(&self, pid: Pid) {
+        let mut state = self.core.lock();
+        if state.paused.contains_key(&pid) {
+            return;
+        }
+        let (theirs, others) = std::mem::take(&mut state.ready)
+            .into_iter()
+            .partition(|id| state.tasks.get(id).is_some_and(|slot| slot.pid == pid));
+        state.ready = others;
+        state.paused.insert(pid, theirs);
+    }
+
+    /// Lets a process go on that was stopped.
+    pub fn resume(&self, pid: Pid) {
+        let mut state = self.core.lock();
+        let ready = state.paused.remove(&pid).unwrap_or_default();
+        state.ready.extend(ready);
+    }
+
+    /// Sets the calendar forward, or back. What is measured between two moments does not change.
+    pub fn jump(&self, ms: i64) {
+        self.core.lock().calendar += ms;
     }
 
     /// How many tasks a process has.
@@ -289,6 +321,16 @@ impl World {
     }
 }
 
+impl State {
+    /// Where a process's tasks go that can run.
+    fn ready_or_paused(&mut self, pid: Pid) -> &mut BTreeSet<TaskId> {
+        match self.paused.get_mut(&pid) {
+            Some(paused) => paused,
+            None => &mut self.ready,
+        }
+    }
+}
+
 impl Core {
     fn lock(&self) -> MutexGuard<'_, State> {
         self.state.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
@@ -311,7 +353,8 @@ impl Wake for TaskWaker {
         if let Some(slot) = state.tasks.get_mut(&self.id)
             && !std::mem::replace(&mut slot.queued, true)
         {
-            state.ready.insert(self.id);
+            let pid = slot.pid;
+            state.ready_or_paused(pid).insert(self.id);
         }
     }
 }
@@ -363,7 +406,9 @@ impl Clock for World {
 
     /// As if the simulation began in 2026.
     fn unix_millis(&self) -> u64 {
-        1_767_225_600_000 + self.now().since_origin().as_millis() as u64
+        let state = self.core.lock();
+        let now = 1_767_225_600_000 + state.now.since_origin().as_millis() as u64;
+        now.saturating_add_signed(state.calendar)
     }
 }
 
@@ -399,6 +444,30 @@ mod tests {
     fn the_seed_decides_the_order() {
         assert_eq!(order(1), order(1));
         assert!((2..20).any(|seed| order(seed) != order(1)));
+    }
+
+    #[test]
+    fn a_paused_process_does_nothing_until_it_goes_on() {
+        let world = World::new(1);
+        let at = Arc::new(Mutex::new(None));
+        let (sleeper, seen) = (world.clone(), at.clone());
+        let work = async move {
+            sleeper.sleep(Duration::from_millis(5)).await;
+            *seen.lock().unwrap() = Some(sleeper.now());
+        };
+        world.spawn(7, Box::pin(work));
+        let (main, seen) = (world.clone(), at.clone());
+        let play = async move {
+            main.pause(7);
+            main.sleep(Duration::from_millis(20)).await;
+            let paused = *seen.lock().unwrap();
+            main.resume(7);
+            main.sleep(Duration::from_millis(1)).await;
+            paused
+        };
+        assert_eq!(world.run(Duration::from_secs(1), play).unwrap(), None);
+        let expected = Time::from_origin(Duration::from_millis(1020));
+        assert_eq!(*at.lock().unwrap(), Some(expected));
     }
 
     #[test]

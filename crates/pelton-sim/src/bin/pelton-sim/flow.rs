@@ -18,22 +18,22 @@ const SEEDS: u64 = 3;
 #[group(skip)]
 pub(crate) struct Arguments {
     /// Only this algorithm; may be said more than once [default: all]
-    #[arg(long, value_name = "NAME", conflicts_with = "faults")]
+    #[arg(long, value_name = "NAME", conflicts_with_all = ["faults", "chaos"])]
     algorithm: Vec<Algorithm>,
     /// Move every capacity by a factor from 0.75 to 1.33 that this seed decides
-    #[arg(long, value_name = "SEED", conflicts_with = "faults")]
+    #[arg(long, value_name = "SEED", conflicts_with_all = ["faults", "chaos"])]
     jitter: Option<u64>,
     /// So many callers, whatever the scenario says
-    #[arg(long, value_name = "N", conflicts_with = "faults")]
+    #[arg(long, value_name = "N", conflicts_with_all = ["faults", "chaos"])]
     clients: Option<usize>,
     /// What instances believe their memory to be, as a factor of what it is
-    #[arg(long, value_name = "FACTOR", conflicts_with = "faults")]
+    #[arg(long, value_name = "FACTOR", conflicts_with_all = ["faults", "chaos"])]
     belief: Option<f64>,
     /// One JSON object a line instead of tables
-    #[arg(long, conflicts_with_all = ["faults", "trace"])]
+    #[arg(long, conflicts_with_all = ["faults", "chaos", "trace"])]
     json: bool,
     /// Count what is said as instances and callers grow
-    #[arg(long, conflicts_with_all = ["faults", "trace", "scenario", "algorithm", "jitter", "clients", "belief"])]
+    #[arg(long, conflicts_with_all = ["faults", "chaos", "trace", "scenario", "algorithm", "jitter", "clients", "belief"])]
     scale: bool,
 }
 
