@@ -1,11 +1,13 @@
 package pelton;
 
+import java.io.IOException;
+import java.nio.file.Files;
+import java.nio.file.Path;
 import java.time.Duration;
 import java.util.HashSet;
 import java.util.List;
 import java.util.Locale;
 import java.util.Set;
-import java.nio.file.Files;
 import org.apache.flink.runtime.checkpoint.AbstractCheckpointStats;
 import org.apache.flink.runtime.checkpoint.CheckpointStatsStatus;
 
@@ -30,24 +32,24 @@ public final class Main {
         System.exit(0);
     }
 
-    /** Checkpoints that were triggered when all calls ran and the queues before them had had a second to fill. */
+    /** Checkpoints that ended when all calls ran and the queues before them had had a second to fill. */
     private static void checkpoints(Options options, Cluster cluster) throws Exception {
         cluster.until(PATIENCE, "all calls run", () -> Notes.running.get() >= options.inFlight());
         Thread.sleep(1000);
         long begun = System.currentTimeMillis();
         Thread.sleep(options.seconds() * 1000);
         long now = System.currentTimeMillis();
+        List<AbstractCheckpointStats> all = cluster.checkpoints().getHistory().getCheckpoints();
         List<AbstractCheckpointStats> counted =
-                cluster.checkpoints().getHistory().getCheckpoints().stream()
-                        .filter(one -> one.getTriggerTimestamp() >= begun)
+                all.stream()
+                        .filter(one -> one.getTriggerTimestamp() + one.getEndToEndDuration() >= begun)
                         .toList();
         List<AbstractCheckpointStats> completed = with(CheckpointStatsStatus.COMPLETED, counted);
         // From the trigger in the coordinator until the last subtask has acknowledged it.
         long[] took = completed.stream().mapToLong(AbstractCheckpointStats::getEndToEndDuration).sorted().toArray();
         long largest = completed.stream().mapToLong(AbstractCheckpointStats::getStateSize).max().orElse(0);
-        // One that was triggered before the time begun may hold all others back.
         long running =
-                with(CheckpointStatsStatus.IN_PROGRESS, cluster.checkpoints().getHistory().getCheckpoints()).stream()
+                with(CheckpointStatsStatus.IN_PROGRESS, all).stream()
                         .mapToLong(one -> now - one.getTriggerTimestamp())
                         .max()
                         .orElse(0);
@@ -92,9 +94,9 @@ public final class Main {
 
     private static Set<String> answered(Options options) {
         try {
-            var file = options.path(Notes.ANSWERED);
+            Path file = options.path(Notes.ANSWERED);
             return Files.exists(file) ? new HashSet<>(Files.readAllLines(file)) : Set.of();
-        } catch (java.io.IOException e) {
+        } catch (IOException e) {
             throw new IllegalStateException(e);
         }
     }
