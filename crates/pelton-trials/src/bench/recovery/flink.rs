@@ -14,6 +14,8 @@ use super::{Calls, FILL, PATIENCE, PAUSE, PAYLOAD, PRINTED, ROWS, Resumed, SUBTA
 
 /// A row that it answered, a line each; some again after a restart.
 const ANSWERED: &str = "answered";
+/// Each checkpoint that a process began with.
+const RESTORED: &str = "restored";
 
 /// One way to take checkpoints.
 pub(super) struct Setup {
@@ -82,9 +84,9 @@ pub(super) async fn resumed(env: &Env, folder: &Path, calls: Calls) -> Result<Re
     answered.sort_unstable();
     answered.dedup();
     ensure!(answered == (0..ROWS).collect::<Vec<_>>(), "Flink lost rows, or made some: {answered:?}");
-    let beyond = trial.executed() - ROWS;
+    let (beyond, restored) = (trial.executed() - ROWS, trial.lines(RESTORED).len());
     println!(
-        "flink     {ROWS} {calls}, process killed 3 times, 2, 3 and 2 subtasks after it, each time from the newest checkpoint: executions beyond \
+        "flink     {ROWS} {calls}, process killed 3 times, 2, 3 and 2 subtasks after it, {restored} times from a checkpoint: executions beyond \
          the necessary {beyond}, first answer after {first:.2} s at most, lost=0"
     );
     Ok(Resumed { beyond, first })

@@ -65,7 +65,10 @@ final class Cluster implements AutoCloseable {
         settings.set(TaskManagerOptions.MANAGED_MEMORY_SIZE, MemorySize.ofMebiBytes(32));
         settings.set(WebOptions.CHECKPOINTS_HISTORY_SIZE, HISTORY);
         Optional<Path> retained = newest(checkpoints);
-        retained.ifPresent(path -> settings.set(StateRecoveryOptions.SAVEPOINT_PATH, path.toUri().toString()));
+        if (retained.isPresent()) {
+            settings.set(StateRecoveryOptions.SAVEPOINT_PATH, retained.get().toUri().toString());
+            Notes.add(options.path(Notes.RESTORED), retained.get());
+        }
 
         MiniCluster cluster =
                 new MiniCluster(

@@ -11,6 +11,7 @@ import java.util.concurrent.atomic.AtomicLong;
 final class Notes {
     static final String EXECUTED = "executed";
     static final String ANSWERED = "answered";
+    static final String RESTORED = "restored";
 
     static final AtomicInteger executed = new AtomicInteger();
     static final AtomicInteger running = new AtomicInteger();
@@ -21,9 +22,9 @@ final class Notes {
 
     private Notes() {}
 
-    static synchronized void add(Path file, long id) {
+    static synchronized void add(Path file, Object what) {
         try {
-            Files.writeString(file, id + "\n", StandardOpenOption.CREATE, StandardOpenOption.APPEND);
+            Files.writeString(file, what + "\n", StandardOpenOption.CREATE, StandardOpenOption.APPEND);
         } catch (IOException e) {
             throw new IllegalStateException("writing " + file, e);
         }
