@@ -29,6 +29,9 @@ pub(crate) fn run(places: &Places, arguments: &Arguments) -> Result<()> {
         if !helps && !asks("--no-peers") && arguments.rest[0] == "flow" {
             peers::install(places, &arguments.rest, &mut bench);
         }
+        if !helps && arguments.rest[0] == "recovery" {
+            peers::build(places, &arguments.rest, &mut bench)?;
+        }
         return process::run(&mut bench).context("the measurements failed");
     }
     let mut bench = cargo(&places.root, ["run", "--release", "--package", "pelton-trials", "--", "bench"]);

@@ -7,6 +7,7 @@ mod ci;
 mod demo;
 mod digits;
 mod fetch;
+mod java;
 mod model;
 mod peers;
 mod places;
@@ -50,7 +51,8 @@ enum Command {
     Sim(sim::Arguments),
     /// Kill a job and its instances at random moments, let them hang, crawl and be out of reach, and check every row of the output
     Chaos(chaos::Arguments),
-    /// Measure what calls cost, how full batches are, and a real model in a pipeline; `bench flow`: overload, beside other servers
+    /// Measure what calls cost, how full batches are, and a real model in a pipeline; `bench flow`: overload, beside other servers; `bench recovery`: kills and
+    /// checkpoints, beside Flink if asked
     Bench(bench::Arguments),
 }
 
