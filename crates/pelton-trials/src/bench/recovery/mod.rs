@@ -235,6 +235,10 @@ pub(crate) fn run(arguments: &Arguments) -> Result<()> {
         (true, Some(folder)) => Some(folder),
         (true, None) => bail!("Flink's job is not built; `cargo xtask bench recovery --peers flink` does it"),
     };
+    ensure!(
+        !arguments.only.contains(&Part::Beside) || flink.is_some(),
+        "nothing is named to be measured beside Pelton; `cargo xtask bench recovery --only beside --peers flink` does"
+    );
     let wanted = |part| arguments.only.is_empty() || arguments.only.contains(&part);
     let seconds = Duration::from_secs;
     host.block_on(async {
