@@ -5,6 +5,7 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use anyhow::Result;
 use clap::Args;
+use pelton::Bytes;
 use pelton::control::{JobReport, query, rundir};
 use pelton::env::real::Host;
 
@@ -90,6 +91,23 @@ fn show(report: &JobReport) {
             print!(" pending {}", number("pending"));
         }
         println!();
+    }
+    show_recovery(&report.progress);
+}
+
+/// The last checkpoint, and what went wrong.
+fn show_recovery(progress: &serde_json::Value) {
+    if let Some(number) = progress["checkpoint"]["number"].as_u64() {
+        let of = |key: &str| progress["checkpoint"][key].as_u64().unwrap_or(0);
+        let aborted = progress["aborted"].as_u64().unwrap_or(0);
+        println!(
+            "  checkpoint {number}  took {} ms, {}; {aborted} aborted",
+            of("took_ms"),
+            Bytes(of("bytes"))
+        );
+    }
+    if let Some(failure) = progress["failure"].as_str() {
+        println!("  data plane started again {} times, last for: {failure}", progress["restarts"]);
     }
 }
 

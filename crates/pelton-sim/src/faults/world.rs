@@ -458,8 +458,10 @@ mod tests {
         world.spawn(7, Box::pin(work));
         let (main, seen) = (world.clone(), at.clone());
         let play = async move {
+            // By then it sleeps, whichever of the two began.
+            main.sleep(Duration::from_millis(1)).await;
             main.pause(7);
-            main.sleep(Duration::from_millis(20)).await;
+            main.sleep(Duration::from_millis(19)).await;
             let paused = *seen.lock().unwrap();
             main.resume(7);
             main.sleep(Duration::from_millis(1)).await;

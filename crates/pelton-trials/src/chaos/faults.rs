@@ -35,7 +35,7 @@ struct Chosen {
 }
 
 /// Goes on when this is dropped, whatever happened.
-struct Held(Member);
+pub(super) struct Held(pub(super) Member);
 
 impl Drop for Held {
     fn drop(&mut self) {
@@ -213,7 +213,7 @@ impl Trial {
     }
 }
 
-fn between((least, most): (Duration, Duration), rng: &mut StdRng) -> Duration {
+pub(super) fn between((least, most): (Duration, Duration), rng: &mut StdRng) -> Duration {
     least + (most - least).mul_f64(rng.random_range(0.0..1.0))
 }
 

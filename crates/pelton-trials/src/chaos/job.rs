@@ -1,7 +1,8 @@
-//! The job that is killed: numbers, made into texts, scored by a scripted service, written as JSON lines.
+//! The job that is killed: numbers, made into texts, scored by a scripted service, written as JSON lines and as Parquet.
 
 use std::collections::BTreeMap;
-use std::path::PathBuf;
+use std::fs;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::sync::Arc;
 use std::time::Duration;
@@ -14,6 +15,7 @@ use arrow_schema::{DataType, Field};
 use clap::Args;
 use pelton::dataflow::job::End;
 use pelton::dataflow::source::{Read, Reader, Source, Split};
+use pelton::restart::Strategy;
 use pelton::service::{Definition, Methods};
 use pelton::{Declaration, Job, Method, Settings};
 use pelton_core::remote::{self, Protocol, Remote};
@@ -70,9 +72,27 @@ pub(crate) struct Ended {
     pub(crate) restored_from: Option<u64>,
 }
 
+/// Once there is such a file, the data plane fails, and takes it away.
+pub(crate) fn fails(folder: &Path) -> PathBuf {
+    folder.join("fail")
+}
+
+/// Where each sink of the job writes, below its output.
+pub(crate) const LINES: &str = "lines";
+pub(crate) const COLUMNS: &str = "columns";
+
 pub(crate) fn run(arguments: &Arguments) -> Result<ExitCode> {
-    let settings =
-        Settings { checkpoint_interval: Duration::from_millis(300), ..Settings::new(&arguments.state) };
+    let settings = Settings {
+        checkpoint_interval: Duration::from_millis(300),
+        // It is made to fail more often than one that is to be given up.
+        restart: Strategy {
+            restarts: 1_000,
+            delay: Duration::from_millis(50),
+            max_delay: Duration::from_millis(400),
+            ..Strategy::default()
+        },
+        ..Settings::new(&arguments.state)
+    };
     let mut job = Job::with(NAME, settings);
     let numbers = job.read("numbers", Numbers { rows: arguments.rows, splits: SPLITS }).map(
         "texts",
@@ -92,7 +112,18 @@ pub(crate) fn run(arguments: &Arguments) -> Result<ExitCode> {
         ];
         numbers.call(&order(scorer.method("ask")), &["text"]).map("understood", columns, understood)
     };
-    scores.write("scores", pelton::json_lines(&arguments.output)?);
+    let fails = fails(&arguments.executions);
+    let columns = vec![
+        id_field(),
+        Field::new("text", DataType::Utf8, false),
+        Field::new("score", DataType::UInt64, false),
+    ];
+    let scores = scores.map("judged", columns, move |rows| match fs::remove_file(&fails) {
+        Ok(()) => Err(pelton::Error::internal("the trial makes the data plane fail")),
+        Err(_) => Ok(rows),
+    });
+    scores.write("lines", pelton::json_lines(arguments.output.join(LINES))?);
+    scores.write("columns", pelton::parquet(arguments.output.join(COLUMNS))?);
     let summary = job.run()?;
     let end = format!("{:?}", summary.end);
     let ended = Ended { end, checkpoints: summary.checkpoints, restored_from: summary.restored_from };

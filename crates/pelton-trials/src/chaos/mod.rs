@@ -1,13 +1,15 @@
-//! Kills a job, or its instances, at random moments, lets instances hang, be slow and out of reach, and checks that nothing is lost,
-//! doubled, or wrong.
+//! Kills a job, its instances, or both, at random moments, makes its data plane fail, lets all of them hang, be slow and out of reach, fills
+//! the disk, and checks that nothing is lost, doubled, or wrong.
 
 mod counted;
+mod disk;
 mod executions;
 mod faults;
 mod faulty;
 pub(crate) mod job;
 mod output;
 mod trial;
+mod whole;
 
 use std::time::Duration;
 
@@ -25,7 +27,7 @@ pub(crate) struct Arguments {
     /// How often something is killed
     #[arg(long, default_value_t = 20)]
     pub(crate) kills: usize,
-    /// How often something else goes wrong: an instance hangs, is slow, or cannot be connected to
+    /// How often something else goes wrong: an instance hangs, is slow, or cannot be connected to; the data plane fails; the job stands still
     #[arg(long, default_value_t = 8)]
     pub(crate) faults: usize,
     /// What is killed or goes wrong, and when, is drawn from it; by default another one each time. It is printed
@@ -42,6 +44,12 @@ pub(crate) struct Arguments {
     /// Also stop the job now and then, as Ctrl-C does
     #[arg(long)]
     pub(crate) stop: bool,
+    /// Let the disk be full now and then, too. Needs user name spaces; output and state are then in memory
+    #[arg(long)]
+    pub(crate) full_disk: bool,
+    /// Given by the trial to itself, once it may mount
+    #[arg(long, hide = true)]
+    may_mount: bool,
     /// Servers of other people in place of instances: they refuse, answer with rubbish, with half an answer, late or not at all
     #[arg(long)]
     pub(crate) remote: bool,
@@ -66,6 +74,8 @@ pub(crate) enum Blow {
     Instance,
     /// The job gets SIGKILL, and is started again.
     Job,
+    /// The job and all its instances get SIGKILL at once, and the job is started again.
+    Host,
     /// The job gets SIGINT, ends by itself, and is started again.
     Stop,
     /// One instance stands still for a while.
@@ -78,18 +88,50 @@ pub(crate) enum Blow {
     Refuse,
     /// One server is gone for a while.
     Outage,
+    /// An operator fails.
+    DataPlane,
+    /// The job stands still for a while.
+    Freeze,
+    /// There is no room on the disk for a while.
+    FullDisk,
 }
 
-const FAULTS: [Blow; 4] = [Blow::Hang, Blow::Wedge, Blow::Slow, Blow::Refuse];
+const OF_INSTANCES: [Blow; 4] = [Blow::Hang, Blow::Wedge, Blow::Slow, Blow::Refuse];
+const OF_SERVERS: [Blow; 1] = [Blow::Outage];
+const OF_THE_JOB: [Blow; 2] = [Blow::DataPlane, Blow::Freeze];
+
+impl Blow {
+    fn name(self) -> &'static str {
+        match self {
+            Blow::Instance => "instances",
+            Blow::Job => "jobs",
+            Blow::Host => "hosts",
+            Blow::Stop => "stops",
+            Blow::Hang => "hung",
+            Blow::Wedge => "wedged",
+            Blow::Slow => "slow",
+            Blow::Refuse => "refused",
+            Blow::Outage => "outages",
+            Blow::DataPlane => "data-planes",
+            Blow::Freeze => "frozen",
+            Blow::FullDisk => "full-disks",
+        }
+    }
+}
 
 /// Most of what passes between a start or blow and the next blow.
 const LONGEST_PAUSE: Duration = Duration::from_millis(1400);
 
 pub(crate) fn run(arguments: &Arguments) -> Result<()> {
-    let instances = (!arguments.remote).then_some(Blow::Instance);
+    if arguments.full_disk && !arguments.may_mount {
+        return disk::begin_again("--may-mount");
+    }
+    let kills = if arguments.remote { &[Blow::Job][..] } else { &[Blow::Instance, Blow::Job, Blow::Host] };
     let stops = arguments.stop.then_some(Blow::Stop);
-    let kinds: Vec<Blow> = instances.into_iter().chain([Blow::Job]).chain(stops).collect();
-    let faults = if arguments.remote { &[Blow::Outage][..] } else { &FAULTS };
+    let kinds: Vec<Blow> = kills.iter().copied().chain(stops).collect();
+    let faults = if arguments.remote { &OF_SERVERS[..] } else { &OF_INSTANCES };
+    let full = arguments.full_disk.then_some(Blow::FullDisk);
+    let faults: Vec<Blow> = full.into_iter().chain(OF_THE_JOB).chain(faults.iter().copied()).collect();
     ensure!((0.0..1.0).contains(&arguments.fault_share), "--fault-share must be at least 0 and below 1");
     ensure!(
         arguments.kills >= kinds.len(),
@@ -135,12 +177,16 @@ async fn trial_of(trial: &mut Trial, blows: &[Blow], rng: &mut StdRng) -> Result
         let what = match blow {
             Blow::Instance => trial.kill_instance(rng).await,
             Blow::Job => trial.kill_job().await,
+            Blow::Host => trial.kill_host().await,
             Blow::Stop => trial.stop_job().await,
             Blow::Hang => trial.hang_instance(rng).await,
             Blow::Wedge => trial.wedge_instance(rng).await,
             Blow::Slow => trial.slow_instance(rng).await,
             Blow::Outage => trial.outage(rng).await,
             Blow::Refuse => trial.refuse_connections(rng).await,
+            Blow::DataPlane => trial.fail_data_plane().await,
+            Blow::Freeze => trial.freeze_job(rng).await,
+            Blow::FullDisk => trial.fill_disk(rng).await,
         };
         let what = what?;
         trial.look()?;

@@ -1,4 +1,4 @@
-//! What the job wrote, looked at while it runs and judged at the end.
+//! What the job wrote: the lines looked at while it runs, all of it judged at the end.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -23,9 +23,10 @@ struct Row {
     score: u64,
 }
 
-/// The files under final names that were seen so far, and their rows.
+/// The files of lines under final names that were seen so far, and their rows; and where the same rows are once more, as Parquet.
 pub(crate) struct Output {
     folder: PathBuf,
+    columns: PathBuf,
     /// Length in bytes.
     files: BTreeMap<PathBuf, u64>,
     rows: Vec<Row>,
@@ -40,7 +41,8 @@ pub(crate) struct Verdict {
 
 impl Output {
     pub(crate) fn new(folder: &Path) -> Output {
-        Output { folder: folder.to_owned(), files: BTreeMap::new(), rows: Vec::new() }
+        let (folder, columns) = (folder.join(job::LINES), folder.join(job::COLUMNS));
+        Output { folder, columns, files: BTreeMap::new(), rows: Vec::new() }
     }
 
     pub(crate) fn files(&self) -> usize {
@@ -86,25 +88,48 @@ impl Output {
 
     /// What is staged and has no final name.
     pub(crate) fn staged(&self) -> usize {
-        fs::read_dir(self.folder.join("_staging")).map_or(0, Iterator::count)
+        let staged = |folder: &Path| fs::read_dir(folder.join("_staging")).map_or(0, Iterator::count);
+        staged(&self.folder) + staged(&self.columns)
     }
 
-    /// Every row once, with the right answer?
-    pub(crate) fn judge(&self, expected: &[u64]) -> Verdict {
-        let mut times = vec![0u64; expected.len()];
-        let mut verdict = Verdict::default();
-        for row in &self.rows {
-            match times.get_mut(row.id as usize) {
-                Some(times) if row.score == expected[row.id as usize] && row.text == job::text(row.id) => {
-                    *times += 1
-                }
-                _ => verdict.wrong += 1,
-            }
-        }
-        verdict.lost = times.iter().filter(|n| **n == 0).count() as u64;
-        verdict.duplicated = times.iter().map(|n| n.saturating_sub(1)).sum();
-        verdict
+    /// What is wrong at each sink.
+    pub(crate) fn judge(&self, expected: &[u64]) -> Result<[(&'static str, Verdict); 2]> {
+        Ok([("JSON lines", judge(&self.rows, expected)), ("Parquet", judge(&self.columns()?, expected))])
     }
+
+    fn columns(&self) -> Result<Vec<Row>> {
+        let mut rows = Vec::new();
+        for batch in pelton::files::read_parquet(&self.columns, "part")? {
+            let batch = batch?;
+            let column = |name: &str| batch.column_by_name(name).with_context(|| format!("no column {name}"));
+            let (ids, scores) = (column("id")?, column("score")?);
+            let texts = column("text")?.as_string::<i32>();
+            let (ids, scores) = (ids.as_primitive::<UInt64Type>(), scores.as_primitive::<UInt64Type>());
+            rows.extend((0..batch.num_rows()).map(|i| Row {
+                id: ids.value(i),
+                text: texts.value(i).to_owned(),
+                score: scores.value(i),
+            }));
+        }
+        Ok(rows)
+    }
+}
+
+/// Every row once, with the right answer?
+fn judge(rows: &[Row], expected: &[u64]) -> Verdict {
+    let mut times = vec![0u64; expected.len()];
+    let mut verdict = Verdict::default();
+    for row in rows {
+        match times.get_mut(row.id as usize) {
+            Some(times) if row.score == expected[row.id as usize] && row.text == job::text(row.id) => {
+                *times += 1
+            }
+            _ => verdict.wrong += 1,
+        }
+    }
+    verdict.lost = times.iter().filter(|n| **n == 0).count() as u64;
+    verdict.duplicated = times.iter().map(|n| n.saturating_sub(1)).sum();
+    verdict
 }
 
 /// The scores of all rows, from the scripted service in this process.
@@ -124,13 +149,14 @@ mod tests {
     /// What is found in files of these contents, or why looking fails.
     fn judged(rows: u64, files: &[String]) -> Result<Verdict> {
         let dir = tempfile::tempdir()?;
+        fs::create_dir(dir.path().join(job::LINES))?;
         for (i, content) in files.iter().enumerate() {
-            fs::write(dir.path().join(format!("part-{i}.jsonl")), content)?;
+            fs::write(dir.path().join(job::LINES).join(format!("part-{i}.jsonl")), content)?;
         }
         let host = pelton::env::real::Host::new(1, 1)?;
         let mut output = Output::new(dir.path());
         output.look()?;
-        Ok(output.judge(&expected(host.env(), rows)?))
+        Ok(judge(&output.rows, &expected(host.env(), rows)?))
     }
 
     fn line(id: u64) -> String {

@@ -15,6 +15,7 @@ use rand::rngs::StdRng;
 use rustix::process::Signal;
 use tempfile::TempDir;
 
+use super::disk::Disk;
 use super::executions::Beyond;
 use super::faulty::{self, Fault, Faulty};
 use super::job::{Ended, LEASE, NAME, STOPPED};
@@ -23,6 +24,8 @@ use super::{Arguments, Blow, counted, job};
 use crate::family::{self, Member};
 
 pub(super) const LOOK_EVERY: Duration = Duration::from_millis(20);
+/// Where the disk is mounted.
+const DISK: &str = "disk";
 /// How much later than its lease an instance may be gone, on a busy machine.
 const MARGIN: Duration = Duration::from_secs(4);
 /// How long the job may take to answer, to replace an instance, to stop, and to finish what is left.
@@ -41,7 +44,10 @@ pub(crate) struct Trial {
     began: Time,
     arguments: Arguments,
     rows: u64,
+    /// Where output and state are, if they have a disk of their own. Goes before the folder that it is in.
+    disk: Option<Disk>,
     folder: Option<TempDir>,
+    stored: PathBuf,
     pub(super) mark: String,
     job: Option<Child>,
     /// Instances that outlived their job, and when the last must be gone if no other job takes them over.
@@ -61,12 +67,16 @@ impl Trial {
         }
         let folder = tempfile::Builder::new().prefix("pelton-chaos-").tempdir().context("making a folder")?;
         fs::create_dir(folder.path().join("executions"))?;
+        let disk = arguments.full_disk.then(|| Disk::mount(folder.path().join(DISK))).transpose()?;
+        let stored = if disk.is_some() { folder.path().join(DISK) } else { folder.path().to_owned() };
         Ok(Trial {
             env: env.clone(),
             began: env.now(),
             arguments: arguments.clone(),
             rows,
-            output: Output::new(&folder.path().join("output")),
+            output: Output::new(&stored.join("output")),
+            stored,
+            disk,
             folder: Some(folder),
             mark: env.entropy.secret(),
             job: None,
@@ -79,6 +89,11 @@ impl Trial {
     /// Leaves the folder for people to look at.
     pub(crate) fn keep(&mut self) {
         if let Some(folder) = self.folder.take() {
+            let copied =
+                self.disk.as_ref().map_or(Ok(()), |disk| disk.copy(&folder.path().join("disk-copy")));
+            if let Err(e) = copied {
+                println!("what was on the disk is lost: {e:#}");
+            }
             println!("output, state and logs of the trial: {}", folder.keep().display());
         }
     }
@@ -107,9 +122,9 @@ impl Trial {
             .args(self.arguments.unordered.then_some("--unordered"))
             .args(self.servers.iter().flat_map(|server| ["--remote".to_owned(), server.url()]))
             .arg("--output")
-            .arg(self.path("output"))
+            .arg(self.stored.join("output"))
             .arg("--state")
-            .arg(self.path("state"))
+            .arg(self.stored.join("state"))
             .arg("--executions")
             .arg(self.path("executions"))
             .env(family::VARIABLE, &self.mark)
@@ -133,6 +148,24 @@ impl Trial {
             self.expect_orphans_gone()?;
         }
         Ok(())
+    }
+
+    pub(super) fn disk(&self) -> Result<&Disk> {
+        self.disk.as_ref().context("the trial has no disk of its own")
+    }
+
+    /// The job's process.
+    pub(super) fn process(&mut self) -> Result<Member> {
+        Member::find(self.job()?.id()).context("the job is gone")
+    }
+
+    pub(super) fn has_ended(&mut self) -> Result<bool> {
+        Ok(self.job()?.try_wait()?.is_some())
+    }
+
+    /// It has ended, and is to be started again.
+    pub(super) fn forget_job(&mut self) {
+        self.job = None;
     }
 
     fn job(&mut self) -> Result<&mut Child> {
@@ -165,7 +198,7 @@ impl Trial {
         }
     }
 
-    fn last_words(&self) -> String {
+    pub(super) fn last_words(&self) -> String {
         let log = fs::read_to_string(self.path("job.log")).unwrap_or_default();
         let lines: Vec<&str> = log.lines().collect();
         lines[lines.len().saturating_sub(20)..].join("\n")
@@ -250,21 +283,34 @@ impl Trial {
     }
 
     pub(crate) async fn kill_job(&mut self) -> Result<String> {
+        let (mut job, instances) = self.hold_family().await?;
+        job.kill()?;
+        job.wait()?;
+        let due = self.env.now() + LEASE + MARGIN;
+        self.orphans.extend(instances.iter().map(|m| (*m, due)));
+        Ok(format!("killed the job ({}), which leaves {} instances to the next", job.id(), instances.len()))
+    }
+
+    /// As if the machine had died.
+    pub(crate) async fn kill_host(&mut self) -> Result<String> {
+        let (mut job, instances) = self.hold_family().await?;
+        instances.iter().for_each(|m| m.signal(Signal::KILL));
+        job.kill()?;
+        job.wait()?;
+        Ok(format!("killed the job ({}) and its {} instances at once", job.id(), instances.len()))
+    }
+
+    /// The job, held still, so that it starts no process between being looked at and being killed; and its instances.
+    async fn hold_family(&mut self) -> Result<(Child, Vec<Member>)> {
         self.expect_running()?;
-        let mut job = self.job.take().context("no job runs")?;
-        let pid = job.id();
-        let member = Member::find(pid).context("the job is gone")?;
-        // Held still, so that it starts no process between being looked at and being killed.
+        let member = self.process()?;
+        let job = self.job.take().context("no job runs")?;
         member.signal(Signal::STOP);
         while member.is_there() && !member.is_stopped() {
             self.env.sleep(Duration::from_millis(1)).await;
         }
-        let instances = self.rest_of_family(pid);
-        member.signal(Signal::KILL);
-        job.wait()?;
-        let due = self.env.now() + LEASE + MARGIN;
-        self.orphans.extend(instances.iter().map(|m| (*m, due)));
-        Ok(format!("killed the job ({pid}), which leaves {} instances to the next", instances.len()))
+        let instances = self.rest_of_family(job.id());
+        Ok((job, instances))
     }
 
     /// Instances of this job: orphans of earlier ones are known.
@@ -341,33 +387,32 @@ impl Trial {
             true => output::expected(&self.env, self.rows)?,
             false => (0..self.rows).map(|id| faulty::score(&job::text(id))).collect(),
         };
-        let verdict = self.output.judge(&expected);
+        let verdicts = self.output.judge(&expected)?;
         let executed = counted::read(&self.path("executions"))?;
         let beyond = Beyond::count(&executed, self.rows);
-        let of = |blow| blows.iter().filter(|b| **b == blow).count();
-        let (instances, jobs, stops) = (of(Blow::Instance), of(Blow::Job), of(Blow::Stop));
-        let (hung, wedged) = (of(Blow::Hang), of(Blow::Wedge));
-        let (slow, refused, outages) = (of(Blow::Slow), of(Blow::Refuse), of(Blow::Outage));
-        let Verdict { lost, duplicated, wrong } = verdict;
+        for (sink, Verdict { lost, duplicated, wrong }) in &verdicts {
+            println!("{sink}: lost={lost} duplicated={duplicated} wrong={wrong}");
+        }
+        let mut count: BTreeMap<Blow, u64> = BTreeMap::new();
+        blows.iter().for_each(|blow| *count.entry(*blow).or_default() += 1);
+        let of = |blow| count.get(&blow).copied().unwrap_or(0);
+        let done: Vec<String> = count.iter().map(|(blow, n)| format!("{}={n}", blow.name())).collect();
+        println!("{}", done.join(" "));
         println!(
-            "lost={lost} duplicated={duplicated} wrong={wrong} kills={} (instances={instances}, jobs={jobs}, stops={stops}) \
-             faults={} (hung={hung}, wedged={wedged}, slow={slow}, refused={refused}, outages={outages}) executions beyond the necessary={} ({:.2} %)",
-            instances + jobs + stops,
-            hung + wedged + slow + refused + outages,
+            "executions beyond the necessary={} ({:.2} %): {beyond}; {} files, {} jobs",
             beyond.total(),
-            beyond.total() as f64 * 100.0 / self.rows as f64
-        );
-        println!(
-            "executions beyond the necessary: {beyond}; {} files, {} jobs",
+            beyond.total() as f64 * 100.0 / self.rows as f64,
             self.output.files(),
             self.jobs.len()
         );
         self.tell_of_servers()?;
-        ensure!(verdict == Verdict::default(), "the output is not right");
+        ensure!(verdicts.iter().all(|(_, v)| *v == Verdict::default()), "the output is not right");
         ensure!(self.output.staged() == 0, "{} files are left in _staging", self.output.staged());
         // What an instance had run for a job that was killed is lost with it, too, if it dies before the next job has it.
-        let gone = (instances + hung + wedged + slow + refused) as u64;
-        let uncovered = if jobs > 0 { UNCOVERED } else { 0 };
+        let alone: u64 =
+            [Blow::Instance, Blow::Hang, Blow::Wedge, Blow::Slow, Blow::Refuse].map(of).iter().sum();
+        let gone = alone + of(Blow::Host) * u64::from(self.arguments.instances);
+        let uncovered = if of(Blow::Job) + of(Blow::Host) > 0 { UNCOVERED } else { 0 };
         ensure!(
             beyond.dead <= gone * (HELD + uncovered),
             "{} rows were executed again for {gone} instances that died or hung, and held {} at most",
