@@ -17,6 +17,7 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
+use crate::access::Access;
 use crate::call::ErrorPolicy;
 use crate::error::{Error, Result};
 use crate::quantity::Bytes;
@@ -78,6 +79,12 @@ pub struct Declaration {
     /// Of kind `remote`: the servers that answer in place of instances.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub remote: Option<Remote>,
+    /// Where instances are that others started: the job starts none, and calls these (see [`Access`]).
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub endpoints: Vec<String>,
+    /// How the job gets in there.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub access: Option<Access>,
     /// What the service's own `open` reads.
     #[serde(default)]
     pub options: serde_json::Map<String, serde_json::Value>,
@@ -323,6 +330,8 @@ impl Declaration {
             max_message: defaults::max_message(),
             max_backlog: defaults::max_backlog(),
             remote: None,
+            endpoints: Vec::new(),
+            access: None,
             options: serde_json::Map::new(),
         }
     }
@@ -361,7 +370,8 @@ impl Declaration {
     }
 
     /// Refuses values that cannot work, each with what would.
-    pub fn checked(self) -> Result<Self> {
+    pub fn checked(mut self) -> Result<Self> {
+        self.check_endpoints()?;
         let bad = |what: String| Err(Error::invalid(format!("service `{}`: {what}", self.name)));
         let fits = |c: char| c.is_ascii_alphanumeric() || c == '-' || c == '_';
         if self.name.is_empty() || self.name.len() > 32 || !self.name.chars().all(fits) {
@@ -468,7 +478,7 @@ impl Declaration {
     }
 
     /// A setting that says something of instances alone.
-    fn set_for_instances_only(&self) -> Option<&'static str> {
+    pub(crate) fn set_for_instances_only(&self) -> Option<&'static str> {
         let plain = Declaration::new(&self.name);
         let set = [
             ("instances", self.instances != plain.instances),

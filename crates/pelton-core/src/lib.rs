@@ -3,6 +3,7 @@
 //! Ids, quantities, errors, service declarations, and the few traits through which the parts see one another.
 //! This crate does no I/O, knows no wire format and no async runtime.
 
+pub mod access;
 pub mod call;
 pub mod declaration;
 pub mod endpoint;

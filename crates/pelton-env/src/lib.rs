@@ -147,6 +147,12 @@ pub trait Listener: Send + 'static {
     fn accept(&mut self) -> std::pin::Pin<Box<dyn Future<Output = io::Result<Connection>> + Send + '_>>;
 }
 
+/// What a connection passes through before anything is read from it: TLS, where it comes from another machine. May wait for the peer; who
+/// calls it bounds the time.
+pub trait Guard: Send + Sync + 'static {
+    fn admit(&self, connection: Connection) -> BoxFuture<io::Result<Connection>>;
+}
+
 /// A process to start: an instance of a service.
 #[derive(Clone, Debug)]
 pub struct ProcessSpec {

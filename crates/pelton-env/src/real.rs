@@ -170,6 +170,8 @@ impl Network for Sockets {
             match to {
                 Address::Unix(path) => Ok(unix(UnixStream::connect(path).await?)),
                 Address::Tcp(addr) => tcp(TcpStream::connect(addr).await?),
+                Address::Host(host, port) => tcp(TcpStream::connect((host.as_str(), port)).await?),
+                Address::Tls(..) => Err(no_tls(&to)),
             }
         })
     }
@@ -182,13 +184,21 @@ impl Network for Sockets {
     fn listen(&self, at: &Address) -> io::Result<Box<dyn Listener>> {
         match at {
             Address::Unix(path) => Ok(Box::new(Unix { listener: UnixListener::bind(path)?, at: at.clone() })),
-            Address::Tcp(addr) => {
-                let listener = std::net::TcpListener::bind(addr)?;
-                listener.set_nonblocking(true)?;
-                Ok(Box::new(Tcp { listener: TcpListener::from_std(listener)? }))
-            }
+            Address::Tcp(addr) => listen_tcp(std::net::TcpListener::bind(addr)?),
+            Address::Host(host, port) => listen_tcp(std::net::TcpListener::bind((host.as_str(), *port))?),
+            Address::Tls(..) => Err(no_tls(at)),
         }
     }
+}
+
+/// Who wants TLS wraps it around what this network gives.
+fn no_tls(at: &Address) -> io::Error {
+    io::Error::new(io::ErrorKind::Unsupported, format!("{at} needs certificates, and none were given"))
+}
+
+fn listen_tcp(listener: std::net::TcpListener) -> io::Result<Box<dyn Listener>> {
+    listener.set_nonblocking(true)?;
+    Ok(Box::new(Tcp { listener: TcpListener::from_std(listener)? }))
 }
 
 fn unix(stream: UnixStream) -> Connection {
