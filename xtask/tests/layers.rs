@@ -5,13 +5,14 @@ use std::process::Command;
 
 /// Each crate with all crates of this workspace that it may depend on. Siblings (client, instance, control, dataflow)
 /// never know one another: that is how "deployed, scaled and recovered apart" is kept by the compiler.
-const MAY_KNOW: [(&str, &[&str]); 20] = [
+const MAY_KNOW: [(&str, &[&str]); 21] = [
     ("pelton-core", &[]),
     ("pelton-policy", &["pelton-core"]),
     ("pelton-wire", &["pelton-core"]),
     ("pelton-env", &["pelton-core"]),
     ("pelton-scripted", &["pelton-core"]),
     ("pelton-link", &["pelton-core", "pelton-env", "pelton-wire"]),
+    ("pelton-tls", &["pelton-core", "pelton-env", "pelton-wire"]),
     ("pelton-client", &["pelton-core", "pelton-env", "pelton-link", "pelton-policy", "pelton-wire"]),
     ("pelton-instance", &["pelton-core", "pelton-env", "pelton-link", "pelton-policy", "pelton-wire"]),
     ("pelton-control", &["pelton-core", "pelton-env", "pelton-link", "pelton-policy", "pelton-wire"]),
@@ -36,6 +37,7 @@ const MAY_KNOW: [(&str, &[&str]); 20] = [
             "pelton-postgres",
             "pelton-remote",
             "pelton-scripted",
+            "pelton-tls",
             "pelton-wire",
         ],
     ),
@@ -48,7 +50,8 @@ const MAY_KNOW: [(&str, &[&str]); 20] = [
 const ANYTHING: [&str; 1] = ["pelton-sim"];
 
 /// What only these may link: heavy crates stay at the edge.
-const HEAVY: [(&str, &[&str]); 9] = [
+const HEAVY: [(&str, &[&str]); 10] = [
+    ("rcgen", &["pelton-tls"]),
     ("candle-core", &["pelton-models"]),
     ("tokenizers", &["pelton-models", "pelton-text"]),
     ("rten", &["pelton-models"]),
@@ -57,7 +60,7 @@ const HEAVY: [(&str, &[&str]); 9] = [
     ("tokio-postgres", &["pelton-postgres"]),
     ("hyper", &["pelton-remote"]),
     ("prost", &["pelton-remote"]),
-    ("tokio-rustls", &["pelton-postgres", "pelton-remote"]),
+    ("tokio-rustls", &["pelton-postgres", "pelton-remote", "pelton-tls"]),
 ];
 
 /// Each crate of the workspace with the names of what it depends on, tests aside.

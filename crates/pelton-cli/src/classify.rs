@@ -1,6 +1,6 @@
 //! `pelton classify`: PNG images -> pixels -> label and score -> JSON lines.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use anyhow::{Context, Result};
@@ -12,12 +12,15 @@ use pelton_models::{Classifier, Pixels};
 
 use crate::pipeline::{OnError, Options};
 
+/// The model in the source tree.
+pub(crate) const MODEL: &str = "models/digits/digits.onnx";
+
 #[derive(Args)]
 pub(crate) struct Arguments {
     #[command(flatten)]
     options: Options,
     /// ONNX model: 64 pixels to the probability of each digit
-    #[arg(long, value_name = "FILE", default_value = "models/digits/digits.onnx")]
+    #[arg(long, value_name = "FILE", default_value = MODEL)]
     model: PathBuf,
 }
 
@@ -27,15 +30,21 @@ pub(crate) fn run(arguments: &Arguments) -> Result<ExitCode> {
     options.run(job, "digits", &[])
 }
 
+/// The service as it is declared where no file says otherwise.
+pub(crate) fn classifier(model: &Path) -> Result<Declaration> {
+    let path = std::path::absolute(model).context("the current folder")?;
+    let text = path.to_str().with_context(|| format!("{} is not a UTF-8 path", path.display()))?;
+    Ok(Declaration::new("classifier").max_rows(64).option("model", text))
+}
+
 fn graph(arguments: &Arguments) -> Result<Job> {
     let options = &arguments.options;
     let mut job = options.job("classify");
-    let path = std::path::absolute(&arguments.model).context("the current folder")?;
-    let text = path.to_str().with_context(|| format!("{} is not a UTF-8 path", path.display()))?;
-    let built_in = Declaration::new("classifier").max_rows(64).option("model", text);
+    let built_in = classifier(&arguments.model)?;
     let mut declaration = options.declaration(built_in.clone())?;
     if options.has_own_declaration()
         && declaration.kind.is_none()
+        && !declaration.has_endpoints()
         && !declaration.options.contains_key("model")
     {
         declaration.options.extend(built_in.options);

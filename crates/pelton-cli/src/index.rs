@@ -66,6 +66,7 @@ fn graph(arguments: &Arguments) -> Result<Job> {
     // A declaration of one's own may leave the model to the command line; a scripted one has none.
     if options.has_own_declaration()
         && declaration.kind.is_none()
+        && !declaration.has_endpoints()
         && !declaration.options.contains_key("model")
     {
         declaration.options.extend(embedder(&model)?.options);

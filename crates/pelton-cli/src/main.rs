@@ -1,5 +1,6 @@
 //! The command `pelton`.
 
+mod certificates;
 mod classify;
 mod index;
 mod jobs;
@@ -8,6 +9,7 @@ mod progress;
 mod savepoint;
 mod scale;
 mod search;
+mod serve;
 mod status;
 mod watch;
 
@@ -36,6 +38,10 @@ enum Command {
     Search(search::Arguments),
     /// Recognise handwritten digits in a folder of PNG images
     Classify(classify::Arguments),
+    /// Serve instances on their own, for jobs here and on other machines
+    Serve(serve::Arguments),
+    /// Make, or renew, the certificates for TLS between machines
+    Certificates(certificates::Arguments),
     /// Keep a checkpoint of a running job in a folder of its own
     Savepoint(savepoint::Arguments),
     /// Give an operator of a running job another number of subtasks
@@ -50,6 +56,8 @@ fn main() -> ExitCode {
         Command::Index(arguments) => index::run(arguments),
         Command::Search(arguments) => search::run(arguments),
         Command::Classify(arguments) => classify::run(arguments),
+        Command::Serve(arguments) => serve::run(arguments),
+        Command::Certificates(arguments) => certificates::run(arguments),
         Command::Savepoint(arguments) => savepoint::run(arguments),
         Command::Scale(arguments) => scale::run(arguments),
         Command::Status(arguments) => status::run(arguments),

@@ -57,8 +57,13 @@ fn show(report: &JobReport) {
                 "    {:<20} {:<9} process {pid:<8} held {:<6} executed {:<9} batches {:<7} restarts {}",
                 i.instance, i.phase, i.held, i.executed, i.batches, i.restarts
             );
-            if let Some(error) = &i.last_error {
-                println!("      last error: {error} (log: {})", i.log);
+            if let Some(address) = &i.address {
+                println!("      at {address}");
+            }
+            match &i.last_error {
+                Some(error) if i.log.is_empty() => println!("      last error: {error}"),
+                Some(error) => println!("      last error: {error} (log: {})", i.log),
+                None => {}
             }
         }
     }

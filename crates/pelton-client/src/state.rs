@@ -212,7 +212,7 @@ impl State {
             Event::Held => self.holding = true,
             Event::Endpoints(delta) => self.endpoints(delta, now, &mut actions),
             Event::Connected { peer, connection, welcome } => {
-                self.connected(peer, connection, &welcome, &mut actions)
+                self.connected(peer, connection, &welcome, now, &mut actions)
             }
             Event::NotConnected { peer, error } => self.not_connected(peer, &error, now, &mut actions),
             Event::Disconnected { peer, connection } => {

@@ -1,5 +1,6 @@
 //! All services of a job: their supervisors, those who follow their endpoints, and those who look.
 
+use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Duration;
@@ -14,6 +15,7 @@ use serde::{Deserialize, Serialize};
 use tokio::sync::{mpsc, watch};
 
 use crate::adoption::{self, Survey};
+use crate::reached::{Group, Reach, SURVEY, Watcher};
 use crate::report::{CallerReport, InstanceReport, JobReport, RemoteReport, ServiceReport};
 use crate::rundir::{Card, RunDir};
 use crate::supervisor::{Place, Supervisor, Wish};
@@ -30,6 +32,8 @@ pub struct Settings {
     /// Of that state. A job that begins anew has another one, and nothing of what instances ran for the old one is of use to it.
     pub lineage: String,
     pub services: Vec<Declaration>,
+    /// How the instances of those services are reached that have endpoints, by name.
+    pub reaches: BTreeMap<String, Reach>,
 }
 
 /// Asks the data plane how far it is; called from control's own tasks, must not block.
@@ -78,12 +82,14 @@ struct ServiceState {
     followers: Vec<mpsc::UnboundedSender<EndpointDelta>>,
     instances: Vec<Option<InstanceReport>>,
     ever_ready: bool,
+    /// Its endpoints have not all been asked yet; followers are told of none until then.
+    surveying: bool,
 }
 
 impl Control {
     /// Takes over the instances that `survey` found, starts those that are missing, and returns at once.
     pub fn start(env: &Env, settings: Settings, survey: Survey) -> Result<Control> {
-        let Settings { logs, services, .. } = settings;
+        let Settings { logs, services, mut reaches, .. } = settings;
         let Survey { directory, card, mut adopted, incarnations } = survey;
         let (job, token) = (card.job.clone(), card.token().to_owned());
         std::fs::create_dir_all(&logs)
@@ -95,6 +101,7 @@ impl Control {
             followers: Vec::new(),
             instances: vec![None; d.instances.initial as usize],
             ever_ready: false,
+            surveying: d.has_endpoints(),
         });
         let shared = Arc::new(Shared {
             env: env.clone(),
@@ -116,6 +123,13 @@ impl Control {
         let at_work = Arc::new(at_work);
         let mut tasks = vec![env.spawn(Pool::Network, shared.clone().receive(env.clone(), listener))];
         for (service, declaration) in services.iter().enumerate() {
+            if declaration.has_endpoints() {
+                let reach = reaches.remove(&declaration.name).ok_or_else(|| {
+                    Error::internal(format!("nobody said how service `{}` is reached", declaration.name))
+                })?;
+                tasks.extend(shared.watch(&reach, service, declaration, &stopped, &at_work)?);
+                continue;
+            }
             for number in 0..declaration.instances.initial {
                 let log = logs.join(format!("{}-{number}.log", declaration.name));
                 let key = (declaration.name.clone(), number);
@@ -158,6 +172,10 @@ impl Control {
         let (sender, receiver) = mpsc::unbounded_channel();
         let mut services = self.shared.lock();
         if let Some(state) = services.iter_mut().find(|s| s.declaration.name == service) {
+            if state.surveying {
+                state.followers.push(sender);
+                return receiver;
+            }
             let _ = sender.send(EndpointDelta::Reset(state.endpoints.clone()));
             state.followers.push(sender);
         }
@@ -253,7 +271,51 @@ impl Shared {
             }
             EndpointDelta::Reset(endpoints) => state.endpoints.clone_from(endpoints),
         }
-        state.followers.retain(|follower| follower.send(delta.clone()).is_ok());
+        if !state.surveying {
+            state.followers.retain(|follower| follower.send(delta.clone()).is_ok());
+        }
+    }
+
+    /// The endpoints of a service have been asked: followers are told of those that are there.
+    pub(crate) fn surveyed(&self, service: usize) {
+        let mut services = self.lock();
+        let state = &mut services[service];
+        if std::mem::take(&mut state.surveying) {
+            let all = EndpointDelta::Reset(state.endpoints.clone());
+            state.followers.retain(|follower| follower.send(all.clone()).is_ok());
+        }
+    }
+
+    /// Watches the endpoints of a service.
+    fn watch(
+        self: &Arc<Self>,
+        reach: &Reach,
+        service: usize,
+        declaration: &Declaration,
+        stopped: &watch::Receiver<Wish>,
+        at_work: &Arc<watch::Sender<usize>>,
+    ) -> Result<Vec<Task>> {
+        let addresses = declaration.addresses()?;
+        let group = Group::new(service, addresses.len());
+        let late = {
+            let (shared, env) = (self.clone(), self.env.clone());
+            async move {
+                env.sleep(SURVEY).await;
+                shared.surveyed(service);
+            }
+        };
+        let mut tasks = vec![self.env.spawn(Pool::Network, late)];
+        for (number, address) in (0..).zip(addresses) {
+            let (shared, group) = (self.clone(), group.clone());
+            let watcher = Watcher::new(shared, group, reach.clone(), declaration.clone(), number, address);
+            let (stopped, at_work) = (stopped.clone(), at_work.clone());
+            at_work.send_modify(|n| *n += 1);
+            tasks.push(self.env.spawn(Pool::Network, async move {
+                watcher.run(stopped).await;
+                at_work.send_modify(|n| *n -= 1);
+            }));
+        }
+        Ok(tasks)
     }
 
     pub(crate) fn fail(&self, error: Error) {

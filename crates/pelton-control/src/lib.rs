@@ -6,12 +6,14 @@
 mod adoption;
 mod control;
 mod lifecycle;
+mod reached;
 pub mod report;
 pub mod rundir;
 mod supervisor;
 
 pub use adoption::Survey;
 pub use control::{Callers, Commands, Control, Progress, Remotes, Settings, command, query};
+pub use reached::Reach;
 pub use report::{
     CallerReport, InstanceReport, JobReport, RemoteEndpointReport, RemoteReport, ServiceReport,
 };

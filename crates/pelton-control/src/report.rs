@@ -93,7 +93,11 @@ pub struct InstanceReport {
     #[serde(default)]
     pub meter: InstanceMeter,
     pub last_error: Option<String>,
+    /// Where it logs; empty if that is not on this machine, or not known.
     pub log: String,
+    /// Where it is reached, if others started it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub address: Option<String>,
 }
 
 /// Where an instance is in its life, as control sees it.

@@ -21,7 +21,7 @@ use crate::lifecycle::{Action, Event, Facts, Lifecycle};
 use crate::report::{InstanceReport, Phase};
 
 /// An instance says how it is twice a second; one that has said nothing for this long is not coming back.
-const SILENCE: Duration = Duration::from_secs(15);
+pub(crate) const SILENCE: Duration = Duration::from_secs(15);
 /// How long a new process may take until it can be connected to. Its `open` does not count.
 const ARRIVAL: Duration = Duration::from_secs(60);
 /// How long an instance that was asked to stop may take before it is killed.
@@ -259,13 +259,14 @@ impl Supervisor {
             meter: status.map(|s| s.meter.clone()).unwrap_or_default(),
             last_error: self.life.last_error.clone(),
             log: self.place.log.display().to_string(),
+            address: None,
         };
         self.shared.report(self.place.service, self.place.number, report);
     }
 }
 
 /// Waits until the job wants such a thing. For ever if control is dropped: that leaves the instances to their leases.
-async fn wished(stop: &mut watch::Receiver<Wish>, what: impl Fn(Wish) -> bool) {
+pub(crate) async fn wished(stop: &mut watch::Receiver<Wish>, what: impl Fn(Wish) -> bool) {
     if stop.wait_for(|wish| what(*wish)).await.is_err() {
         std::future::pending().await
     }

@@ -85,7 +85,10 @@ impl Declaration {
         let bad = |what: String| Err(Error::invalid(format!("service `{name}`: {what}")));
         if !self.has_endpoints() {
             return match self.access {
-                Some(_) => bad("`[access]` is for `endpoints`, and there are none; name them, or leave it out".into()),
+                Some(_) => {
+                    bad("`[access]` is for `endpoints`, and there are none; name them, or leave it out"
+                        .into())
+                }
                 None => Ok(()),
             };
         }
@@ -99,7 +102,9 @@ impl Declaration {
             );
         }
         if self.kind.is_some() {
-            return bad("`kind` is set where the instances are served, not beside `endpoints`; leave it out".into());
+            return bad(
+                "`kind` is set where the instances are served, not beside `endpoints`; leave it out".into()
+            );
         }
         // Set here, so that a declaration that was checked can be checked again.
         if self.instances == count {
@@ -112,7 +117,8 @@ impl Declaration {
         }
         self.instances = count;
         let access = self.access.clone().unwrap_or_default();
-        let addresses = self.addresses().map_err(|e| e.context(format_args!("service `{name}`: `endpoints`")))?;
+        let addresses =
+            self.addresses().map_err(|e| e.context(format_args!("service `{name}`: `endpoints`")))?;
         if let Some(twice) = (addresses.iter().enumerate()).find(|(i, a)| addresses[..*i].contains(a)) {
             return bad(format!("`endpoints` has {} twice; each instance stands there once", twice.1));
         }
@@ -124,17 +130,25 @@ impl Declaration {
         }
         let trusts = access.ca.is_some() || access.certificates.is_some() || access.certificate.is_some();
         if tls.is_none() && trusts {
-            return bad("`[access]` names certificates, and no endpoint is `tls://`; write tls:// for tcp://".into());
+            return bad(
+                "`[access]` names certificates, and no endpoint is `tls://`; write tls:// for tcp://".into(),
+            );
         }
         if access.certificate.is_some() != access.key.is_some() {
             return bad("`access.certificate` and `access.key` belong together; name both, or none".into());
         }
         match (&access.token_file, &access.token_env) {
             (None, None) => {
-                return bad("`access.token_file` or `access.token_env` has to say where the instances' token is".into());
+                return bad(
+                    "`access.token_file` or `access.token_env` has to say where the instances' token is"
+                        .into(),
+                );
             }
             (Some(_), Some(_)) => {
-                return bad("`access.token_file` and `access.token_env` both say what the token is; leave one out".into());
+                return bad(
+                    "`access.token_file` and `access.token_env` both say what the token is; leave one out"
+                        .into(),
+                );
             }
             _ => {}
         }
@@ -174,7 +188,11 @@ mod tests {
         for (top, access, expected) in [
             (two, whole, "2 instances"),
             (two, "token_env = \"T\"\nca = \"ca.pem\"", "2 instances"),
-            ("endpoints = [\"tcp://127.0.0.1:1\", \"tcp://localhost:2\"]", "token_file = \"t\"", "2 instances"),
+            (
+                "endpoints = [\"tcp://127.0.0.1:1\", \"tcp://localhost:2\"]",
+                "token_file = \"t\"",
+                "2 instances",
+            ),
             ("endpoints = [\"tcp://gpu1:1\"]", "token_file = \"t\"\ninsecure = true", "1 instances"),
             ("endpoints = [\"tcp://gpu1:1\"]", "token_file = \"t\"", "`access.insecure = true`"),
             ("endpoints = [\"tcp://127.0.0.1:1\"]", whole, "write tls://"),

@@ -134,7 +134,8 @@ mod tests {
             ("tls://fe80::1:7000", "no name of a host"),
             ("unix:a.sock", "absolute"),
         ] {
-            let read = text.parse::<Address>().map(|a| format!("{a}{}", if a.is_local() { " local" } else { "" }));
+            let read =
+                text.parse::<Address>().map(|a| format!("{a}{}", if a.is_local() { " local" } else { "" }));
             match read {
                 Ok(shown) => assert_eq!(shown, expected, "{text}"),
                 Err(e) => assert!(e.message().contains(expected), "{text}: {e}"),

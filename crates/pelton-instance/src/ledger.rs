@@ -3,7 +3,8 @@
 //! It is why a request is never run twice: a caller that presents an id again is attached to what runs, or gets what is
 //! stored. Finished entries stay until they are acknowledged, within bounds of bytes and time; what has to go earlier is counted.
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::ops::Bound;
 
 use pelton_core::declaration::LedgerLimits;
 use pelton_core::{RequestId, RequestRun, Time};
@@ -69,6 +70,19 @@ impl Ledger {
 
     pub(crate) fn evicted(&self) -> u64 {
         self.evicted
+    }
+
+    /// The operators that there are entries of.
+    pub(crate) fn operators(&self) -> BTreeSet<u32> {
+        let mut found = BTreeSet::new();
+        let mut next = self.entries.keys().next().map(|id| id.operator);
+        while let Some(operator) = next {
+            found.insert(operator);
+            let last = RequestId { operator, group: u64::MAX, sequence: u64::MAX };
+            let behind = (Bound::Excluded(last), Bound::Unbounded);
+            next = self.entries.range(behind).next().map(|(id, _)| id.operator);
+        }
+        found
     }
 
     /// Whether this place in the queue is still this request's.

@@ -6,8 +6,10 @@
 mod dump;
 mod ledger;
 mod queue;
+mod scopes;
 mod server;
 pub mod state;
+mod visits;
 mod worker;
 
-pub use server::serve;
+pub use server::{Standing, serve, serve_standing};

@@ -6,19 +6,23 @@ use std::time::Duration;
 
 use pelton_core::declaration::Declaration;
 use pelton_core::service::{Context, Definition, Gauge};
-use pelton_core::{Error, Result};
-use pelton_env::{Connection, Env, Place};
+use pelton_core::{Error, Fate, Kind, Result, Retry, Time};
+use pelton_env::{Address, Connection, Env, Guard, Place};
 use pelton_link::{Caller, Door, Link, Sender};
-use pelton_wire::{Bootstrap, Frame, Role, Welcome};
+use pelton_wire::{Bootstrap, Frame, Role, State as Phase, Status, Welcome};
 use tokio::sync::{Notify, mpsc, oneshot, watch};
 
+use crate::scopes::Scopes;
 use crate::state::{Action, ConnectionId, Event, State};
+use crate::visits::{Pass, Visits};
 use crate::worker::{self, Job};
 
 /// How often an instance tells those who supervise it how it is, when nothing special happens.
 const HEARTBEAT: Duration = Duration::from_millis(500);
-/// Connections at a time; more are turned away.
-const MAX_CONNECTIONS: usize = 4096;
+/// How long a connection's guard may take to let it in.
+const GUARDED: Duration = Duration::from_secs(10);
+/// How often is said that connections were refused.
+const REFUSALS_EVERY: Duration = Duration::from_secs(10);
 /// How long `close` may take at the end.
 const CLOSING: Duration = Duration::from_secs(5);
 /// How long callers may take to read the last results of an instance that drained.
@@ -28,10 +32,47 @@ const ABORTING: Duration = Duration::from_millis(50);
 /// Why it leaves when it was told to drain and has.
 const DRAINED: &str = "drained";
 
+/// How an instance is served that no job has started: nobody's presence keeps it, and it leaves when its own host says so.
+pub struct Standing {
+    /// What connections pass through first.
+    pub guard: Option<Arc<dyn Guard>>,
+    /// Becomes true when it shall hand back what has not started, finish the rest, and leave.
+    pub drain: watch::Receiver<bool>,
+    /// Told where it listens, once it does.
+    pub listening: Box<dyn FnOnce(&Address) + Send>,
+}
+
 /// Runs an instance until it is told to leave, has drained, or nobody supervises it any more. Returns why it ended.
 pub async fn serve(env: Env, bootstrap: Bootstrap, definition: Definition) -> Result<String> {
+    run(env, bootstrap, definition, None).await
+}
+
+/// Runs an instance until it has drained, or its `open` failed.
+pub async fn serve_standing(
+    env: Env,
+    bootstrap: Bootstrap,
+    definition: Definition,
+    standing: Standing,
+) -> Result<String> {
+    run(env, bootstrap, definition, Some(standing)).await
+}
+
+async fn run(
+    env: Env,
+    bootstrap: Bootstrap,
+    definition: Definition,
+    standing: Option<Standing>,
+) -> Result<String> {
     let mut listener = (env.network.listen(&bootstrap.address))
         .map_err(|e| Error::from(e).context(format_args!("listening at {}", bootstrap.address)))?;
+    let stands = standing.is_some();
+    let (guard, drain) = match standing {
+        Some(Standing { guard, drain, listening }) => {
+            listening(&listener.address());
+            (guard, Some(drain))
+        }
+        None => (None, None),
+    };
     let (worker, jobs) = mpsc::unbounded_channel();
     let (leave, mut left) = watch::channel(None);
     let declaration = &bootstrap.declaration;
@@ -43,7 +84,11 @@ pub async fn serve(env: Env, bootstrap: Bootstrap, definition: Definition) -> Re
             worker: worker.clone(),
             next_connection: 0,
             gauged: None,
+            scopes: Scopes::default(),
+            refused: (Time::ZERO, 0),
         }),
+        stands,
+        guard,
         definition: definition.clone(),
         timer: Notify::new(),
         changed: watch::channel(0).0,
@@ -67,9 +112,12 @@ pub async fn serve(env: Env, bootstrap: Bootstrap, definition: Definition) -> Re
     };
     let _worker = env.spawn(Place::Dedicated, worker::work(definition, context, jobs, events));
     let _timer = env.spawn(Place::Network, server.clone().tick());
-    let _lease = env.spawn(Place::Network, server.clone().watch_lease(declaration.lease));
+    let _life = match drain {
+        Some(drain) => env.spawn(Place::Network, server.clone().watch_drain(drain)),
+        None => env.spawn(Place::Network, server.clone().watch_lease(declaration.lease)),
+    };
 
-    let mut visits = Vec::new();
+    let mut visits = Visits::new();
     loop {
         tokio::select! {
             biased;
@@ -81,17 +129,10 @@ pub async fn serve(env: Env, bootstrap: Bootstrap, definition: Definition) -> Re
                 std::future::pending::<()>().await;
             }
             connection = listener.accept() => match connection {
-                Ok(connection) => {
-                    visits.retain(|(done, _): &(watch::Receiver<bool>, _)| !*done.borrow());
-                    if visits.len() < MAX_CONNECTIONS {
-                        let (ended, done) = watch::channel(false);
-                        let server = server.clone();
-                        visits.push((done, env.spawn(Place::Network, async move {
-                            server.visit(connection).await;
-                            let _ = ended.send(true);
-                        })));
-                    }
-                }
+                Ok(connection) => visits.knock(|pass| {
+                    let server = server.clone();
+                    env.spawn(Place::Network, async move { server.visit(connection, pass).await })
+                }),
                 Err(e) => {
                     // Out of descriptors, most likely; those who are connected go on.
                     tracing::warn!("a connection could not be accepted: {e}");
@@ -115,6 +156,9 @@ pub async fn serve(env: Env, bootstrap: Bootstrap, definition: Definition) -> Re
         let _ = worker.send(Job::Close(done));
         let _ = env.within(CLOSING, closed).await;
     }
+    if let (true, Phase::Failed { message, .. }) = (stands, server.status().state) {
+        return Err(Error::user(format!("the service cannot be opened: {message}")));
+    }
     let why = left.borrow().clone();
     Ok(why.unwrap_or_default())
 }
@@ -137,6 +181,9 @@ struct Server {
     bootstrap: Bootstrap,
     definition: Definition,
     state: Mutex<Inner>,
+    /// Nobody supervises it (see [`Standing`]).
+    stands: bool,
+    guard: Option<Arc<dyn Guard>>,
     /// The timer has to look again.
     timer: Notify,
     /// Counts changes of the status.
@@ -159,12 +206,16 @@ struct Inner {
     next_connection: ConnectionId,
     /// What the state knows of the gauge.
     gauged: Option<(f64, f64)>,
+    scopes: Scopes,
+    /// When was last said that connections were refused, and how many were since.
+    refused: (Time, u64),
 }
 
 /// A caller that is connected.
 struct Connected {
     /// None once all has been said.
     sender: Option<Sender>,
+    job: Arc<str>,
     close: Arc<Notify>,
 }
 
@@ -174,8 +225,20 @@ impl Server {
     }
 
     /// Hands an event to the state and does what it says.
-    fn apply(&self, event: Event) {
+    fn apply(&self, mut event: Event) {
         let mut inner = self.lock();
+        let inner = &mut *inner;
+        if let Event::Received { connection, message } = &mut event
+            && let Some(caller) = inner.callers.get(connection)
+            && !inner.scopes.receive(&caller.job, &mut message.frame, || inner.state.operators())
+        {
+            tracing::warn!(
+                "a caller of job `{}` is refused: too many operators have results here",
+                caller.job
+            );
+            return caller.close.notify_one();
+        }
+        let failed = matches!(event, Event::Opened(Err(_)));
         let before = inner.state.wake_at();
         let now = self.env.now();
         let mut actions = Vec::new();
@@ -189,8 +252,9 @@ impl Server {
         actions.extend(inner.state.handle(event, now));
         for action in actions {
             match action {
-                Action::Send(to, message) => {
-                    if let Some(sender) = inner.callers.get(&to).and_then(|c| c.sender.as_ref()) {
+                Action::Send(to, mut message) => {
+                    if let Some(Connected { sender: Some(sender), job, .. }) = inner.callers.get(&to) {
+                        inner.scopes.send(job, &mut message.frame);
                         sender.send(message);
                     }
                 }
@@ -215,6 +279,10 @@ impl Server {
         }
         if inner.state.wake_at() != before {
             self.timer.notify_one();
+        }
+        if failed && self.stands {
+            // Whoever started it is to see it, and may start it again.
+            self.depart("it cannot be opened");
         }
     }
 
@@ -246,6 +314,15 @@ impl Server {
         }
     }
 
+    /// It is to leave in good order.
+    async fn watch_drain(self: Arc<Self>, mut drain: watch::Receiver<bool>) {
+        // Without anybody who could say so, it stays.
+        if drain.wait_for(|asked| *asked).await.is_ok() {
+            self.apply(Event::Drain);
+        }
+        std::future::pending().await
+    }
+
     /// Nobody supervises it for as long as the lease: it ends.
     async fn watch_lease(self: Arc<Self>, lease: Duration) {
         let mut supervised = self.supervised.subscribe();
@@ -260,17 +337,49 @@ impl Server {
         }
     }
 
-    async fn visit(&self, connection: Connection) {
+    async fn visit(&self, connection: Connection, pass: Pass) {
+        let connection = match &self.guard {
+            None => connection,
+            Some(guard) => match self.env.within(GUARDED, guard.admit(connection)).await {
+                Some(Ok(connection)) => connection,
+                Some(Err(e)) => return self.refused(&e),
+                None => return self.refused(&format!("no handshake within {GUARDED:?}")),
+            },
+        };
         let door =
             Door { token: self.bootstrap.token.clone(), max_message: self.bootstrap.declaration.max_message };
         match door.answer(&self.env, connection).await {
-            Ok(caller) => match caller.greeting.role {
-                Role::Caller => self.serve_caller(caller).await,
-                Role::Control | Role::Observer => self.serve_supervisor(caller).await,
-            },
-            // Not a warning: whoever knocks a thousand times must not fill the log.
-            Err(e) => tracing::debug!("a connection was refused: {e}"),
+            Ok(caller) => {
+                pass.enter();
+                match caller.greeting.role {
+                    Role::Caller => self.serve_caller(caller).await,
+                    Role::Control if self.stands => caller.refuse(not_controlled()).await,
+                    Role::Control | Role::Observer => self.serve_supervisor(caller).await,
+                }
+            }
+            Err(e) => self.refused(&e),
         }
+    }
+
+    /// Whoever knocks a thousand times must not fill the log.
+    fn refused(&self, why: &dyn std::fmt::Display) {
+        tracing::debug!("a connection was refused: {why}");
+        if !self.stands {
+            return;
+        }
+        let now = self.env.now();
+        let mut inner = self.lock();
+        let (said, others) = &mut inner.refused;
+        if *said == Time::ZERO || now.since(*said) >= REFUSALS_EVERY {
+            tracing::warn!("a connection was refused: {why} (and {others} before it)");
+            (*said, *others) = (now, 0);
+        } else {
+            *others += 1;
+        }
+    }
+
+    fn status(&self) -> Status {
+        self.lock().state.status(std::process::id(), self.env.now())
     }
 
     fn welcome(&self, version: u16) -> Welcome {
@@ -280,12 +389,15 @@ impl Server {
             config: self.bootstrap.config.clone(),
             methods: self.definition.methods.to_vec(),
             max_message: self.bootstrap.declaration.max_message,
-            status: self.lock().state.status(std::process::id(), self.env.now()),
+            status: self.status(),
         }
     }
 
     async fn serve_caller(&self, caller: Caller) {
-        let (client, epoch) = (caller.greeting.client.clone(), caller.greeting.epoch);
+        let job: Arc<str> = caller.greeting.job.as_str().into();
+        // Clients of two jobs may be called the same.
+        let client = format!("{job}/{}", caller.greeting.client);
+        let epoch = caller.greeting.epoch;
         let admitted = self.lock().state.admit(&client, epoch);
         if let Err(e) = admitted {
             return caller.refuse(e).await;
@@ -298,7 +410,7 @@ impl Server {
             inner.next_connection += 1;
             let id = inner.next_connection;
             self.callers.send_modify(|n| *n += 1);
-            inner.callers.insert(id, Connected { sender: Some(sender), close: close.clone() });
+            inner.callers.insert(id, Connected { sender: Some(sender), job, close: close.clone() });
             id
         };
         self.apply(Event::Joined { connection: id, client: client.clone(), epoch });
@@ -331,7 +443,7 @@ impl Server {
         let report = async {
             loop {
                 let _ = self.env.within(HEARTBEAT, changed.changed()).await;
-                let status = self.lock().state.status(std::process::id(), self.env.now());
+                let status = self.status();
                 sender.send(Frame::Status(Box::new(status)));
             }
         };
@@ -351,6 +463,15 @@ impl Server {
             () = report => {}
         }
     }
+}
+
+fn not_controlled() -> Error {
+    Error::new(
+        Kind::Denied,
+        Fate::Refused,
+        Retry::Never,
+        "this instance is served on its own, and no job controls it; stop it where it was started",
+    )
 }
 
 /// Somebody supervises the instance as long as this lives.

@@ -5,7 +5,7 @@ mod permits;
 mod progress;
 mod running;
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
@@ -33,6 +33,9 @@ const LATE: Duration = Duration::from_millis(100);
 const FAREWELL: Duration = Duration::from_secs(5);
 /// Most requests in one frame that says what is held here.
 const HOLDS_AT_ONCE: usize = 1 << 16;
+
+/// Clients whose newest epoch is known; with more of them, those that are not there are forgotten.
+const MOST_CLIENTS: usize = 1 << 14;
 
 /// A caller's connection, numbered by the server.
 pub type ConnectionId = u64;
@@ -243,6 +246,11 @@ impl State {
         }
     }
 
+    /// The operators that something is held or remembered of.
+    pub fn operators(&self) -> BTreeSet<u32> {
+        self.ledger.operators()
+    }
+
     /// Whether nothing is held.
     pub fn is_idle(&self) -> bool {
         self.held() == 0
@@ -364,6 +372,10 @@ impl State {
             return;
         }
         *newest = epoch;
+        if self.epochs.len() > MOST_CLIENTS {
+            let here: BTreeSet<&str> = self.connections.values().map(|c| c.client.as_str()).collect();
+            self.epochs.retain(|known, _| *known == client || here.contains(known.as_str()));
+        }
         // A client has one connection. What is still under way on an older one must not be heard any more: the client
         // believes it lost, and may have had it run elsewhere.
         let older = self.connections.iter().filter(|(_, c)| c.client == client).map(|(id, _)| *id);

@@ -8,7 +8,7 @@ use pelton_core::{Bytes, Error, Fate, Kind, Result, Retry};
 use pelton_env::{Connection, Env};
 use pelton_wire::{Frame, Greeting, VERSION, Welcome};
 
-use crate::receive::{Receiver, broken};
+use crate::receive::{Receiver, broken, kind};
 use crate::send::{Sender, write_frame};
 use crate::{Link, Methods};
 
@@ -49,11 +49,16 @@ pub async fn connect(
             format!("{to} did not answer within {PATIENCE:?}"),
         )
     };
-    env.within(PATIENCE, attempt).await.unwrap_or_else(|| Err(late())).map_err(|e| e.with_fate(Fate::NotSent))
+    env.within(PATIENCE, attempt).await.unwrap_or_else(|| Err(late())).map_err(|e| match e.kind() {
+        // What a peer says of our certificate comes with the first byte that is read.
+        Kind::Denied if !e.message().contains(&to.to_string()) => e.context(to).with_fate(Fate::NotSent),
+        _ => e.with_fate(Fate::NotSent),
+    })
 }
 
 fn unreachable(to: &Address, e: &io::Error) -> Error {
-    Error::new(Kind::Connect, Fate::NotSent, Retry::Elsewhere, format!("no connection to {to}: {e}"))
+    let kind = kind(e, Kind::Connect);
+    Error::new(kind, Fate::NotSent, Retry::Elsewhere, format!("no connection to {to}: {e}"))
 }
 
 /// What a listening side asks of whoever comes.

@@ -20,7 +20,16 @@ pub struct Receiver {
 
 /// A connection broke while something may have been under way on it.
 pub(crate) fn broken(e: &std::io::Error) -> Error {
-    Error::new(Kind::Reset, Fate::Unknown, Retry::Elsewhere, format!("the connection broke: {e}"))
+    Error::new(kind(e, Kind::Reset), Fate::Unknown, Retry::Elsewhere, format!("the connection broke: {e}"))
+}
+
+/// What an error of a connection is: one that passes, unless it says that trust is missing, or that the peer speaks something else.
+pub(crate) fn kind(e: &std::io::Error, passing: Kind) -> Kind {
+    match e.kind() {
+        std::io::ErrorKind::PermissionDenied => Kind::Denied,
+        std::io::ErrorKind::InvalidData | std::io::ErrorKind::Unsupported => Kind::Protocol,
+        _ => passing,
+    }
 }
 
 impl Receiver {

@@ -10,8 +10,8 @@ use std::path::{Path, PathBuf};
 
 use pelton_core::{Error, Result, access};
 use rcgen::{
-    BasicConstraints, CertificateParams, DistinguishedName, DnType, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair,
-    KeyUsagePurpose,
+    BasicConstraints, CertificateParams, DistinguishedName, DnType, ExtendedKeyUsagePurpose, IsCa, Issuer,
+    KeyPair, KeyUsagePurpose,
 };
 use time::{Duration, OffsetDateTime};
 use x509_parser::extensions::GeneralName;
@@ -67,7 +67,10 @@ pub fn make(wanted: &Wanted, now: u64, secret: &str) -> Result<Vec<Made>> {
         )));
     }
     if *days == 0 || *days >= AUTHORITY_DAYS {
-        return Err(Error::invalid(format!("a certificate can be valid for 1 to {} days, not {days}", AUTHORITY_DAYS - 1)));
+        return Err(Error::invalid(format!(
+            "a certificate can be valid for 1 to {} days, not {days}",
+            AUTHORITY_DAYS - 1
+        )));
     }
     let now = OffsetDateTime::from_unix_timestamp((now / 1000) as i64)
         .map_err(|e| Error::internal(format!("the clock is off: {e}")))?;
@@ -155,7 +158,10 @@ fn key(path: &Path) -> Result<KeyPair> {
     if path.exists() {
         let pem = fs::read_to_string(path).map_err(|e| at(path, e))?;
         return KeyPair::from_pem(&pem).map_err(|_| {
-            Error::invalid(format!("{} holds no key that can be used; remove it to have another made", path.display()))
+            Error::invalid(format!(
+                "{} holds no key that can be used; remove it to have another made",
+                path.display()
+            ))
         });
     }
     let key = KeyPair::generate().map_err(made)?;
@@ -165,7 +171,8 @@ fn key(path: &Path) -> Result<KeyPair> {
 
 /// A certificate's hosts and its end.
 pub fn look(path: &Path, now: OffsetDateTime) -> Result<Made> {
-    let unreadable = || Error::invalid(format!("{} is no certificate; remove it to have another made", path.display()));
+    let unreadable =
+        || Error::invalid(format!("{} is no certificate; remove it to have another made", path.display()));
     let bytes = fs::read(path).map_err(|e| at(path, e))?;
     let (_, pem) = x509_parser::pem::parse_x509_pem(&bytes).map_err(|_| unreadable())?;
     let certificate = pem.parse_x509().map_err(|_| unreadable())?;

@@ -78,9 +78,11 @@ impl Network for Secured {
         };
         let connecting = self.inner.connect(&plain);
         Box::pin(async move {
-            let config = config.map_err(|e| io::Error::new(io::ErrorKind::PermissionDenied, e.message().to_owned()))?;
-            let name = ServerName::try_from(host.clone())
-                .map_err(|_| io::Error::new(io::ErrorKind::InvalidInput, format!("`{host}` is no name of a host")))?;
+            let config = config
+                .map_err(|e| io::Error::new(io::ErrorKind::PermissionDenied, e.message().to_owned()))?;
+            let name = ServerName::try_from(host.clone()).map_err(|_| {
+                io::Error::new(io::ErrorKind::InvalidInput, format!("`{host}` is no name of a host"))
+            })?;
             let explain = move |e| {
                 let shows = trust.identity.as_ref().map(|i| i.certificate.as_path());
                 words::to_caller(e, &host, &trust.authorities, shows)

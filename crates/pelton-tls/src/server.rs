@@ -78,7 +78,8 @@ fn config(identity: &Identity, callers: Option<&Path>, clock: &Arc<dyn Clock>) -
     let config = match callers {
         None => config.with_no_client_auth(),
         Some(path) => {
-            let verifier = WebPkiClientVerifier::builder_with_provider(Arc::new(authorities(path)?), provider());
+            let verifier =
+                WebPkiClientVerifier::builder_with_provider(Arc::new(authorities(path)?), provider());
             let verifier = verifier.build().map_err(|e| {
                 Error::invalid(format!("callers cannot be held against {}: {e}", path.display()))
             })?;
@@ -125,7 +126,8 @@ impl Guard for Gate {
             }
             let explain = move |e| words::to_server(e, callers.as_deref());
             let whole = io::Cursor::new(first).chain(read);
-            let stream = TlsAcceptor::from(config).accept(tokio::io::join(whole, write)).await.map_err(&explain)?;
+            let stream =
+                TlsAcceptor::from(config).accept(tokio::io::join(whole, write)).await.map_err(&explain)?;
             Ok(connection(stream, explain))
         })
     }

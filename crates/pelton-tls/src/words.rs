@@ -39,9 +39,10 @@ pub(crate) fn to_caller(e: io::Error, host: &str, authorities: &Path, shows: Opt
     let invalid = |text: String| io::Error::new(io::ErrorKind::InvalidData, text);
     let Some(tls) = of_tls(&e) else {
         return match e.kind() {
-            io::ErrorKind::UnexpectedEof => {
-                io::Error::new(e.kind(), "it ended the connection within TLS; is it a Pelton instance that is served with --tls?")
-            }
+            io::ErrorKind::UnexpectedEof => io::Error::new(
+                e.kind(),
+                "it ended the connection within TLS; is it a Pelton instance that is served with --tls?",
+            ),
             _ => e,
         };
     };
@@ -83,7 +84,8 @@ pub(crate) fn to_caller(e: io::Error, host: &str, authorities: &Path, shows: Opt
 }
 
 fn certificate(why: &CertificateError, host: &str, authorities: &Path) -> String {
-    let renew = "run `pelton certificates` again where its authority is, and copy the new server.pem to the instance";
+    let renew =
+        "run `pelton certificates` again where its authority is, and copy the new server.pem to the instance";
     match why {
         CertificateError::UnknownIssuer | CertificateError::BadSignature => format!(
             "its certificate is of an authority that {} does not hold; use the ca.pem that was made with the certificate \

@@ -241,6 +241,39 @@ impl Frame {
         self.has_body() || about_requests || matches!(self, Frame::Ping(_) | Frame::Pong(_))
     }
 
+    /// Visits the operator in each id of a request that the frame is about.
+    pub fn operators(&mut self, visit: &mut dyn FnMut(&mut u32)) {
+        match self {
+            Frame::Request { runs, .. }
+            | Frame::Failure { runs, .. }
+            | Frame::HandBack { runs }
+            | Frame::Holds { runs, .. }
+            | Frame::Attach { runs }
+            | Frame::Cancel { runs }
+            | Frame::Acknowledge { runs } => runs.iter_mut().for_each(|run| visit(&mut run.first.operator)),
+            Frame::Results { entries, .. } => {
+                entries.iter_mut().for_each(|entry| visit(&mut entry.run.first.operator));
+            }
+            // Each by its name: a new frame with ids belongs above.
+            Frame::Hello(_)
+            | Frame::Welcome(_)
+            | Frame::Refused(_)
+            | Frame::Announce { .. }
+            | Frame::Permit { .. }
+            | Frame::Return { .. }
+            | Frame::Draining
+            | Frame::Load { .. }
+            | Frame::Ping(_)
+            | Frame::Pong(_)
+            | Frame::Status(_)
+            | Frame::Drain
+            | Frame::Stop
+            | Frame::Query
+            | Frame::Report(_)
+            | Frame::Command(_) => {}
+        }
+    }
+
     /// The meta part.
     pub fn encode_meta(&self) -> Vec<u8> {
         let mut out = Vec::new();

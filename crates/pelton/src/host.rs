@@ -23,6 +23,7 @@ use tokio::sync::watch;
 use crate::call::{Services, given_up};
 use crate::command::commands;
 use crate::job::Settings;
+use crate::reach;
 use crate::region::Region;
 
 /// How often an observer is told.
@@ -53,26 +54,36 @@ async fn start(
     name: &str,
     settings: &Settings,
     services: &[(Declaration, Definition)],
+    graph: bool,
 ) -> Result<Services> {
     let ours = || services.iter().filter(|(declaration, _)| !declaration.is_remote());
     // First, because it may find something missing, and then nothing has been started.
     let remotes = start_remotes(env, services)?;
+    let lineage = lineage(env, settings)?;
+    // Where nothing is restored, there is nothing to be found again either, and others of the same name may call at the same time.
+    let scope = if graph { lineage.clone() } else { env.entropy.secret() };
+    let reaches = reach::reaches(env, &format!("{name}-{scope}"), services)?;
     let control_settings = pelton_control::Settings {
         name: name.to_owned(),
         run_base: pelton_control::rundir::base(),
         logs: settings.state.join("logs"),
         home: std::path::absolute(&settings.state)?,
-        lineage: lineage(env, settings)?,
+        lineage,
         services: ours().map(|(declaration, _)| declaration.clone()).collect(),
+        reaches: reaches.clone(),
     };
     let survey = Survey::make(env, &control_settings).await?;
     let control = Control::start(env, control_settings, survey)?;
     let clients = ours().map(|(declaration, definition)| {
+        let (env, job, token) = match reaches.get(&declaration.name) {
+            Some(reach) => (&reach.env, reach.job.clone(), reach.token.clone()),
+            None => (env, control.job().to_owned(), control.token().to_owned()),
+        };
         let client_settings = pelton_client::Settings {
             declaration: declaration.clone(),
             methods: definition.methods.clone(),
-            job: control.job().to_owned(),
-            token: control.token().to_owned(),
+            job,
+            token,
             client: "host".into(),
             epoch: control.epoch(),
         };
@@ -179,7 +190,7 @@ pub(crate) fn serve<T>(
     let host = host(settings)?;
     host.block_on(async {
         let mut interrupts = Interrupts::listen()?;
-        let services = start(host.env(), name, settings, &services).await?;
+        let services = start(host.env(), name, settings, &services, false).await?;
         let interrupted = || Error::new(Kind::Cancelled, Fate::Unknown, Retry::Never, "interrupted");
         let result = tokio::select! {
             biased;
@@ -203,7 +214,7 @@ pub(crate) fn run(
     let env = host.env().clone();
     host.block_on(async {
         let interrupts = Interrupts::listen()?;
-        let services = start(&env, name, settings, &services).await?;
+        let services = start(&env, name, settings, &services, true).await?;
         let result = drive(&env, &services, regions, interrupts, &mut observe).await;
         services.stop().await;
         result
@@ -307,20 +318,20 @@ async fn end_at_once(env: &Env, services: &Services) -> ! {
 }
 
 /// Ctrl-C, and polite requests to end. None that comes while nobody waits is lost.
-struct Interrupts {
+pub(crate) struct Interrupts {
     interrupt: Signal,
     terminate: Signal,
 }
 
 impl Interrupts {
-    fn listen() -> Result<Self> {
+    pub(crate) fn listen() -> Result<Self> {
         Ok(Interrupts {
             interrupt: signal(SignalKind::interrupt())?,
             terminate: signal(SignalKind::terminate())?,
         })
     }
 
-    async fn next(&mut self) {
+    pub(crate) async fn next(&mut self) {
         tokio::select! {
             _ = self.interrupt.recv() => {}
             _ = self.terminate.recv() => {}
@@ -335,9 +346,9 @@ fn show_progress(progress: &Progress) -> serde_json::Value {
             "splits_done": n.splits_done, "splits_total": n.splits_total,
         })
     });
-    let checkpoint = progress.checkpoint.map(|c| {
-        serde_json::json!({ "number": c.number, "took_ms": c.took.as_millis() as u64, "bytes": c.bytes })
-    });
+    let checkpoint = progress.checkpoint.map(
+        |c| serde_json::json!({ "number": c.number, "took_ms": c.took.as_millis() as u64, "bytes": c.bytes }),
+    );
     serde_json::json!({
         "nodes": nodes.collect::<Vec<_>>(), "checkpoint": checkpoint, "aborted": progress.aborted,
         "restarts": progress.restarts, "failure": progress.failure,
@@ -348,6 +359,9 @@ fn show_progress(progress: &Progress) -> serde_json::Value {
 pub(crate) fn explain_service(declaration: &Declaration, definition: &Definition) -> String {
     if let Some(remote) = &declaration.remote {
         return explain_remote(declaration, remote, definition);
+    }
+    if declaration.has_endpoints() {
+        return reach::explain(declaration, definition);
     }
     let Declaration { name, instances, batch, resources, retry, timeout, lease, .. } = declaration;
     let mut text = String::new();

@@ -17,13 +17,7 @@ pub(crate) fn serve_if_asked(declaration: &Declaration, definition: &Definition)
     if !asked {
         return;
     }
-    let filter = tracing_subscriber::EnvFilter::try_from_env("PELTON_LOG");
-    let filter = filter.unwrap_or_else(|_| tracing_subscriber::EnvFilter::new("info"));
-    let _ = tracing_subscriber::fmt()
-        .with_writer(std::io::stderr)
-        .with_ansi(false)
-        .with_env_filter(filter)
-        .try_init();
+    log();
     match serve(definition) {
         Ok(why) => {
             tracing::info!("the instance leaves: {why}");
@@ -34,6 +28,17 @@ pub(crate) fn serve_if_asked(declaration: &Declaration, definition: &Definition)
             std::process::exit(1);
         }
     }
+}
+
+/// The log of an instance: standard error, unless the program has set up another.
+pub(crate) fn log() {
+    let filter = tracing_subscriber::EnvFilter::try_from_env("PELTON_LOG");
+    let filter = filter.unwrap_or_else(|_| tracing_subscriber::EnvFilter::new("info"));
+    let _ = tracing_subscriber::fmt()
+        .with_writer(std::io::stderr)
+        .with_ansi(false)
+        .with_env_filter(filter)
+        .try_init();
 }
 
 fn serve(definition: &Definition) -> Result<String> {

@@ -236,7 +236,7 @@ pub(crate) fn resolve(declaration: &Declaration, definition: Definition) -> Resu
     }
 }
 
-fn check_definition(declaration: &Declaration, definition: &Definition) -> Result<()> {
+pub(crate) fn check_definition(declaration: &Declaration, definition: &Definition) -> Result<()> {
     let name = &declaration.name;
     Scales::new(&declaration.weight).check(name, &definition.methods)?;
     if definition.methods.is_empty() {

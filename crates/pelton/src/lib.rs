@@ -16,7 +16,9 @@ mod host;
 mod instance;
 mod job;
 mod local;
+mod reach;
 mod region;
+mod server;
 mod shorthand;
 mod stream;
 
@@ -41,7 +43,9 @@ pub use pelton_policy::restart;
 pub use pelton_postgres as postgres;
 pub use pelton_remote as remote;
 pub use pelton_scripted as scripted;
+pub use pelton_tls::certificates;
 pub use region::Rescaled;
+pub use server::{Server, Serving, serve};
 #[cfg(feature = "objects")]
 pub use shorthand::objects;
 #[cfg(feature = "postgres")]

@@ -29,6 +29,12 @@ impl Local {
                 declaration.name
             )));
         }
+        if declaration.has_endpoints() {
+            return Err(Error::invalid(format!(
+                "service `{}` has `endpoints`, and nothing of it can be opened here; call it through a job's services",
+                declaration.name
+            )));
+        }
         let definition = crate::job::resolve(&declaration, definition)?;
         let context = Context {
             service: declaration.name.clone(),

@@ -59,6 +59,13 @@ impl World {
         Running { child: Some(child.expect("the command starts")) }
     }
 
+    /// The same, with what it says in a file while it runs.
+    pub(crate) fn start_saying(&self, arguments: &[&str], file: &str) -> Running {
+        let said = fs::File::create(self.path(file)).unwrap();
+        let child = self.command(arguments).stdout(Stdio::null()).stderr(said).spawn();
+        Running { child: Some(child.expect("the command starts")) }
+    }
+
     /// What `pelton status` says of the jobs here.
     pub(crate) fn status(&self) -> Vec<serde_json::Value> {
         let ran = self.run(&["status", "--json"]);

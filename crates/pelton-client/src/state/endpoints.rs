@@ -170,9 +170,18 @@ impl State {
         key: PeerKey,
         connection: ConnectionId,
         welcome: &Welcome,
+        now: Time,
         actions: &mut Vec<Action>,
     ) {
         let Some(peer) = self.peers.get_mut(&key) else { return };
+        if welcome.instance.incarnation != peer.endpoint.instance.incarnation {
+            // Another process at the same address: what the one before it held went with it. Whoever says where instances are says so
+            // of the new one.
+            let instance = peer.endpoint.instance.clone();
+            tracing::info!("{} is at the address of {instance}, which is gone", welcome.instance);
+            self.known.remove(&instance);
+            return self.removed(&instance, now, actions);
+        }
         if *welcome.methods != *self.methods {
             tracing::error!(
                 "instance {} has other methods than its declaration; it gets no requests",

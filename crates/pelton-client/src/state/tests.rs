@@ -104,6 +104,12 @@ fn event(text: &str, receiver: &Arc<dyn Receiver>) -> (Time, Event) {
             let (peer, connection) = link();
             Event::Connected { peer, connection, welcome: welcome(peer as u32) }
         }
+        "another" => {
+            let (peer, connection) = link();
+            let mut welcome = welcome(peer as u32);
+            welcome.instance.incarnation += 1;
+            Event::Connected { peer, connection, welcome }
+        }
         "lost" => {
             let (peer, connection) = link();
             Event::Disconnected { peer, connection }
@@ -455,6 +461,22 @@ fn a_client_connects_to_its_share_of_many_instances() {
         assert_eq!(state.peers.len(), MOST_PEERS);
     }
     assert!(callers_of.iter().all(|n| *n > 0), "{callers_of:?}");
+}
+
+#[test]
+fn what_an_instance_held_is_lost_when_another_process_answers_at_its_address() {
+    check(
+        "0 add 0 => connect 0
+         1 connected 0.1
+         2 submit 0..2 => announce 0 2
+         3 permit 0.1 2 => request 0 0,1
+         4 lost 0.1 => connect 0
+         5 another 0.2 => disconnect 0
+         6 add 1 => connect 1
+         7 connected 1.3 => announce 1 2
+         8 permit 1.3 2 => request 1 0,1
+         9 results 1.3 0..2 => deliver 0,1; ack 1 0,1; ping 1 1",
+    );
 }
 
 #[test]

@@ -192,6 +192,7 @@ impl Hosts {
             home: self.folder.join("home"),
             lineage: "one".into(),
             services: self.services.to_vec(),
+            reaches: Default::default(),
         };
         let env = self.machine.env(pid, "control");
         let survey = Survey::make(&env, &settings).await?;

@@ -235,7 +235,7 @@ fn short(address: &Address) -> String {
         Address::Unix(path) => {
             path.file_stem().map_or_else(String::new, |name| name.to_string_lossy().into_owned())
         }
-        Address::Tcp(at) => at.to_string(),
+        other => other.to_string(),
     }
 }
 

@@ -78,6 +78,7 @@ impl Stage {
             home: self.folder.path().join("home"),
             lineage: "one".into(),
             services: vec![self.setup.declaration.clone()],
+            reaches: Default::default(),
         };
         let env = self.machine.env(HOST, "control");
         let survey = Survey::make(&env, &settings).await.map_err(|e| e.to_string())?;
