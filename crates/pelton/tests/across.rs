@@ -430,7 +430,7 @@ fn refused(world: &World, at: &str) {
     check("nobody", "tls://127.0.0.1:1", TLS, &["tls://127.0.0.1:1", "refused"]);
     let token = world.path("token");
     let right = world.read("token");
-    fs::write(&token, "another token than theirs").unwrap();
+    fs::write(&token, "another-token-than-theirs").unwrap();
     check("impostor", at, TLS, &["token", at]);
     fs::write(&token, right).unwrap();
     done("wrong authority, plain text, another machine, nobody there, wrong token: each is said");
