@@ -2,7 +2,8 @@
 //! that take requests.
 //!
 //! An instance is known by its incarnation, which no two processes share. When another one answers at an endpoint, the one before it is gone, and
-//! what it held with it. One that only does not answer may come back: clients find out by themselves, and give what it held to others.
+//! what it held with it. One that only cannot be connected to may come back: clients find out by themselves, and give what it held to others. One that
+//! has said nothing for long is taken away until it does.
 
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Duration;
@@ -100,6 +101,8 @@ pub(crate) struct Watcher {
     incarnation: Option<u32>,
     /// Clients have been told of it.
     published: bool,
+    /// When it last said something.
+    heard: Time,
     phase: Phase,
     status: Option<Status>,
     /// Attempts in a row that came to nothing.
@@ -129,6 +132,7 @@ impl Watcher {
             began,
             incarnation: None,
             published: false,
+            heard: began,
             phase: Phase::Starting,
             status: None,
             failures: 0,
@@ -245,6 +249,7 @@ impl Watcher {
             }
         };
         self.status = Some(news);
+        self.heard = self.reach.env.now();
         self.group.heard(&self.shared, self.number);
         self.report();
     }
@@ -273,6 +278,10 @@ impl Watcher {
             tracing::warn!("service `{}`: {message}", self.declaration.name);
         }
         self.last_error = Some(message);
+        if self.reach.env.now().since(self.heard) >= SILENCE {
+            // Its machine may be gone, or it stands still: what it holds is tried elsewhere. If it comes back, it is used again.
+            self.forget();
+        }
         let late = self.reach.env.now().since(self.began) >= ARRIVAL;
         let passes = !matches!(error.kind(), Kind::Denied | Kind::Protocol | Kind::Invalid);
         if !passes || (late && self.failures >= self.declaration.retry.starts) {

@@ -14,6 +14,7 @@ use pelton_core::BoxFuture;
 use rand::Rng;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::process::{Pid, PidfdFlags, pidfd_open, pidfd_send_signal};
+use socket2::{SockRef, TcpKeepalive};
 use tokio::io::AsyncWriteExt;
 use tokio::net::{TcpListener, TcpStream, UnixListener, UnixStream};
 use tokio::runtime::{Builder, Handle, Runtime};
@@ -206,8 +207,17 @@ fn unix(stream: UnixStream) -> Connection {
     Connection { read: Box::new(read), write: Box::new(write) }
 }
 
+/// A peer whose machine is gone says nothing of it. After so long without a sign of it, the connection breaks.
+const GONE_AFTER: Duration = Duration::from_secs(30);
+/// From sign to sign of a connection that has nothing else to say.
+const SIGN_EVERY: Duration = Duration::from_secs(10);
+
 fn tcp(stream: TcpStream) -> io::Result<Connection> {
     stream.set_nodelay(true)?;
+    let socket = SockRef::from(&stream);
+    let signs = TcpKeepalive::new().with_time(SIGN_EVERY).with_interval(SIGN_EVERY).with_retries(3);
+    socket.set_tcp_keepalive(&signs)?;
+    socket.set_tcp_user_timeout(Some(GONE_AFTER))?;
     let (read, write) = stream.into_split();
     Ok(Connection { read: Box::new(read), write: Box::new(write) })
 }

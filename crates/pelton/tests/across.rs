@@ -182,7 +182,8 @@ impl World {
     }
 
     fn certify(&self, name: &str) {
-        let (folder, hosts) = (self.path(name), vec!["127.0.0.1".to_owned(), "localhost".to_owned()]);
+        let folder = self.path(name);
+        let hosts = ["127.0.0.1", "localhost", SERVING_SIDE].map(str::to_owned).to_vec();
         let env = self.host.env();
         let wanted = Wanted { folder, hosts, name: "server".into(), days: 30 };
         make(&wanted, env.clock.unix_millis(), &env.entropy.secret()).unwrap();
@@ -197,7 +198,21 @@ impl World {
     }
 
     fn start(&self, role: &str, name: &str, variables: &[(&str, &str)]) -> Running {
-        let child = Command::new(std::env::current_exe().unwrap())
+        self.start_in(None, role, name, variables)
+    }
+
+    /// The same in another network, if one is named.
+    fn start_in(&self, network: Option<&str>, role: &str, name: &str, variables: &[(&str, &str)]) -> Running {
+        let program = std::env::current_exe().unwrap();
+        let mut command = match network {
+            None => Command::new(program),
+            Some(network) => {
+                let mut command = Command::new("ip");
+                command.args(["netns", "exec", network]).arg(program);
+                command
+            }
+        };
+        let child = command
             .env(ROLE, role)
             .env(NAME, name)
             .env(FOLDER, self.folder.path())
@@ -212,8 +227,12 @@ impl World {
 
     /// A server and where it is.
     fn server(&self, name: &str, listen: &str, require: &str) -> (Running, String) {
+        self.server_in(None, name, listen, require)
+    }
+
+    fn server_in(&self, network: Option<&str>, name: &str, listen: &str, require: &str) -> (Running, String) {
         let known = self.read(name).matches(" is served at ").count();
-        let server = self.start("server", name, &[(LISTEN, listen), (REQUIRE, require)]);
+        let server = self.start_in(network, "server", name, &[(LISTEN, listen), (REQUIRE, require)]);
         let at = wait("a server", || {
             let said = self.read(name);
             let line = said.lines().filter(|l| l.contains(" is served at ")).nth(known)?;
@@ -338,6 +357,16 @@ fn test() {
     assert!(again <= 128, "{again} rows ran twice; only those that the killed one had may");
     done(&format!("a server is killed and comes back: no row is lost, {again} of {ROWS} ran twice"));
 
+    // One stands still, for as long as it takes the job to do without it.
+    world.declare("waits", &[&a, &b], TLS);
+    let mut job = world.job("waits");
+    world.wait_for_work("waits", 200);
+    second.signal(Signal::STOP);
+    job.succeeds();
+    second.signal(Signal::CONT);
+    world.is_whole("waits");
+    done("a server stands still: what it held is run by the other");
+
     // One leaves in good order.
     world.declare("drained", &[&a, &b], TLS);
     let mut job = world.job("drained");
@@ -352,6 +381,7 @@ fn test() {
     );
     done("a server leaves in good order: nothing runs twice");
 
+    apart(&world);
     hostile(&world, &first, &a);
     refused(&world, &a);
 
@@ -361,6 +391,73 @@ fn test() {
     assert!(!said.contains(secret.trim()), "the token stays out of logs");
     assert!(said.contains("a connection was refused"), "{said}");
     done("asked to end, a server ends");
+}
+
+/// Where a server listens whose network is another.
+const SERVING_SIDE: &str = "10.203.77.1";
+
+/// Two networks with a cable between them. They go when this does.
+struct Networks {
+    serving: String,
+    calling: String,
+}
+
+fn ip(arguments: &str) -> bool {
+    let ran = Command::new("ip").args(arguments.split_whitespace()).stderr(Stdio::null()).status();
+    ran.is_ok_and(|status| status.success())
+}
+
+impl Networks {
+    /// None where this user may not make any.
+    fn new() -> Option<Networks> {
+        let pid = std::process::id();
+        let made = Networks { serving: format!("pelton-a-{pid}"), calling: format!("pelton-b-{pid}") };
+        let Networks { serving: a, calling: b } = &made;
+        if !ip(&format!("netns add {a}")) {
+            return None;
+        }
+        let laid = [
+            format!("netns add {b}"),
+            format!("link add eth9 netns {a} type veth peer name eth9 netns {b}"),
+            format!("-n {a} addr add {SERVING_SIDE}/24 dev eth9"),
+            format!("-n {b} addr add 10.203.77.2/24 dev eth9"),
+            format!("-n {a} link set eth9 up"),
+            format!("-n {b} link set eth9 up"),
+        ];
+        laid.iter().all(|step| ip(step)).then_some(made)
+    }
+}
+
+impl Drop for Networks {
+    fn drop(&mut self) {
+        ip(&format!("netns del {}", self.serving));
+        ip(&format!("netns del {}", self.calling));
+    }
+}
+
+/// A server in one network and a job in another, and the cable between them is pulled for a while.
+fn apart(world: &World) {
+    let Some(networks) = Networks::new() else {
+        return done(
+            "not tried: a server and a job in two networks; this user may not make networks (ip netns)",
+        );
+    };
+    let listen = format!("{SERVING_SIDE}:7000");
+    let (mut server, at) = world.server_in(Some(&networks.serving), "apart", &listen, "yes");
+    world.declare("apart", &[&at], TLS);
+    let mut job = world.start_in(Some(&networks.calling), "job", "apart", &[]);
+    world.wait_for_work("apart", 200);
+    assert!(ip(&format!("-n {} link set eth9 down", networks.calling)));
+    std::thread::sleep(Duration::from_secs(3));
+    let quiet = world.executed("apart").len();
+    assert!(quiet < ROWS, "the job is done, and nothing was tried");
+    assert!(ip(&format!("-n {} link set eth9 up", networks.calling)));
+    job.succeeds();
+    world.is_whole("apart");
+    assert!(world.executed("apart").values().all(|times| *times == 1), "what was under way was attached to");
+    server.signal(Signal::TERM);
+    server.succeeds();
+    done("two networks, certificates on both sides, no cable for 3 s: nothing is lost or runs twice");
 }
 
 /// Peers that mean harm, and a job beside them.
