@@ -36,10 +36,10 @@ const ACCESS: &str = "token_file = \"{}token\"\ncertificates = \"{}certificates\
 #[test]
 fn a_job_calls_what_is_served_over_tls() {
     let world = World::new();
-    world.documents(6, 10);
+    world.documents(12, 40);
     world.write(
         "embedder.toml",
-        "name = \"embedder\"\nkind = \"scripted\"\n[batch]\nrows = 4\n[options]\nlatency = \"20ms\"\n",
+        "name = \"embedder\"\nkind = \"scripted\"\n[batch]\nrows = 4\n[options]\nlatency = \"500ms\"\n",
     );
     let made = world.run(&["certificates", "--folder", "{}/certificates", "--host", "127.0.0.1"]).succeeded();
     for part in ["server.pem: for 127.0.0.1, valid until", "(365 days)", "ca-key.pem stays here"] {
@@ -68,7 +68,7 @@ fn a_job_calls_what_is_served_over_tls() {
     });
     job.wait().succeeded();
     let chunks = world.chunks("index");
-    assert!(chunks.len() >= 6 && chunks.values().all(|n| *n == 1), "{chunks:?}");
+    assert!(chunks.len() >= 12 && chunks.values().all(|n| *n == 1), "{chunks:?}");
     assert!(world.errors("index").is_empty());
 
     for (running, said) in [(first, "first"), (second, "second")] {
@@ -102,7 +102,7 @@ fn what_cannot_be_served_or_called_is_refused() {
         "--token-file",
         "{}/token",
     ])
-    .refused(&["nothing/server.pem"]);
+    .refused(&["nothing/server.pem", "`pelton certificates`"]);
     serve(&[
         "{}/embedder.toml",
         "--listen",

@@ -262,7 +262,10 @@ fn guard(env: &Env, serving: &Serving, announce: &mut dyn FnMut(&str)) -> Result
     let name = if serving.name.is_empty() { "server" } else { serving.name.as_str() };
     let identity = certificates::server(folder, name);
     let callers = serving.require_certificate.then(|| folder.join(access::AUTHORITY));
-    let shown = certificates::look_at(&identity.certificate, env.clock.unix_millis())?;
+    let shown = certificates::look_at(&identity.certificate, env.clock.unix_millis()).map_err(|e| {
+        let next = "make it with `pelton certificates`, and say with --host how callers reach this machine";
+        Error::invalid(format!("{}; {next}", e.message()))
+    })?;
     let wanted = if callers.is_some() { ", and callers have to show one of the same authority" } else { "" };
     announce(&format!("certificate for {}, valid until {}{wanted}", shown.hosts.join(", "), shown.until));
     if shown.days < certificates::SOON_DAYS {
