@@ -11,7 +11,7 @@ use std::time::Duration;
 use pelton_core::declaration::Declaration;
 use pelton_core::endpoint::{Address, Endpoint, EndpointDelta};
 use pelton_core::id::InstanceId;
-use pelton_core::service::MethodSpec;
+use pelton_core::service::{MethodSpec, are_called_as};
 use pelton_core::{Bytes, Error, Fate, Kind, Result, Retry, Time};
 use pelton_env::Env;
 use pelton_link::Link;
@@ -208,7 +208,7 @@ impl Watcher {
         let refused = |what: String| {
             Err(Error::new(Kind::Invalid, Fate::NotSent, Retry::Never, format!("{}: {what}", self.address)))
         };
-        if *welcome.methods != *self.reach.methods {
+        if !are_called_as(&self.reach.methods, &welcome.methods) {
             let names: Vec<&str> = welcome.methods.iter().map(|m| m.name.as_str()).collect();
             return refused(format!(
                 "the instance there ({}) has other methods, or other columns, than service `{}`: {}; is it of the same service and version?",

@@ -122,6 +122,19 @@ pub struct MethodSpec {
     pub concurrency: Option<usize>,
 }
 
+impl MethodSpec {
+    /// Whether calls of the one are calls of the other: how many batches run at a time is the business of whoever serves it.
+    pub fn is_called_as(&self, other: &MethodSpec) -> bool {
+        let facts = |m: &MethodSpec| (m.name.clone(), m.input.clone(), m.output.clone(), m.cardinality);
+        facts(self) == facts(other)
+    }
+}
+
+/// Whether callers of these methods may call those.
+pub fn are_called_as(ours: &[MethodSpec], theirs: &[MethodSpec]) -> bool {
+    ours.len() == theirs.len() && ours.iter().zip(theirs).all(|(a, b)| a.is_called_as(b))
+}
+
 type Serial<S> = Arc<dyn Fn(&mut S, RecordBatch, &Invocation) -> Result<RecordBatch> + Send + Sync>;
 type Concurrent<S> =
     Arc<dyn Fn(&mut S, RecordBatch, Invocation) -> BoxFuture<Result<RecordBatch>> + Send + Sync>;

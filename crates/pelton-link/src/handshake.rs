@@ -51,7 +51,9 @@ pub async fn connect(
     };
     env.within(PATIENCE, attempt).await.unwrap_or_else(|| Err(late())).map_err(|e| match e.kind() {
         // What a peer says of us, of our certificate for one, does not say who it is.
-        Kind::Denied | Kind::Protocol if !e.message().contains(&to.to_string()) => e.context(to).with_fate(Fate::NotSent),
+        Kind::Denied | Kind::Protocol if !e.message().contains(&to.to_string()) => {
+            e.context(to).with_fate(Fate::NotSent)
+        }
         _ => e.with_fate(Fate::NotSent),
     })
 }

@@ -7,6 +7,7 @@ use std::time::Duration;
 use pelton_core::endpoint::{Endpoint, EndpointDelta};
 use pelton_core::id::{InstanceId, stable_hash};
 use pelton_core::meter;
+use pelton_core::service::are_called_as;
 use pelton_core::{Error, Fate, Kind, RequestId, RequestRun, Retry, Time};
 use pelton_policy::backoff;
 use pelton_wire::{Frame, Welcome};
@@ -182,7 +183,7 @@ impl State {
             self.known.remove(&instance);
             return self.removed(&instance, now, actions);
         }
-        if *welcome.methods != *self.methods {
+        if !are_called_as(&self.methods, &welcome.methods) {
             tracing::error!(
                 "instance {} has other methods than its declaration; it gets no requests",
                 welcome.instance
