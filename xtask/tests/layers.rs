@@ -34,6 +34,7 @@ const MAY_KNOW: [(&str, &[&str]); 21] = [
             "pelton-files",
             "pelton-instance",
             "pelton-objects",
+            "pelton-policy",
             "pelton-postgres",
             "pelton-remote",
             "pelton-scripted",
