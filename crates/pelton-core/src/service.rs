@@ -310,7 +310,7 @@ impl<S: Send + 'static> Opened for Erased<S> {
 }
 
 /// Says no to a batch whose columns are not those of `expected`, by name, type and order.
-pub fn check_columns(what: &str, batch: &RecordBatch, expected: &Schema) -> Result<()> {
+pub fn check_columns(what: impl std::fmt::Display, batch: &RecordBatch, expected: &Schema) -> Result<()> {
     let given = batch.schema();
     let fits = given.fields().len() == expected.fields().len()
         && (given.fields().iter().zip(expected.fields())).all(|(g, e)| {
