@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use pelton_core::declaration::Declaration;
 use pelton_core::service::{Context, Definition, Gauge};
-use pelton_core::{Error, Result};
+use pelton_core::{Error, Result, Time};
 use pelton_env::{Connection, Env, Place};
 use pelton_link::{Caller, Door, Link, Sender};
 use pelton_wire::{Bootstrap, Frame, Role, Welcome};
@@ -213,7 +213,7 @@ impl Server {
                 }
             }
         }
-        if inner.state.wake_at() != before {
+        if comes_earlier(inner.state.wake_at(), before) {
             self.timer.notify_one();
         }
     }
@@ -240,7 +240,8 @@ impl Server {
                 () = self.timer.notified() => false,
                 () = self.env.sleep_until(wake) => true,
             };
-            if due {
+            // What was due may have moved to later meanwhile.
+            if due && self.lock().state.wake_at().is_some_and(|at| at <= self.env.now()) {
                 self.apply(Event::Tick);
             }
         }
@@ -351,6 +352,11 @@ impl Server {
             () = report => {}
         }
     }
+}
+
+/// Whether the timer sleeps too long, which was set for `before` or something earlier.
+fn comes_earlier(now: Option<Time>, before: Option<Time>) -> bool {
+    now.is_some_and(|now| before.is_none_or(|before| now < before))
 }
 
 /// Somebody supervises the instance as long as this lives.
