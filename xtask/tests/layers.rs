@@ -5,7 +5,7 @@ use std::process::Command;
 
 /// Each crate with all crates of this workspace that it may depend on. Siblings (client, instance, control, dataflow)
 /// never know one another: that is how "deployed, scaled and recovered apart" is kept by the compiler.
-const MAY_KNOW: [(&str, &[&str]); 20] = [
+const MAY_KNOW: [(&str, &[&str]); 21] = [
     ("pelton-core", &[]),
     ("pelton-policy", &["pelton-core"]),
     ("pelton-wire", &["pelton-core"]),
@@ -20,6 +20,8 @@ const MAY_KNOW: [(&str, &[&str]); 20] = [
     ("pelton-files", &["pelton-core", "pelton-dataflow", "pelton-env"]),
     ("pelton-objects", &["pelton-core", "pelton-dataflow", "pelton-env", "pelton-files"]),
     ("pelton-postgres", &["pelton-core", "pelton-dataflow", "pelton-env"]),
+    // What Pelton is measured beside knows nothing of it.
+    ("pelton-peers", &[]),
     ("pelton-text", &["pelton-core", "pelton-dataflow"]),
     ("pelton-models", &["pelton-core", "pelton-dataflow"]),
     (
@@ -40,7 +42,7 @@ const MAY_KNOW: [(&str, &[&str]); 20] = [
         ],
     ),
     ("pelton-cli", &["pelton", "pelton-models", "pelton-text"]),
-    ("pelton-trials", &["pelton", "pelton-core", "pelton-models"]),
+    ("pelton-trials", &["pelton", "pelton-core", "pelton-models", "pelton-peers"]),
     ("xtask", &[]),
 ];
 
@@ -48,15 +50,16 @@ const MAY_KNOW: [(&str, &[&str]); 20] = [
 const ANYTHING: [&str; 1] = ["pelton-sim"];
 
 /// What only these may link: heavy crates stay at the edge.
-const HEAVY: [(&str, &[&str]); 9] = [
+const HEAVY: [(&str, &[&str]); 10] = [
     ("candle-core", &["pelton-models"]),
     ("tokenizers", &["pelton-models", "pelton-text"]),
     ("rten", &["pelton-models"]),
     ("parquet", &["pelton-files", "pelton-objects"]),
     ("object_store", &["pelton-objects"]),
     ("tokio-postgres", &["pelton-postgres"]),
-    ("hyper", &["pelton-remote"]),
-    ("prost", &["pelton-remote"]),
+    ("hyper", &["pelton-peers", "pelton-remote"]),
+    ("prost", &["pelton-peers", "pelton-remote"]),
+    ("tonic", &["pelton-peers"]),
     ("tokio-rustls", &["pelton-postgres", "pelton-remote"]),
 ];
 
