@@ -9,6 +9,10 @@ use tokio::io::{AsyncRead, AsyncReadExt};
 
 use crate::{Message, Methods};
 
+/// Room for what is read at once: many small frames.
+const AT_ONCE: usize = 16 << 10;
+const LITTLE: usize = 1 << 10;
+
 /// Yields the peer's messages.
 pub struct Receiver {
     pub(crate) read: Box<dyn AsyncRead + Send + Sync + Unpin>,
@@ -35,7 +39,7 @@ impl Receiver {
     pub(crate) fn of_stranger(read: Box<dyn AsyncRead + Send + Sync + Unpin>) -> Self {
         Receiver {
             read,
-            buffer: BytesMut::with_capacity(16 << 10),
+            buffer: BytesMut::with_capacity(AT_ONCE),
             methods: Methods([].into()),
             max_meta: 16 << 10,
             max_body: 0,
@@ -68,6 +72,11 @@ impl Receiver {
 
     async fn header(&mut self) -> Result<Option<Header>> {
         while self.buffer.len() < HEADER {
+            // Pieces of the buffer live as long as the rows in them: it is used up before there is another, but for so little that reads
+            // would be many.
+            if self.buffer.capacity() - self.buffer.len() < LITTLE {
+                self.buffer.reserve(AT_ONCE);
+            }
             if self.read.read_buf(&mut self.buffer).await.map_err(|e| broken(&e))? == 0 {
                 return if self.buffer.is_empty() { Ok(None) } else { Err(cut_off()) };
             }

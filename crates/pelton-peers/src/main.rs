@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, anyhow};
 use bytes::Bytes;
-use clap::{Args, Parser, Subcommand};
+use clap::{Args, Parser};
 use pelton_peers::grpc::{self, Security};
 use pelton_peers::http;
 use pelton_peers::load::{self, Course, Ended, Summary, same};

@@ -239,29 +239,26 @@ impl Trial<'_> {
         if self.wants(Part::Calls) {
             let pids = own::instances(services, own::CALLS);
             for (name, bytes) in SMALL {
-                let payload = vec![7u8; bytes];
-                let one = own::rows(&payload, 1)?;
+                let one = own::rows(vec![7u8; bytes], 1)?;
                 for in_flight in [IN_FLIGHT, 1] {
                     let lanes = (0..in_flight)
-                        .map(|_| async || own::call(services, own::CALLS, &one, &payload).await)
+                        .map(|_| async || own::call(services, own::CALLS, &one).await)
                         .collect();
                     let spent = Spent::begin(env, &pids);
                     let ended = load::lanes(lanes, self.effort.calls).await;
                     self.calls(OURS, name, in_flight, ended, spent.end(env));
                 }
                 let spent = Spent::begin(env, &pids);
-                let ended = own::window(services, IN_FLIGHT, &payload, self.effort.calls).await?;
+                let ended = own::window(services, IN_FLIGHT, vec![7u8; bytes], self.effort.calls).await?;
                 self.calls("pelton, window", name, IN_FLIGHT, ended, spent.end(env));
             }
         }
         let pids = own::instances(services, own::LARGE);
         if self.wants(Part::Large) {
             for (name, bytes, in_flight) in BIG {
-                let payload = vec![7u8; bytes];
-                let one = own::rows(&payload, 1)?;
-                let lanes = (0..in_flight)
-                    .map(|_| async || own::call(services, own::LARGE, &one, &payload).await)
-                    .collect();
+                let one = own::rows(vec![7u8; bytes], 1)?;
+                let lanes =
+                    (0..in_flight).map(|_| async || own::call(services, own::LARGE, &one).await).collect();
                 let spent = Spent::begin(env, &pids);
                 let ended = load::lanes(lanes, self.effort.large).await;
                 self.large(OURS, (name, bytes, in_flight), ended, spent.end(env));
@@ -269,18 +266,14 @@ impl Trial<'_> {
         }
         if self.wants(Part::Memory) && round == 0 {
             let held = Held::begin(&pids);
-            let payload = vec![7u8; self.effort.memory];
-            let one = own::rows(&payload, 1)?;
-            drop(payload);
-            let answer = own::call(services, own::LARGE, &one, &vec![7u8; self.effort.memory][..]).await;
-            drop(one);
+            let one = own::rows(vec![7u8; self.effort.memory], 1)?;
+            let answer = own::call(services, own::LARGE, &one).await;
             self.memory(OURS, answer, held.end());
         }
         if self.wants(Part::Kill) && round == 0 {
-            let payload = vec![7u8; 100];
-            let one = own::rows(&payload, 1)?;
+            let one = own::rows(vec![7u8; 100], 1)?;
             let pids = own::instances(services, own::PAIR);
-            let call = async || own::call(services, own::PAIR, &one, &payload).await;
+            let call = async || own::call(services, own::PAIR, &one).await;
             let time = self.effort.kill;
             let killing = async {
                 env.sleep(time).await;

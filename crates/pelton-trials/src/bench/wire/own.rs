@@ -7,6 +7,7 @@ use std::time::Duration;
 use anyhow::{Context as _, Result};
 use arrow_array::cast::AsArray;
 use arrow_array::{BinaryArray, RecordBatch};
+use arrow_buffer::{Buffer, OffsetBuffer};
 use arrow_schema::{DataType, Field};
 use futures::StreamExt;
 use futures::channel::mpsc;
@@ -78,27 +79,30 @@ pub(super) fn instances(services: &Services, service: &str) -> Vec<u32> {
     of.flat_map(|s| &s.instances).filter_map(|i| i.pid).collect()
 }
 
-pub(super) fn rows(payload: &[u8], rows: usize) -> Result<RecordBatch> {
-    let column = BinaryArray::from_iter_values(std::iter::repeat_n(payload, rows));
+/// Rows of this payload. One row takes it over as it is.
+pub(super) fn rows(payload: Vec<u8>, rows: usize) -> Result<RecordBatch> {
+    let column = match rows {
+        1 => {
+            let offsets = OffsetBuffer::from_lengths([payload.len()]);
+            BinaryArray::try_new(offsets, Buffer::from_vec(payload), None)?
+        }
+        rows => BinaryArray::from_iter_values(std::iter::repeat_n(&payload, rows)),
+    };
     Ok(RecordBatch::try_from_iter([("payload", Arc::new(column) as _)])?)
 }
 
 /// One call, as a program makes it that has nothing else to say.
-pub(super) async fn call(
-    services: &Services,
-    service: &str,
-    one: &RecordBatch,
-    payload: &[u8],
-) -> Result<(), String> {
+pub(super) async fn call(services: &Services, service: &str, one: &RecordBatch) -> Result<(), String> {
     let answer = services.call(service, "echo", one.clone()).await.map_err(|e| e.to_string())?;
-    check(&answer, payload)
+    check(&answer, one)
 }
 
-fn check(answer: &RecordBatch, payload: &[u8]) -> Result<(), String> {
+/// An answer is one row, and the same as the first that was sent.
+fn check(answer: &RecordBatch, sent: &RecordBatch) -> Result<(), String> {
     if answer.num_rows() != 1 {
         return Err(format!("{} rows for one", answer.num_rows()));
     }
-    same(answer.column(0).as_binary::<i32>().value(0), payload)
+    same(answer.column(0).as_binary::<i32>().value(0), sent.column(0).as_binary::<i32>().value(0))
 }
 
 /// Hands on what has ended.
@@ -115,7 +119,7 @@ impl Receiver for Hand {
 pub(super) async fn window(
     services: &Services,
     in_flight: usize,
-    payload: &[u8],
+    payload: Vec<u8>,
     time: Duration,
 ) -> Result<Summary> {
     let env = services.env();
@@ -152,7 +156,7 @@ pub(super) async fn window(
             some.extend(more);
         }
         for Outcome { id, rows, .. } in some {
-            let answer = rows.map_err(|e| e.to_string()).and_then(|rows| check(&rows, payload));
+            let answer = rows.map_err(|e| e.to_string()).and_then(|rows| check(&rows, &all));
             ended.note(&course, begun[id.sequence as usize], answer);
             open -= 1;
             free += 1;
