@@ -22,8 +22,8 @@ pub(super) const CALLS: &str = "echo";
 pub(super) const LARGE: &str = "echo-large";
 pub(super) const PAIR: &str = "pair";
 
-/// More than any payload here, and what may be held of them.
-const LARGEST: Bytes = Bytes::mib(1200);
+/// More than any payload here, and the most that there may be; what may be held of them.
+const LARGEST: Bytes = Bytes::mib(1024);
 const HELD: Bytes = Bytes::mib(4096);
 
 struct Echo;
