@@ -49,7 +49,7 @@ impl Local {
         let index = self.definition.method(&self.declaration.name, method)?;
         let spec = &self.definition.methods[index];
         check_columns(
-            &format!("arguments of `{}.{method}`", self.declaration.name),
+            format_args!("arguments of `{}.{method}`", self.declaration.name),
             &arguments,
             &spec.input,
         )?;
