@@ -16,8 +16,9 @@ use pelton_dataflow::topology::Topology;
 use pelton_policy::restart::Strategy;
 use pelton_wire::{Frame, Role, Status};
 
+use crate::chaos::disk::Disk;
 use crate::chaos::facts::Facts;
-use crate::chaos::host::{self, Hosts, Life, Outcome, bad_disk};
+use crate::chaos::host::{Hosts, Life, Outcome};
 use crate::chaos::laws::{Register, Terms, nothing_ran_twice};
 use crate::chaos::service::{self, Manner, STEP, is_poison};
 use crate::chaos::storage::{self, BadCommit, Mischief, Numbers, Shelf, numbers_schema};
@@ -73,7 +74,8 @@ pub(crate) struct Ground {
     design: Design,
     shelf: Shelf,
     failures: Shelf,
-    folder: Arc<tempfile::TempDir>,
+    /// Goes with the run.
+    _folder: Arc<tempfile::TempDir>,
 }
 
 fn ms(least: u64, most: u64, world: &World) -> Duration {
@@ -155,7 +157,7 @@ impl Ground {
             })
         };
         let machine = Machine::new(world.clone(), net.clone(), trace.clone(), program);
-        // In memory where that is possible: each checkpoint waits for the disk.
+        // For what control notes.
         let folder = tempfile::Builder::new();
         let folder = { folder }.prefix("pc").tempdir_in("/dev/shm").or_else(|_| tempfile::tempdir_in("/tmp"));
         let folder = Arc::new(folder.map_err(|e| e.to_string())?);
@@ -165,7 +167,8 @@ impl Ground {
         }
         let register = Register::new(&world);
         let methods = service::specs(manner.concurrency);
-        let mut hosts = Hosts::new(&machine, &facts, &register, services, methods, folder.path());
+        let disk = Disk::new(world.random());
+        let mut hosts = Hosts::new(&machine, &facts, &register, services, methods, folder.path(), disk);
         hosts.strategy = Strategy {
             restarts: 1 + world.below(5) as u32,
             window: Duration::from_secs(60),
@@ -193,7 +196,7 @@ impl Ground {
             design,
             shelf,
             failures,
-            folder,
+            _folder: folder,
         })
     }
 
@@ -249,8 +252,15 @@ impl Ground {
     fn options(&self) -> Options {
         let Design { interval, timeout, stop_grace, edge_bytes, pending_bytes, .. } = self.design;
         let pause = Duration::from_millis(1);
-        let state = self.folder.path().join("state");
-        Options { interval, timeout, stop_grace, edge_bytes, pending_bytes, pause, ..Options::new(state) }
+        Options {
+            interval,
+            timeout,
+            stop_grace,
+            edge_bytes,
+            pending_bytes,
+            pause,
+            ..Options::new(Disk::state())
+        }
     }
 
     fn start(&self) -> Result<Life, String> {
@@ -265,7 +275,7 @@ impl Ground {
     /// Starts a host that goes back to the oldest checkpoint there is, if there are two.
     fn start_back(&self) -> Result<Life, String> {
         let mut options = self.options();
-        let complete = host::checkpoints(&options.state);
+        let complete = self.hosts.disk.checkpoints();
         let [first, .., _] = complete[..] else { return self.start() };
         self.trace.add(self.world.now(), format_args!("trouble: back to checkpoint {first}"));
         self.facts.count("rewinds");
@@ -399,6 +409,8 @@ impl Ground {
                 self.hosts.kill();
                 if world.chance(0.2) {
                     // Its machine was switched off.
+                    self.hosts.disk.cut_power();
+                    self.facts.count("power cuts");
                     self.machine.running().iter().for_each(|(pid, _)| self.machine.kill(*pid));
                 }
                 "kills"
@@ -413,7 +425,20 @@ impl Ground {
                 self.mischief.lock().commits.push_back(bad);
                 "kills while committing"
             }
-            (12, _) if bad_disk(&self.folder.path().join("state"), world.chance(0.5)) => "bad disks",
+            (12, _) if world.chance(0.5) => {
+                self.hosts.disk.fail(world.below(60));
+                "bad disks"
+            }
+            (12, _) => {
+                self.hosts.disk.fill(world.below(60));
+                let (disk, world) = (self.hosts.disk.clone(), self.world.clone());
+                let room = async move {
+                    world.sleep(ms(0, 1_000, &world)).await;
+                    disk.mend();
+                };
+                self.world.spawn(HOST, Box::pin(room));
+                "full disks"
+            }
             (13, _) => {
                 let day = 24 * 3_600_000;
                 world.jump(world.below(2 * day) as i64 - day as i64);
@@ -558,6 +583,7 @@ pub(crate) async fn play(ground: Ground) -> Result<(), String> {
         ground.trouble(&mut life).await?;
     }
     ground.mischief.clear();
+    ground.hosts.disk.mend();
     ground.finish(&mut life).await?;
     ground.laws()?;
     // What could not be told to leave leaves by itself.
