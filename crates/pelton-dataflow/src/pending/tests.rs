@@ -21,11 +21,11 @@ fn pending(order: Order) -> Pending {
         output: Arc::new(Schema::new(vec![field("x"), field("y")])),
         cardinality: Cardinality::One,
     };
-    Pending::new(1, order, shape, 1 << 20)
+    Pending::new(1, order, shape, 1 << 20, None)
 }
 
 fn add(p: &mut Pending, group: u64, values: std::ops::Range<i64>) {
-    p.add(group, Batch { split: group, rows: numbers("x", values) });
+    p.add(group, Batch { split: group, rows: numbers("x", values) }).unwrap();
 }
 
 fn answer(p: &mut Pending, group: u64, sequences: impl IntoIterator<Item = u64>) {
@@ -104,7 +104,8 @@ fn what_is_saved_comes_back_as_it_was() {
         answer(&mut back, 2, [2]);
         emitted(&mut back);
         assert!(back.is_empty());
-        assert_eq!(back.add(1, Batch { split: 1, rows: numbers("x", 0..1) }).first, 4, "numbers go on");
+        let next = back.add(1, Batch { split: 1, rows: numbers("x", 0..1) }).unwrap();
+        assert_eq!(next.ids[0].sequence, 4, "numbers go on");
     }
 }
 
