@@ -74,7 +74,9 @@ fn what(node: &Checked) -> String {
                 call.affinity.as_ref().map_or(String::new(), |k| format!(", `{k}` stays with one instance"));
             let changes = call.changelog.as_ref().map_or(String::new(), |c| {
                 let (key, kinds) = (c.key.join(", "), &c.operation);
-                format!("; a changelog by ({key}), row kinds in `{kinds}`: retractions get the stored results")
+                format!(
+                    "; a changelog by ({key}), row kinds in `{kinds}`: retractions get the stored results"
+                )
             });
             let errors = match &call.on_error {
                 ErrorPolicy::Fail => "an error fails the job",

@@ -26,8 +26,8 @@ use pelton_core::{Error, RequestId, Result};
 use crate::batch::Batch;
 use crate::plan::Order;
 use block::{Block, Slot};
-use saved::Results;
 pub(crate) use gather::{Emission, Shape, nullable, pick};
+use saved::Results;
 pub(crate) use saved::{SavedLane, SavedRow};
 pub(crate) use stored::Stored;
 
@@ -280,7 +280,9 @@ impl Pending {
     pub(crate) fn save(&self) -> Result<Vec<SavedLane>> {
         let save = |(group, lane): (&u64, &Lane)| {
             let mut saved = lane.save(*group, &self.shape)?;
-            if let Some(stored) = self.stored.as_ref().filter(|_| self.splits[&lane.split].last() == Some(group)) {
+            if let Some(stored) =
+                self.stored.as_ref().filter(|_| self.splits[&lane.split].last() == Some(group))
+            {
                 saved.stored = stored.save(lane.split, &self.shape)?;
             }
             Ok(saved)

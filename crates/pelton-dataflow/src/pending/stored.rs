@@ -15,8 +15,10 @@ use super::gather::{Shape, join};
 use super::saved::{Results, SavedRow, SavedStored};
 use crate::topology::ChangelogShape;
 
-/// What one key takes besides its own text and its results: its places in the maps, about.
-const ENTRY: u64 = 128;
+/// What one key takes besides its own text and its results, about: its places in the maps and its batch.
+const ENTRY: u64 = 256;
+/// What a column of results takes besides its array and values, about.
+const COLUMN: u64 = 64;
 
 enum Kept {
     /// None where the answer had no rows.
@@ -167,7 +169,10 @@ impl Kept {
 
     fn bytes(&self) -> u64 {
         match self {
-            Kept::Rows(rows) => rows.as_ref().map_or(0, |r| r.get_array_memory_size() as u64),
+            Kept::Rows(None) => 0,
+            Kept::Rows(Some(rows)) => {
+                rows.get_array_memory_size() as u64 + COLUMN * rows.num_columns() as u64
+            }
             Kept::Failed(e) => e.message().len() as u64,
         }
     }
