@@ -69,7 +69,8 @@ pub enum Order {
 /// Each row says what it does in its *row kind*, in the short words of Apache Flink's `org.apache.flink.types.RowKind`: `+I` inserts a row,
 /// `+U` is what a row is after an update; `-U` takes back what it was before one, `-D` deletes it. `+I` and `+U` are called, and the result
 /// that is given out is stored under the row's key. `-U` and `-D` (retractions) are never sent to the service: they get the stored
-/// result, and it is forgotten. So each answer that was given out is taken back as it was given out, whatever the model would say today.
+/// result, and it is forgotten; where an error went to the error output, the retraction goes there with the same error. So each answer that
+/// was given out is taken back as it was given out, whatever the model would say today.
 ///
 /// The call must be ordered, and rows of one key must come in one source split, in order. A retraction of a key with nothing stored, another row
 /// kind and a key with a null are errors of that row.
