@@ -90,6 +90,9 @@ fn show(report: &JobReport) {
         if number("pending") > 0 {
             print!(" pending {}", number("pending"));
         }
+        if number("stored_keys") > 0 {
+            print!(" stored {} keys, {}", number("stored_keys"), pelton::Bytes(number("stored_bytes")));
+        }
         println!();
     }
     show_recovery(&report.progress);

@@ -32,6 +32,7 @@ pub use pelton_core::{
     declaration, meter, service,
 };
 pub use pelton_dataflow as dataflow;
+pub use pelton_dataflow::plan::Changelog;
 pub use pelton_env as env;
 pub use pelton_files as files;
 #[cfg(feature = "objects")]

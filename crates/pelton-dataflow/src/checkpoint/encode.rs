@@ -47,6 +47,8 @@ pub(crate) fn encode(state: &State) -> Result<BTreeMap<String, Vec<u8>>> {
     for lane in &state.lanes {
         lane.rows.iter().for_each(|rows| tables.add("pending", rows));
         lane.results.iter().for_each(|rows| tables.add("results", rows));
+        lane.stored.keys.iter().for_each(|rows| tables.add("stored-keys", rows));
+        lane.stored.results.iter().for_each(|rows| tables.add("stored-results", rows));
     }
     let record = Record {
         done: state.done.clone(),
@@ -100,6 +102,17 @@ pub(crate) fn decode(mut files: BTreeMap<String, Vec<u8>>) -> Result<State> {
         }
         if lane.result_rows() > 0 {
             lane.results = Some(tables.next("results")?);
+        }
+        if lane.stored.entries() > 0 {
+            let keys = Some(tables.next("stored-keys")?);
+            lane.stored.keys = keys.filter(|k| k.num_rows() as u64 == lane.stored.entries());
+            lane.stored
+                .keys
+                .as_ref()
+                .ok_or_else(|| Error::storage("its stored keys are not as many as it says"))?;
+        }
+        if lane.stored.result_rows() > 0 {
+            lane.stored.results = Some(tables.next("stored-results")?);
         }
         state.lanes.push(lane);
     }
