@@ -103,10 +103,10 @@ fn show_recovery(progress: &serde_json::Value) {
     if let Some(number) = progress["checkpoint"]["number"].as_u64() {
         let of = |key: &str| progress["checkpoint"][key].as_u64().unwrap_or(0);
         let aborted = progress["aborted"].as_u64().unwrap_or(0);
+        let (bytes, new) = (Bytes(of("bytes")), Bytes(of("new")));
         println!(
-            "  checkpoint {number}  took {} ms, {}; {aborted} aborted",
-            of("took_ms"),
-            Bytes(of("bytes"))
+            "  checkpoint {number}  took {} ms, {bytes}, {new} of it new; {aborted} aborted",
+            of("took_ms")
         );
     }
     if let Some(failure) = progress["failure"].as_str() {

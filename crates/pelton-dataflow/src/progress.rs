@@ -39,8 +39,10 @@ pub struct LastCheckpoint {
     pub number: u64,
     /// From the decision until the outputs were visible.
     pub took: Duration,
-    /// What it wrote.
+    /// How big it is.
     pub bytes: u64,
+    /// How much of that had changed since the one before, and was written.
+    pub new: u64,
 }
 
 /// What the subtasks of a node count in.

@@ -337,7 +337,7 @@ fn show_progress(progress: &Progress) -> serde_json::Value {
         })
     });
     let checkpoint = progress.checkpoint.map(
-        |c| serde_json::json!({ "number": c.number, "took_ms": c.took.as_millis() as u64, "bytes": c.bytes }),
+        |c| serde_json::json!({ "number": c.number, "took_ms": c.took.as_millis() as u64, "bytes": c.bytes, "new": c.new }),
     );
     serde_json::json!({
         "nodes": nodes.collect::<Vec<_>>(), "checkpoint": checkpoint, "aborted": progress.aborted,

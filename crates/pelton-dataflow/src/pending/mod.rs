@@ -296,8 +296,7 @@ impl Pending {
         if let Some(stored) = &mut self.stored {
             stored.restore(saved.split, std::mem::take(&mut saved.stored))?;
         }
-        let slots = saved.rows.as_ref().map_or(Vec::new(), |rows| self.slots(rows));
-        let (lane, rows, bytes) = Lane::restore(saved, self.first_segment, slots)?;
+        let (lane, rows, bytes) = Lane::restore(saved, self.first_segment, |rows| self.slots(rows))?;
         self.insert(group, lane);
         self.ready.insert(group);
         self.grow(rows, bytes);
@@ -341,7 +340,6 @@ impl Lane {
     fn save(&self, group: u64, shape: &Shape) -> Result<SavedLane> {
         let Lane { split, next, turn, .. } = *self;
         let mut saved = SavedLane { group, split, next, turn, ..SavedLane::default() };
-        let mut rows = Vec::new();
         let mut results = Vec::new();
         for block in &self.blocks {
             let mut kept = Vec::new();
@@ -359,37 +357,43 @@ impl Lane {
                 saved.push(block.sequences[row], state);
             }
             if !kept.is_empty() {
-                rows.push(gather::pick(&block.rows, &kept)?);
+                saved.rows.push(gather::pick(&block.rows, &kept)?);
             }
         }
-        saved.rows = gather::join(&rows)?;
         saved.results = gather::join(&results)?.map(|r| shape.plain(r)).transpose()?;
         Ok(saved)
     }
 
-    fn restore(saved: SavedLane, segment: u64, slots: Vec<Slot>) -> Result<(Lane, usize, u64)> {
+    /// `slots` says how rows begin.
+    fn restore(
+        saved: SavedLane,
+        segment: u64,
+        slots: impl Fn(&RecordBatch) -> Vec<Slot>,
+    ) -> Result<(Lane, usize, u64)> {
         let SavedLane { split, next, turn, .. } = saved;
         let mut lane = Lane { split, next, turn, blocks: VecDeque::new() };
-        let Some(rows) = saved.rows.clone() else {
-            return Ok((lane, 0, 0));
-        };
-        let batch = Batch { split: saved.split, rows };
-        let bytes = batch.bytes();
-        let mut block = Block::new(segment, saved.sequences(), batch.rows, bytes, slots);
-        let mut more = 0;
+        let (mut sequences, mut states) = (saved.sequences().into_iter(), saved.states.iter());
         let mut results = Results::new(saved.results.as_ref());
-        for (row, state) in saved.states.iter().enumerate() {
-            let result = match state {
-                SavedRow::Waiting => continue,
-                SavedRow::Failed { .. } => Err(state.error().expect("it failed")),
-                SavedRow::Done { rows: 0 } => Ok(batch_of_none(&block.rows)),
-                SavedRow::Done { rows } => Ok(results.next(*rows)?),
-            };
-            more += block.put(row, result, true).1;
+        let (mut count, mut bytes) = (0, 0);
+        for rows in &saved.rows {
+            let batch = Batch { split, rows: rows.clone() };
+            let mut more = batch.bytes() as i64;
+            let sequences = sequences.by_ref().take(rows.num_rows()).collect();
+            let mut block = Block::new(segment, sequences, batch.rows, more as u64, slots(rows));
+            for (row, state) in states.by_ref().take(rows.num_rows()).enumerate() {
+                let result = match state {
+                    SavedRow::Waiting => continue,
+                    SavedRow::Failed { .. } => Err(state.error().expect("it failed")),
+                    SavedRow::Done { rows: 0 } => Ok(batch_of_none(&block.rows)),
+                    SavedRow::Done { rows } => Ok(results.next(*rows)?),
+                };
+                more += block.put(row, result, true).1;
+            }
+            count += block.slots.len();
+            bytes += more;
+            lane.blocks.push_back(block);
         }
-        let count = block.slots.len();
-        lane.blocks.push_back(block);
-        Ok((lane, count, bytes.saturating_add_signed(more)))
+        Ok((lane, count, bytes.max(0) as u64))
     }
 }
 

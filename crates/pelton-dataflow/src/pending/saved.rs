@@ -20,9 +20,10 @@ pub(crate) struct SavedLane {
     pub(super) sequences: Vec<(u64, u64)>,
     #[serde(default, skip_serializing_if = "States::is_empty")]
     pub(super) states: States,
-    /// The rows as they came in, one an entry. In files of their own.
+    /// The rows as they came in, one an entry, and batch by batch: one that none of whose rows has left is the same in the next checkpoint. In
+    /// pieces of their own.
     #[serde(skip)]
-    pub(crate) rows: Option<RecordBatch>,
+    pub(crate) rows: Vec<RecordBatch>,
     /// The results of those that are done, in order.
     #[serde(skip)]
     pub(crate) results: Option<RecordBatch>,

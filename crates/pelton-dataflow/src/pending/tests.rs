@@ -182,7 +182,12 @@ fn play(p: &mut Pending, words: &str, fresh: &dyn Fn() -> Pending) -> Result<Str
         if word == "save" {
             let state = State { lanes: p.save()?, ..State::default() };
             *p = fresh();
-            let back = decode(encode(&state)?)?;
+            let mut pieces = Vec::new();
+            encode(&state, |name, content| {
+                pieces.push((name, content));
+                Ok(())
+            })?;
+            let back = decode(pieces)?;
             back.lanes.into_iter().try_for_each(|lane| p.restore(lane))?;
         } else if let Some(other) = word.strip_prefix("group=") {
             group = other.parse().unwrap();
