@@ -155,7 +155,7 @@ pub enum Work {
     },
     /// Bad rows go to the error port where something consumes it; where nothing does, the first fails the job.
     Map(Arc<dyn Operator>),
-    Call(Call),
+    Call(Box<Call>),
     Sink(Arc<dyn Sink>),
 }
 
@@ -219,7 +219,7 @@ impl Plan {
     }
 
     pub fn call(&mut self, name: &str, parallelism: u32, input: impl Into<Output>, call: Call) -> NodeId {
-        let node = self.add(name, parallelism, Work::Call(call));
+        let node = self.add(name, parallelism, Work::Call(Box::new(call)));
         self.connect(input, node);
         node
     }
