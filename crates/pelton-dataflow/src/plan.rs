@@ -147,7 +147,6 @@ impl Call {
 
 /// What a node does.
 #[derive(Clone)]
-#[expect(clippy::large_enum_variant, reason = "a plan has few of them")]
 pub enum Work {
     Source {
         source: Arc<dyn Source>,
