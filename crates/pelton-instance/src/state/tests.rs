@@ -94,6 +94,12 @@ fn show(action: &Action) -> String {
     match action {
         Action::Close(connection) => format!("close {connection}"),
         Action::Report => "report".into(),
+        Action::Disk(Order::Write(block)) => {
+            let ids: Vec<String> = block.results.iter().map(|(order, _)| order.to_string()).collect();
+            format!("write {} to {}", ids.join(","), block.segment)
+        }
+        Action::Disk(Order::Load(load)) => format!("load {} of {}", load.first, load.segment),
+        Action::Disk(Order::Free(segment)) => format!("free {segment}"),
         Action::Leave => "leave".into(),
         Action::Abort(why) => format!("abort: {}", why.lines().next().unwrap_or_default()),
         Action::Run(batch) => {
