@@ -6,9 +6,9 @@ use std::io::{IsTerminal, Write as _};
 use std::time::Duration;
 
 use anyhow::Result;
+use pelton::Bytes;
 use pelton::control::{JobReport, RemoteReport, ServiceReport, query, rundir};
 use pelton::env::real::Host;
-use pelton::Bytes;
 use pelton::meter::{CallerMeter, Histogram, InstanceMeter, Tally};
 
 /// Looks every `interval`, `times` times or until it is interrupted.

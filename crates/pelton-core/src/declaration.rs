@@ -576,7 +576,10 @@ mod tests {
             ("name = \"a\"\n[batch]\nlinger = 5", "linger"),
             ("name = \"a\"\n[batch]\nbytes = \"huge\"", "huge"),
             ("name = \"a\"\n[permits]\nrows = 1", "`permits.rows`"),
-            ("name = \"a\"\n[ledger]\nspill = \"spilled\"", "`ledger.spill` is `spilled`; it must be an absolute"),
+            (
+                "name = \"a\"\n[ledger]\nspill = \"spilled\"",
+                "`ledger.spill` is `spilled`; it must be an absolute",
+            ),
             ("name = \"a\"\n[ledger]\nspill = \"\"", "`ledger.spill`"),
             ("name = \"a\"\n[ledger]\nspill = \"/var/tmp\"\nspill_bytes = 5", "`ledger.spill_bytes` is 5 B"),
             ("name = \"a\"\n[ledger]\nspill_bytes = \"1GiB\"", "`ledger.spill_bytes` is of no use without"),

@@ -302,6 +302,12 @@ mod tests {
         let mut again = earlier.clone();
         again.merge(&fresh);
         assert_eq!(again.sum(), all.sum());
+        let earlier = LedgerMeter { evicted: 1, spilled: 2, on_disk: 3, ..LedgerMeter::default() };
+        let all = LedgerMeter { evicted: 4, spilled: 2, on_disk: 2, ..LedgerMeter::default() };
+        let mut fresh = all.since(&earlier);
+        assert_eq!(fresh, LedgerMeter { evicted: 3, on_disk: 2, ..LedgerMeter::default() });
+        fresh.merge(&earlier);
+        assert_eq!(fresh, LedgerMeter { evicted: 4, spilled: 2, on_disk: 5, ..LedgerMeter::default() });
         let (mut a, mut b) = (Tally::new(), Tally::new());
         count(&mut a, "x", 1);
         count(&mut b, "x", 3);

@@ -128,11 +128,7 @@ impl Ledger {
     }
 
     pub(crate) fn meter(&self) -> LedgerMeter {
-        LedgerMeter {
-            on_disk: self.disk.results(),
-            disk_bytes: self.disk.bytes(),
-            ..self.counts.clone()
-        }
+        LedgerMeter { on_disk: self.disk.results(), disk_bytes: self.disk.bytes(), ..self.counts.clone() }
     }
 
     /// Whether this place in the queue is still this request's.
@@ -377,7 +373,9 @@ impl Ledger {
 
     /// What is left of a block.
     fn orders_of(&self, first: u64) -> Vec<u64> {
-        self.disk.range(first).map_or_else(Vec::new, |range| self.finished.range(range).map(|(o, _)| *o).collect())
+        self.disk
+            .range(first)
+            .map_or_else(Vec::new, |range| self.finished.range(range).map(|(o, _)| *o).collect())
     }
 
     fn forget_block(&mut self, first: u64) {
@@ -506,12 +504,19 @@ mod tests {
                         let first = loads.remove(0);
                         let range = ledger.disk.range(first).unwrap_or(first..first);
                         let results = range.map(|order| (order, Vec::new())).collect();
-                        given += ledger.loaded(first, if word == "l" { Ok(results) } else { Err(spill::Failed) }).len();
+                        given += ledger
+                            .loaded(first, if word == "l" { Ok(results) } else { Err(spill::Failed) })
+                            .len();
                     }
                     "later" => ms += 20_000,
                     "much-later" => ms += 3_600_000,
                     _ if word.starts_with('+') => {
-                        finish(&mut ledger, number().sequence, if word.ends_with('!') { 20_000 } else { 10 }, ms);
+                        finish(
+                            &mut ledger,
+                            number().sequence,
+                            if word.ends_with('!') { 20_000 } else { 10 },
+                            ms,
+                        );
                     }
                     _ if word.starts_with('-') => ledger.acknowledge(&[RequestRun::one(number())]),
                     _ if word.starts_with('?') => {
@@ -532,7 +537,13 @@ mod tests {
             let place = |entry: &Entry| match entry.stage {
                 Stage::Finished { place: Place::Memory, .. } => 'm',
                 Stage::Finished { place: Place::Leaving, .. } => 'l',
-                Stage::Finished { place: Place::Disk { wanted }, .. } => if wanted { 'D' } else { 'd' },
+                Stage::Finished { place: Place::Disk { wanted }, .. } => {
+                    if wanted {
+                        'D'
+                    } else {
+                        'd'
+                    }
+                }
                 _ => '?',
             };
             let mut found: Vec<String> =
@@ -551,7 +562,10 @@ mod tests {
                 }
             }
             assert_eq!(found.join(" "), expected.trim(), "{line}");
-            let on_disk = ledger.entries.values().filter(|e| !matches!(e.stage, Stage::Finished { place: Place::Memory, .. }));
+            let on_disk = ledger
+                .entries
+                .values()
+                .filter(|e| !matches!(e.stage, Stage::Finished { place: Place::Memory, .. }));
             assert_eq!(meter.on_disk, on_disk.count() as u64, "{line}");
             assert!(meter.disk_bytes <= 64 << 10, "{line}: {meter:?}");
             assert_eq!(meter.disk_bytes == 0, meter.on_disk == 0 && writes.is_empty(), "{line}: {meter:?}");

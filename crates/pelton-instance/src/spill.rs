@@ -157,12 +157,19 @@ impl Store {
         methods: Arc<[MethodSpec]>,
     ) -> Store {
         let (segments, encoder) = (BTreeMap::new(), Encoder::default());
-        Store { storage, folder: folder.to_owned(), limit, methods, segments, encoder, warned: (false, false) }
+        Store {
+            storage,
+            folder: folder.to_owned(),
+            limit,
+            methods,
+            segments,
+            encoder,
+            warned: (false, false),
+        }
     }
 
     pub(crate) fn write(&mut self, block: Block) -> std::result::Result<Extent, Failed> {
         let segment = block.segment;
-        // What they share is freed as soon as they are written.
         let content = self.encode(block).map_err(|e| e.to_string());
         let written = content.and_then(|content| self.append(segment, &content).map_err(|e| e.to_string()));
         written.map_err(|e| {
@@ -298,4 +305,171 @@ fn decode(content: Buffer, methods: &[MethodSpec]) -> Result<Vec<(u64, Vec<Piece
         results.push((order, pieces));
     }
     Ok(results)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs;
+
+    use arrow_array::cast::AsArray;
+    use arrow_array::{ArrayRef, BinaryArray};
+    use arrow_schema::{DataType, Field, Schema};
+    use pelton_core::service::Cardinality;
+    use pelton_env::Place;
+    use pelton_env::real::{Disk, Host};
+    use pelton_env::simulated::Machine;
+
+    use super::*;
+
+    fn methods() -> Arc<[MethodSpec]> {
+        let schema = Arc::new(Schema::new(vec![Field::new("bytes", DataType::Binary, true)]));
+        let spec = |name: &str, cardinality| MethodSpec {
+            name: name.into(),
+            input: schema.clone(),
+            output: schema.clone(),
+            cardinality,
+            concurrency: None,
+        };
+        [spec("call", Cardinality::One), spec("stream", Cardinality::Many)].into()
+    }
+
+    fn rows(values: &[&[u8]]) -> Arc<RecordBatch> {
+        let column: ArrayRef = Arc::new(BinaryArray::from_iter_values(values));
+        Arc::new(RecordBatch::try_new(methods()[0].output.clone(), vec![column]).unwrap())
+    }
+
+    /// Results of one row each, the first of them this old.
+    fn block(first: u64, segment: u64, values: &[&[u8]]) -> Block {
+        let batch = rows(values);
+        let result = |i: usize| (first + i as u64, vec![Piece { batch: batch.clone(), offset: i, rows: 1 }]);
+        Block { first, segment, method: 0, results: (0..values.len()).map(result).collect() }
+    }
+
+    /// `ORDER: PART PART ...`, the rows of a part joined by `+`.
+    fn shown(results: &[(u64, Vec<Piece>)]) -> String {
+        let part = |p: &Piece| {
+            let column = p.batch.column(0).as_binary::<i32>();
+            let row =
+                |i| String::from_utf8_lossy(&column.value(i)[..column.value(i).len().min(9)]).into_owned();
+            (p.offset..p.offset + p.rows).map(row).collect::<Vec<_>>().join("+")
+        };
+        let result = |(order, parts): &(u64, Vec<Piece>)| {
+            format!("{order}: {}", parts.iter().map(part).collect::<Vec<_>>().join(" "))
+        };
+        results.iter().map(result).collect::<Vec<_>>().join(", ")
+    }
+
+    fn store(storage: Arc<dyn Storage>, folder: &Path) -> Store {
+        Store::new(storage, folder, Bytes::mib(1), methods())
+    }
+
+    fn load(first: u64, segment: u64, extent: Extent) -> Load {
+        Load { first, segment, extent }
+    }
+
+    /// How many files of this folder are open that have no name, and their bytes.
+    fn nameless(folder: &Path) -> (usize, u64) {
+        let open = fs::read_dir("/proc/self/fd").unwrap().flatten();
+        let ours = |path: &PathBuf| fs::read_link(path).is_ok_and(|file| file.starts_with(folder));
+        let sizes: Vec<u64> =
+            open.map(|fd| fd.path()).filter(ours).map(|path| fs::metadata(path).unwrap().len()).collect();
+        (sizes.len(), sizes.iter().sum())
+    }
+
+    #[test]
+    fn results_come_back_from_real_files_that_nobody_sees() {
+        let folder = tempfile::tempdir().unwrap();
+        let folder = folder.path();
+        let mut store = store(Arc::new(Disk), folder);
+        let large = vec![b'x'; 1 << 20];
+        let first = store.write(block(3, 1, &[b"a", b"bc", b""])).unwrap();
+        let second = store.write(block(6, 1, &[&large, b"d"])).unwrap();
+        let third = store.write(block(8, 2, &[&large])).unwrap();
+        assert_eq!((first.offset, second.offset, third.offset), (0, first.length, 0));
+        assert_eq!(fs::read_dir(folder).unwrap().count(), 0);
+        assert_eq!(nameless(folder), (2, first.length + second.length + third.length));
+        assert_eq!(shown(&store.read(load(6, 1, second), None).unwrap()), "6: xxxxxxxxx, 7: d");
+        assert_eq!(shown(&store.read(load(3, 1, first), None).unwrap()), "3: a, 4: bc, 5: ");
+        store.free(1);
+        assert_eq!(nameless(folder), (1, third.length), "its room is given back");
+        assert_eq!(store.read(load(3, 1, first), None).unwrap_err(), Failed);
+        assert_eq!(shown(&store.read(load(8, 2, third), None).unwrap()), "8: xxxxxxxxx");
+        drop(store);
+        assert_eq!(nameless(folder), (0, 0));
+    }
+
+    #[test]
+    fn a_stream_keeps_its_parts() {
+        let machine = Machine::new(0);
+        let mut store = store(machine.process(), Path::new("/"));
+        let (one, other) = (rows(&[b"a", b"b"]), rows(&[b"c"]));
+        let piece = |batch: &Arc<RecordBatch>, rows| Piece { batch: batch.clone(), offset: 0, rows };
+        let results =
+            vec![(7, vec![piece(&one, 2), piece(&other, 1), piece(&one, 0)]), (9, vec![piece(&one, 0)])];
+        let extent = store.write(Block { first: 7, segment: 1, method: 1, results }).unwrap();
+        let read = store.read(load(7, 1, extent), None).unwrap();
+        assert_eq!(shown(&read), "7: a+b c , 9: ");
+    }
+
+    #[test]
+    fn a_disk_that_fails_costs_what_it_has_and_no_more() {
+        let machine = Machine::new(0);
+        let mut store = store(machine.process(), Path::new("/"));
+        let first = store.write(block(0, 1, &[b"a", b"b"])).unwrap();
+        for _ in 0..20 {
+            machine.fill(Path::new("/"), 0);
+            assert_eq!(store.write(block(2, 1, &[b"c"])), Err(Failed));
+            assert_eq!(store.write(block(2, 2, &[b"c"])), Err(Failed));
+            machine.mend();
+        }
+        let second = store.write(block(2, 1, &[b"c"])).unwrap();
+        assert_eq!(second.offset, first.length, "what was written in part is written over");
+        for _ in 0..20 {
+            machine.garble(1);
+            assert_eq!(store.read(load(0, 1, first), None).unwrap_err(), Failed);
+        }
+        let elsewhere = Extent { offset: second.offset, ..first };
+        assert_eq!(store.read(load(0, 1, elsewhere), None).unwrap_err(), Failed);
+        assert_eq!(shown(&store.read(load(0, 1, first), None).unwrap()), "0: a, 1: b");
+        assert_eq!(shown(&store.read(load(2, 1, second), None).unwrap()), "2: c");
+    }
+
+    #[test]
+    fn no_more_is_read_than_callers_take_and_writes_do_not_wait_for_that() {
+        let folder = tempfile::tempdir().unwrap();
+        let host = Host::new(1, 1).unwrap();
+        let (orders, ordered) = orders();
+        let (events, mut happened) = mpsc::unbounded_channel();
+        let store = store(Arc::new(Disk), folder.path());
+        let work = work(host.env().clone(), store, ordered, move |event| drop(events.send(event)));
+        let _work = host.env().spawn(Place::Dedicated, work);
+        let large = vec![b'x'; READ_AHEAD * 2 / 3];
+        let mut extents = Vec::new();
+        let mut next = |limit: u64| {
+            host.block_on(host.env().within(Duration::from_millis(limit), happened.recv()))
+                .map(Option::unwrap)
+        };
+        for first in 0..2 {
+            orders.send(Order::Write(block(first, 1, &[&large])));
+            match next(10_000) {
+                Some(Event::Written { result: Ok(extent), .. }) => extents.push(extent),
+                other => panic!("{other:?}"),
+            }
+        }
+        for first in 0..2 {
+            orders.send(Order::Load(load(first, 1, extents[first as usize])));
+        }
+        let Some(Event::Loaded { first: 0, result: Ok(read) }) = next(10_000) else { panic!("not read") };
+        assert_eq!(shown(&read), "0: xxxxxxxxx");
+        assert!(next(100).is_none(), "the first was not taken yet");
+        orders.send(Order::Write(block(2, 1, &[b"y"])));
+        assert!(matches!(next(2_000), Some(Event::Written { first: 2, result: Ok(_) })));
+        drop(read);
+        assert!(matches!(next(2_000), Some(Event::Loaded { first: 1, result: Ok(_) })));
+        // Callers that take nothing do not hold up the others for ever.
+        orders.send(Order::Load(load(0, 1, extents[0])));
+        orders.send(Order::Load(load(1, 1, extents[1])));
+        let kept = [next(10_000), next(10_000)];
+        assert!(kept.iter().all(|e| matches!(e, Some(Event::Loaded { result: Ok(_), .. }))), "{kept:?}");
+    }
 }

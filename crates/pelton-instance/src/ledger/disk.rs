@@ -164,7 +164,15 @@ impl Disk {
         self.bytes += room(bytes, results);
         self.results += results;
         self.writing += bytes;
-        let block = Block { segment, end, live: results, memory: bytes, charged: room(bytes, results), extent: None, loading: false };
+        let block = Block {
+            segment,
+            end,
+            live: results,
+            memory: bytes,
+            charged: room(bytes, results),
+            extent: None,
+            loading: false,
+        };
         self.blocks.insert(first, block);
         segment
     }

@@ -92,7 +92,9 @@ fn event(state: &State, text: &str) -> (Time, Event) {
             // Some results, the order of each its key; or one, with some rows and its end.
             let piece = |offset: u64, rows| Piece { batch: batch.clone(), offset: offset as usize, rows };
             let parts = match words.get(4) {
-                Some(_) => vec![(number(2), (0..to - from).map(|i| piece(i, 1)).chain([piece(0, 0)]).collect())],
+                Some(_) => {
+                    vec![(number(2), (0..to - from).map(|i| piece(i, 1)).chain([piece(0, 0)]).collect())]
+                }
                 None => (from..to).map(|key| (key, vec![piece(key - from, 1)])).collect(),
             };
             Event::Loaded { first: number(2), result: Ok(parts) }
@@ -714,7 +716,14 @@ fn whatever_happens_meanwhile_every_request_is_answered_or_handed_back() {
                     known.retain(|k| *k != key);
                     asked.remove(&key);
                     let runs = RequestRun::pack([id(key)]);
-                    received(connection, if rng.random_bool(0.5) { Frame::Acknowledge { runs } } else { Frame::Cancel { runs } })
+                    received(
+                        connection,
+                        if rng.random_bool(0.5) {
+                            Frame::Acknowledge { runs }
+                        } else {
+                            Frame::Cancel { runs }
+                        },
+                    )
                 }
                 9 | 10 if !batches.is_empty() => {
                     let batch: u64 = batches.remove(0);
@@ -732,7 +741,10 @@ fn whatever_happens_meanwhile_every_request_is_answered_or_handed_back() {
                 12 if !loads.is_empty() => {
                     let first: u64 = loads.remove(rng.random_range(0..loads.len()));
                     let damaged = bad && rng.random_bool(0.2);
-                    Event::Loaded { first, result: if damaged { Err(Failed) } else { Ok(disk[&first].clone()) } }
+                    Event::Loaded {
+                        first,
+                        result: if damaged { Err(Failed) } else { Ok(disk[&first].clone()) },
+                    }
                 }
                 _ => Event::Tick,
             };
@@ -763,7 +775,11 @@ fn whatever_happens_meanwhile_every_request_is_answered_or_handed_back() {
         }
         // A last one asks for all that there is.
         assert!(batches.is_empty() && writes.is_empty() && loads.is_empty(), "seed {seed}");
-        let open: Vec<u64> = asked.iter().filter(|(key, answered)| !**answered && known.contains(key)).map(|(key, _)| *key).collect();
+        let open: Vec<u64> = asked
+            .iter()
+            .filter(|(key, answered)| !**answered && known.contains(key))
+            .map(|(key, _)| *key)
+            .collect();
         let attached = state.connections.contains_key(&connection);
         assert!(!attached || open.is_empty(), "seed {seed}: {open:?} of {asked:?}");
         if !bad {

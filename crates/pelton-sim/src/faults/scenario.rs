@@ -553,7 +553,8 @@ async fn spill(stage: Stage) -> Result<(), String> {
     if all.spilled == 0 || all.evicted > 0 || all.on_disk > 0 || all.disk_bytes > 0 {
         return Err(format!("results were not spilled, were forgotten, or are left on disk: {all:?}"));
     }
-    let left = stage.machine.running().into_iter().filter_map(|(pid, _)| Some((pid, stage.machine.disk(pid)?)));
+    let left =
+        stage.machine.running().into_iter().filter_map(|(pid, _)| Some((pid, stage.machine.disk(pid)?)));
     if let Some((pid, disk)) = { left }.find(|(_, disk)| disk.scratch() != (0, 0)) {
         return Err(format!("process {pid} has files left: {:?}", disk.scratch()));
     }
