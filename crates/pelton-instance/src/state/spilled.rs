@@ -11,6 +11,9 @@ use super::{Action, ConnectionId, State};
 use crate::ledger::Delivery;
 use crate::spill::Failed;
 
+/// Results of one method for one caller.
+type Together = (ConnectionId, u16, Vec<(RequestId, Piece)>);
+
 impl State {
     /// Results are back from disk: they go to those who wait for them.
     pub(super) fn loaded(
@@ -19,7 +22,7 @@ impl State {
         result: Result<Vec<(u64, Vec<Piece>)>, Failed>,
         actions: &mut Vec<Action>,
     ) {
-        let mut together: Option<(ConnectionId, u16, Vec<(RequestId, Piece)>)> = None;
+        let mut together: Option<Together> = None;
         for Delivery { to, method, id, mut parts } in self.ledger.loaded(first, result) {
             let Some(last) = parts.pop() else { continue };
             if self.methods[usize::from(method)].cardinality == Cardinality::Many {
