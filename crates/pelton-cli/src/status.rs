@@ -57,6 +57,15 @@ fn show(report: &JobReport) {
                 "    {:<20} {:<9} process {pid:<8} held {:<6} executed {:<9} batches {:<7} restarts {}",
                 i.instance, i.phase, i.held, i.executed, i.batches, i.restarts
             );
+            let ledger = &i.meter.ledger;
+            if ledger.on_disk > 0 || ledger.evicted > 0 {
+                println!(
+                    "      results before their checkpoint: {} on disk ({}), {} forgotten",
+                    ledger.on_disk,
+                    pelton::Bytes(ledger.disk_bytes),
+                    ledger.evicted
+                );
+            }
             if let Some(error) = &i.last_error {
                 println!("      last error: {error} (log: {})", i.log);
             }

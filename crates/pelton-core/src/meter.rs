@@ -118,6 +118,54 @@ pub fn since(tally: &Tally, earlier: &Tally) -> Tally {
     tally.iter().filter_map(fresh).collect()
 }
 
+/// What became of results that were finished and not acknowledged yet.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct LedgerMeter {
+    /// Results that had to be forgotten before they were acknowledged.
+    pub evicted: u64,
+    /// Of those, the ones that came back from disk other than they were written, or not at all.
+    pub damaged: u64,
+    /// Results that were written to disk, and their bytes.
+    pub spilled: u64,
+    pub spilled_bytes: u64,
+    /// Results that somebody asked for and that were read back.
+    pub loaded: u64,
+    /// Results on disk or on their way there now.
+    pub on_disk: u64,
+    /// What they take there now, with what the files still hold of others.
+    pub disk_bytes: u64,
+}
+
+impl LedgerMeter {
+    /// Whether there is nothing to tell.
+    pub fn is_empty(&self) -> bool {
+        *self == LedgerMeter::default()
+    }
+
+    pub fn merge(&mut self, other: &LedgerMeter) {
+        self.evicted += other.evicted;
+        self.damaged += other.damaged;
+        self.spilled += other.spilled;
+        self.spilled_bytes += other.spilled_bytes;
+        self.loaded += other.loaded;
+        self.on_disk += other.on_disk;
+        self.disk_bytes += other.disk_bytes;
+    }
+
+    /// What was counted since an older copy; what is a state and not a count stays.
+    pub fn since(&self, earlier: &LedgerMeter) -> LedgerMeter {
+        LedgerMeter {
+            evicted: self.evicted.saturating_sub(earlier.evicted),
+            damaged: self.damaged.saturating_sub(earlier.damaged),
+            spilled: self.spilled.saturating_sub(earlier.spilled),
+            spilled_bytes: self.spilled_bytes.saturating_sub(earlier.spilled_bytes),
+            loaded: self.loaded.saturating_sub(earlier.loaded),
+            ..self.clone()
+        }
+    }
+}
+
 /// Where the time of an instance's requests goes, and why its batches closed. Times in microseconds.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(default)]
@@ -144,6 +192,9 @@ pub struct InstanceMeter {
     pub batch_limit: u64,
     /// What it makes of the declared memory: 1 is all of it.
     pub memory_belief: f64,
+    /// Left out where there is nothing to tell.
+    #[serde(skip_serializing_if = "LedgerMeter::is_empty")]
+    pub ledger: LedgerMeter,
 }
 
 impl InstanceMeter {
@@ -159,6 +210,7 @@ impl InstanceMeter {
         self.permits += other.permits;
         self.batch_limit = self.batch_limit.max(other.batch_limit);
         self.memory_belief = other.memory_belief;
+        self.ledger.merge(&other.ledger);
     }
 
     /// What was measured since an older copy; what is a state and not a count stays.
@@ -172,6 +224,7 @@ impl InstanceMeter {
             refused: since(&self.refused, &earlier.refused),
             failed: since(&self.failed, &earlier.failed),
             split: self.split.saturating_sub(earlier.split),
+            ledger: self.ledger.since(&earlier.ledger),
             ..self.clone()
         }
     }
@@ -249,6 +302,12 @@ mod tests {
         let mut again = earlier.clone();
         again.merge(&fresh);
         assert_eq!(again.sum(), all.sum());
+        let earlier = LedgerMeter { evicted: 1, spilled: 2, on_disk: 3, ..LedgerMeter::default() };
+        let all = LedgerMeter { evicted: 4, spilled: 2, on_disk: 2, ..LedgerMeter::default() };
+        let mut fresh = all.since(&earlier);
+        assert_eq!(fresh, LedgerMeter { evicted: 3, on_disk: 2, ..LedgerMeter::default() });
+        fresh.merge(&earlier);
+        assert_eq!(fresh, LedgerMeter { evicted: 4, spilled: 2, on_disk: 5, ..LedgerMeter::default() });
         let (mut a, mut b) = (Tally::new(), Tally::new());
         count(&mut a, "x", 1);
         count(&mut b, "x", 3);

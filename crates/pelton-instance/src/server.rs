@@ -12,6 +12,7 @@ use pelton_link::{Caller, Door, Link, Sender};
 use pelton_wire::{Bootstrap, Frame, Role, Welcome};
 use tokio::sync::{Notify, mpsc, oneshot, watch};
 
+use crate::spill::{self, Store};
 use crate::state::{Action, ConnectionId, Event, State};
 use crate::worker::{self, Job};
 
@@ -34,6 +35,7 @@ pub async fn serve(env: Env, bootstrap: Bootstrap, definition: Definition) -> Re
         .map_err(|e| Error::from(e).context(format_args!("listening at {}", bootstrap.address)))?;
     let (worker, jobs) = mpsc::unbounded_channel();
     let (leave, mut left) = watch::channel(None);
+    let (orders, ordered) = spill::orders();
     let declaration = &bootstrap.declaration;
     let server = Server {
         env: env.clone(),
@@ -41,6 +43,7 @@ pub async fn serve(env: Env, bootstrap: Bootstrap, definition: Definition) -> Re
             state: State::new(declaration.clone(), definition.methods.clone()),
             callers: BTreeMap::new(),
             worker: worker.clone(),
+            disk: orders,
             next_connection: 0,
             gauged: None,
         }),
@@ -65,6 +68,11 @@ pub async fn serve(env: Env, bootstrap: Bootstrap, definition: Definition) -> Re
             }
         }
     };
+    let _disk = declaration.ledger.spill.as_deref().map(|folder| {
+        let limit = declaration.ledger.spill_bytes;
+        let store = Store::new(env.storage.clone(), folder, limit, definition.methods.clone());
+        env.spawn(Place::Dedicated, spill::work(env.clone(), store, ordered, events.clone()))
+    });
     let _worker = env.spawn(Place::Dedicated, worker::work(definition, context, jobs, events));
     let _timer = env.spawn(Place::Network, server.clone().tick());
     let _lease = env.spawn(Place::Network, server.clone().watch_lease(declaration.lease));
@@ -156,6 +164,7 @@ struct Inner {
     state: State,
     callers: BTreeMap<ConnectionId, Connected>,
     worker: mpsc::UnboundedSender<Job>,
+    disk: spill::Orders,
     next_connection: ConnectionId,
     /// What the state knows of the gauge.
     gauged: Option<(f64, f64)>,
@@ -202,6 +211,7 @@ impl Server {
                 Action::Run(batch) => {
                     let _ = inner.worker.send(Job::Run(batch));
                 }
+                Action::Disk(order) => inner.disk.send(order),
                 Action::Report => self.changed.send_modify(|n| *n += 1),
                 Action::Leave => self.depart(DRAINED),
                 Action::Abort(dump) => {

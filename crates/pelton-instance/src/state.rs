@@ -4,6 +4,7 @@ mod flow;
 mod permits;
 mod progress;
 mod running;
+mod spilled;
 
 use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
@@ -24,6 +25,7 @@ use pelton_wire::{Deadlines, Demand, Entry as ResultEntry, Frame, State as Phase
 
 use crate::ledger::{Entry, Ledger, Stage};
 use crate::queue::{Item, Queue};
+use crate::spill::{Extent, Failed, Order};
 use flow::Flow;
 
 /// A caller that takes a request back this shortly before its deadline does so because of it.
@@ -66,6 +68,16 @@ pub enum Event {
         batch: BatchId,
         result: Result<RecordBatch>,
     },
+    /// The disk has a block of results, or does not take it.
+    Written {
+        first: u64,
+        result: std::result::Result<Extent, Failed>,
+    },
+    /// The disk gives a block of results, or does not: each result with its order.
+    Loaded {
+        first: u64,
+        result: std::result::Result<Vec<(u64, Vec<Piece>)>, Failed>,
+    },
     /// The service says that so much of so much memory is used.
     Gauge {
         used: f64,
@@ -84,6 +96,8 @@ pub enum Action {
     /// Another process of the same client has taken over.
     Close(ConnectionId),
     Run(Batch),
+    /// Results go to disk, come from there, or are of no use there any more.
+    Disk(Order),
     /// Tell those who look that the status changed.
     Report,
     /// Drained: nothing is held any more.
@@ -199,7 +213,7 @@ pub struct State {
 impl State {
     pub fn new(declaration: Declaration, methods: Arc<[MethodSpec]>) -> Self {
         State {
-            ledger: Ledger::new(declaration.ledger),
+            ledger: Ledger::new(declaration.ledger.clone()),
             scales: Scales::new(&declaration.weight),
             flow: Flow::new(&declaration, &methods),
             declaration,
@@ -274,6 +288,7 @@ impl State {
         InstanceMeter {
             batch_limit: batch_limit as u64,
             memory_belief: self.flow.belief(),
+            ledger: self.ledger.meter(),
             ..self.meter.clone()
         }
     }
@@ -331,6 +346,8 @@ impl State {
             Event::Received { connection, message } => self.received(connection, message, now, &mut actions),
             Event::Emitted { batch, rows } => self.emitted(batch, rows, now, &mut actions),
             Event::Ended { batch, result } => self.ended(batch, result, now, &mut actions),
+            Event::Written { first, result } => self.ledger.written(first, result, now),
+            Event::Loaded { first, result } => self.loaded(first, result, &mut actions),
             Event::Gauge { used, total } => {
                 self.flow.reported(used, total);
                 self.preempt(now);
@@ -338,6 +355,7 @@ impl State {
             Event::Drain => self.drain(now, &mut actions),
             Event::Tick => self.tick(now, &mut actions),
         }
+        self.tell_disk(&mut actions);
         self.run_batches(now, &mut actions);
         self.grant(now, &mut actions);
         self.tell_load(&mut actions);
@@ -546,6 +564,7 @@ impl State {
     fn attach(&mut self, to: ConnectionId, runs: &[RequestRun], actions: &mut Vec<Action>) {
         let mut unknown = Vec::new();
         let mut finished = Vec::new();
+        let mut on_disk = Vec::new();
         for id in runs.iter().flat_map(|run| run.ids()) {
             let stopped = self.is_stopped(id);
             match self.ledger.get_mut(id).filter(|_| !stopped) {
@@ -556,6 +575,10 @@ impl State {
                         && let Some(running) = self.running.get_mut(&batch)
                     {
                         running.unwanted -= 1;
+                    }
+                    if entry.is_on_disk() {
+                        on_disk.push(id);
+                        continue;
                     }
                     let last = matches!(entry.stage, Stage::Finished { .. });
                     let method = entry.method;
@@ -570,6 +593,7 @@ impl State {
         for (method, id, part, last) in finished {
             self.send_parts(to, method, &[(id, part)], last, actions);
         }
+        on_disk.into_iter().for_each(|id| self.ledger.want(id));
         if !unknown.is_empty() {
             let runs = RequestRun::pack(unknown);
             actions.push(Action::Send(to, Frame::HandBack { runs }.into()));

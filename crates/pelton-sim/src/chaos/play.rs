@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::fmt::Write;
+use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -13,6 +14,7 @@ use pelton_dataflow::job::{End, Options};
 use pelton_dataflow::operator::Map;
 use pelton_dataflow::plan::{Call, OnError, Order, Plan};
 use pelton_dataflow::topology::Topology;
+use pelton_env::simulated::{EIO, Fault};
 use pelton_policy::restart::Strategy;
 use pelton_wire::{Frame, Role, Status};
 
@@ -30,6 +32,8 @@ use crate::faults::world::{HOST, Pid, World};
 
 /// Virtual time in which a job ends once nothing goes wrong any more.
 const PATIENCE: Duration = Duration::from_secs(300);
+/// What the results of batches that end at the same time take at most.
+const WRITTEN_AT_ONCE: u64 = 4 << 10;
 /// Most subtasks of one node.
 const PARALLEL: u32 = 3;
 
@@ -92,6 +96,7 @@ fn design(world: &World, mischief: &Mischief) -> Design {
     let calls = 1 + u64::from(world.chance(0.4));
     let stream = calls == 1 && world.chance(0.25);
     let attempt = world.chance(0.1).then(|| ms(20, 200, world));
+    let terms = |small_ledger| Terms { small_ledger, spills: small_ledger && world.chance(0.5), attempt };
     Design {
         numbers,
         order: [(); 2].map(|()| one_of(world, &[Order::Ordered, Order::Unordered])),
@@ -100,7 +105,7 @@ fn design(world: &World, mischief: &Mischief) -> Design {
         apart: world.chance(0.5),
         between: world.chance(0.5),
         poison: !stream && world.chance(0.2),
-        terms: Terms { small_ledger: world.chance(0.15), attempt },
+        terms: terms(world.chance(0.15)),
         priority: one_of(world, &[Priority::Interactive, Priority::Normal, Priority::Bulk]),
         keyed: world.chance(0.15),
         affine: world.chance(0.15),
@@ -112,7 +117,7 @@ fn design(world: &World, mischief: &Mischief) -> Design {
     }
 }
 
-fn declaration(world: &World, name: &str, design: &Design) -> Declaration {
+fn declaration(world: &World, name: &str, design: &Design, folder: &Path) -> Declaration {
     let mut d =
         Declaration::new(name).instances(1 + world.below(3) as u32).max_rows(1 + world.below(8) as u32);
     d.batch.linger = Duration::from_micros(world.below(3) * 700);
@@ -125,6 +130,11 @@ fn declaration(world: &World, name: &str, design: &Design) -> Declaration {
     d.stall = Some(ms(200, 2_000, world));
     if design.terms.small_ledger {
         d.ledger.bytes = Bytes(500 + world.below(2_000));
+    }
+    if design.terms.spills {
+        d.ledger.bytes = Bytes(d.ledger.bytes.get() / 4);
+        d.ledger.spill = Some(folder.to_owned());
+    } else if design.terms.small_ledger {
         d.ledger.age = if world.chance(0.5) { ms(20, 400, world) } else { d.ledger.age };
     }
     if world.chance(0.3) {
@@ -161,9 +171,9 @@ impl Ground {
         let folder = tempfile::Builder::new();
         let folder = { folder }.prefix("pc").tempdir_in("/dev/shm").or_else(|_| tempfile::tempdir_in("/tmp"));
         let folder = Arc::new(folder.map_err(|e| e.to_string())?);
-        let mut services = vec![declaration(&world, "s", &design)];
+        let mut services = vec![declaration(&world, "s", &design, folder.path())];
         if design.calls == 2 && design.apart {
-            services.push(declaration(&world, "t", &design));
+            services.push(declaration(&world, "t", &design, folder.path()));
         }
         let register = Register::new(&world);
         let methods = service::specs(manner.concurrency);
@@ -311,8 +321,15 @@ impl Ground {
             for (pid, status) in statuses.unwrap_or_default() {
                 self.facts.evicted(pid, status.evicted);
                 let running = self.machine.running();
-                let limit = running.iter().find(|(p, _)| *p == pid).map(|(_, b)| b.declaration.ledger.bytes);
-                if limit.is_some_and(|limit| status.ledger_bytes > limit.get()) {
+                // What is being written is in memory beside it.
+                let most = |d: &Declaration| {
+                    d.ledger.bytes.get() + if d.ledger.spill.is_some() { WRITTEN_AT_ONCE } else { 0 }
+                };
+                let most = running.iter().find(|(p, _)| *p == pid).map(|(_, b)| most(&b.declaration));
+                if status.meter.ledger.spilled > 0 {
+                    self.facts.spilled(pid);
+                }
+                if most.is_some_and(|most| status.ledger_bytes > most) {
                     self.world.fail(format!("the ledger of process {pid} is over its limit: {status:?}"));
                 }
             }
@@ -472,6 +489,17 @@ impl Ground {
             (20, _) => {
                 self.mischief.lock().sticks += 1;
                 "stuck batches"
+            }
+            (21, Some(pid)) if self.design.terms.spills => {
+                let Some(disk) = self.machine.disk(pid) else { return Ok(()) };
+                self.facts.bad_disk(pid);
+                match world.below(4) {
+                    0 => disk.fill(Path::new("/"), world.below(10)),
+                    1 => disk.arm(world.below(10), Fault::Fails(EIO)),
+                    2 => disk.garble(1 + world.below(5)),
+                    _ => disk.mend(),
+                }
+                "bad disks of ledgers"
             }
             _ => return Ok(()),
         };
