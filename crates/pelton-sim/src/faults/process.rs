@@ -8,9 +8,8 @@ use std::time::Duration;
 
 use pelton_core::BoxFuture;
 use pelton_core::service::Definition;
-use pelton_env::real::Disk;
 use pelton_env::storage::make_folders;
-use pelton_env::{Entropy, Env, Exit, Place, Process, ProcessSpec, Processes, Storage, Task, Tasks};
+use pelton_env::{Entropy, Env, Exit, Place, Process, ProcessSpec, Processes, Task, Tasks};
 use pelton_wire::Bootstrap;
 use tokio::sync::watch;
 
@@ -77,15 +76,13 @@ impl Machine {
         if self.is_instance(pid) {
             self.lock().disks.insert(pid, disk.clone());
         }
-        // What a host writes is there for the next one.
-        let storage: Arc<dyn Storage> = if pid >= HOSTS { Arc::new(Disk) } else { disk.process() };
         Env {
             clock: Arc::new(self.world.clone()),
             network: self.net.of(pid, name),
             processes: Arc::new(self.clone()),
             tasks: Arc::new(TasksOf { world: self.world.clone(), pid, late }),
             entropy: Arc::new(Seeded(self.world.clone())),
-            storage,
+            storage: disk.process(),
             crash: Arc::new(move |why| machine.end(pid, false, &format!("crashed: {why}"))),
         }
     }
