@@ -33,6 +33,7 @@ const MAY_KNOW: [(&str, &[&str]); 20] = [
             "pelton-files",
             "pelton-instance",
             "pelton-objects",
+            "pelton-policy",
             "pelton-postgres",
             "pelton-remote",
             "pelton-scripted",

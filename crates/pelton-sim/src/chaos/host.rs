@@ -197,7 +197,8 @@ impl Hosts {
             lineage: "one".into(),
             services: self.services.to_vec(),
         };
-        let env = self.machine.env(pid, "control");
+        // Where ledgers spill it looks at the real folder; what they write is on simulated disks.
+        let env = Env { storage: Arc::new(pelton_env::real::Disk), ..self.machine.env(pid, "control") };
         let survey = Survey::make(&env, &settings).await?;
         let control = Control::start(&env, settings, survey)?;
         self.epoch_grows(&control);
