@@ -15,7 +15,7 @@ use pelton_core::call::Priority;
 use pelton_core::declaration::{Declaration, Orphans};
 use pelton_core::meter::{self, InstanceMeter};
 use pelton_core::service::{Invocation, MethodSpec};
-use pelton_core::weigh::Scales;
+use pelton_core::weigh::{HEAVIEST, Scales};
 use pelton_core::{Error, Fate, Kind, RequestId, RequestRun, Result, Retry, Time};
 use pelton_link::Message;
 use pelton_policy::permit;
@@ -110,6 +110,8 @@ struct Connection {
     returned: u64,
     /// Permits that it neither used nor gave back in time.
     expired: u64,
+    /// It let permits expire and has used none since: others go first.
+    wastes: bool,
     /// How many rows it believes are held here.
     told: u64,
     /// When permits were given to it while it had none, or it last used some.
@@ -121,7 +123,12 @@ struct Connection {
 impl Connection {
     /// Permits that are out.
     fn outstanding(&self) -> u64 {
-        self.permitted.saturating_sub(self.arrived + self.returned + self.expired)
+        self.permitted.saturating_sub(self.used())
+    }
+
+    /// Permits that are used, given back, or expired.
+    fn used(&self) -> u64 {
+        self.arrived.saturating_add(self.returned).saturating_add(self.expired)
     }
 
     fn demand(&self) -> permit::Demand {
@@ -379,6 +386,7 @@ impl State {
             arrived: 0,
             returned: 0,
             expired: 0,
+            wastes: false,
             told: 0,
             granted: now,
             timing: false,
@@ -426,7 +434,7 @@ impl State {
             }
             if self.declaration.ledger.orphans == Orphans::Cancel {
                 let running: Vec<RequestId> = self.ledger.orphaned().collect();
-                self.cancel(&RequestRun::pack(running), now);
+                self.cancel(None, &RequestRun::pack(running), now);
             }
         }
         if self.leaves_by.is_some_and(|by| now >= by) {
@@ -439,6 +447,9 @@ impl State {
         match message.frame {
             Frame::Announce { rows, like } => {
                 connection.announced = rows;
+                // No row is larger than a message, whatever a caller says of its own.
+                let row_bytes = like.row_bytes.min(self.declaration.max_message.get());
+                let like = Demand { row_bytes, row_weight: like.row_weight.min(HEAVIEST), ..like };
                 if connection.like.patience != like.patience {
                     connection.like = like;
                     self.patience = self.connections.values().filter_map(|c| c.like.patience).min();
@@ -446,15 +457,19 @@ impl State {
                     connection.like = like;
                 }
             }
-            Frame::Return { rows } => connection.returned = rows,
+            Frame::Return { rows } => {
+                // Only what was permitted can be given back, and what was given back stays so.
+                let unused = connection.permitted - connection.arrived;
+                connection.returned = rows.min(unused).max(connection.returned);
+            }
             Frame::Request { method, priority, alone, deadlines, runs } => {
                 if let Some(rows) = message.rows {
                     self.requested(from, (method, priority, alone), &deadlines, &runs, rows, now, actions);
                 }
             }
             Frame::Attach { runs } => self.attach(from, &runs, actions),
-            Frame::Cancel { runs } => self.cancel(&runs, now),
-            Frame::Acknowledge { runs } => self.ledger.acknowledge(&runs),
+            Frame::Cancel { runs } => self.cancel(Some(from), &runs, now),
+            Frame::Acknowledge { runs } => self.ledger.acknowledge(from, &runs),
             Frame::Ping(n) => actions.push(Action::Send(from, Frame::Pong(n).into())),
             // Nothing that a caller says; a peer that does has only confused itself.
             _ => actions.push(Action::Close(from)),
@@ -494,8 +509,8 @@ impl State {
             self.flow.answered(now.since(connection.granted));
         }
         connection.granted = now;
-        let used = connection.arrived + connection.returned + connection.expired;
-        let late = used.saturating_sub(connection.permitted);
+        connection.wastes = false;
+        let late = connection.used().saturating_sub(connection.permitted);
         connection.expired -= late;
         if late > 0 {
             meter::count(&mut self.meter.refused, "expired-permit", count);
@@ -544,11 +559,12 @@ impl State {
 
     /// Attaches a caller to what it presents: running and queued requests get a new addressee, finished ones are sent.
     fn attach(&mut self, to: ConnectionId, runs: &[RequestRun], actions: &mut Vec<Action>) {
-        let mut unknown = Vec::new();
+        let (mut unknown, mut anothers) = (Vec::new(), Vec::new());
         let mut finished = Vec::new();
         for id in runs.iter().flat_map(|run| run.ids()) {
             let stopped = self.is_stopped(id);
             match self.ledger.get_mut(id).filter(|_| !stopped) {
+                Some(entry) if entry.is_of_another(Some(to)) => anothers.push(id),
                 Some(entry) => {
                     entry.attached = Some(to);
                     if std::mem::take(&mut entry.unwanted)
@@ -574,6 +590,14 @@ impl State {
             let runs = RequestRun::pack(unknown);
             actions.push(Action::Send(to, Frame::HandBack { runs }.into()));
         }
+        if let Some(first) = anothers.first() {
+            let message = format!(
+                "{} requests from {first} on are those of another client, which is connected; ids are not shared between clients",
+                anothers.len()
+            );
+            let error = Error::new(Kind::Denied, Fate::Refused, Retry::Never, message);
+            actions.push(Action::Send(to, Frame::Failure { runs: RequestRun::pack(anothers), error }.into()));
+        }
     }
 
     /// Whether it runs in a batch that was told that nobody waits for it.
@@ -584,10 +608,11 @@ impl State {
         self.running.get(batch).is_some_and(|r| r.cancelled.load(Ordering::Relaxed))
     }
 
-    /// Queued requests are dropped; running ones are told, once nobody waits for any of their batch.
-    fn cancel(&mut self, runs: &[RequestRun], now: Time) {
-        for id in runs.iter().flat_map(|run| run.ids()) {
-            let Some(entry) = self.ledger.get_mut(id) else { continue };
+    /// Queued requests are dropped; running ones are told, once nobody waits for any of their batch. Those that another caller waits for
+    /// stay as they are.
+    fn cancel(&mut self, from: Option<ConnectionId>, runs: &[RequestRun], now: Time) {
+        for id in runs.iter().flat_map(|run| self.ledger.within(*run)).collect::<Vec<_>>() {
+            let Some(entry) = self.ledger.get_mut(id).filter(|e| !e.is_of_another(from)) else { continue };
             match entry.stage {
                 Stage::Running { batch } => {
                     entry.attached = None;

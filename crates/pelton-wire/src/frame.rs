@@ -420,7 +420,7 @@ fn deadlines(r: &mut Reader<'_>) -> Result<Deadlines> {
             let each = (0..n).map(|_| Ok(Duration::from_micros(r.u64()?))).collect::<Result<_>>()?;
             Ok(Deadlines::Each(each))
         }
-        other => Err(Error::protocol(format!("unknown kind {other} of deadlines"))),
+        other => Err(Error::protocol(format!("a request has an unknown kind {other} of deadlines"))),
     }
 }
 
@@ -428,7 +428,7 @@ fn priority(code: u8) -> Result<Priority> {
     [Priority::Interactive, Priority::Normal, Priority::Bulk]
         .into_iter()
         .find(|p| *p as u8 == code)
-        .ok_or_else(|| Error::protocol(format!("unknown priority {code}")))
+        .ok_or_else(|| Error::protocol(format!("a request has the unknown priority {code}")))
 }
 
 /// Bytes of a run: operator `u32`, group `u64`, first sequence `u64`, count `u32`.
