@@ -73,12 +73,18 @@ pub(crate) fn run(places: &Places, arguments: &Arguments) -> Result<()> {
 fn build(places: &Places, address: bool) -> Result<PathBuf> {
     let folder = target(places).join(if address { "fuzz-address" } else { "fuzz" });
     let mut flags = COVERAGE.to_owned();
-    let arguments = ["build", "--release", "--package", "pelton-fuzz", "--features", "libfuzzer", "--target", PLATFORM];
+    let arguments =
+        ["build", "--release", "--package", "pelton-fuzz", "--features", "libfuzzer", "--target", PLATFORM];
     let mut build = match address {
         true => {
             flags += " -Zsanitizer=address";
             let mut build = Command::new("cargo");
-            build.arg("+nightly").args(arguments).current_dir(&places.root).env_remove("CARGO").env_remove("RUSTC");
+            build
+                .arg("+nightly")
+                .args(arguments)
+                .current_dir(&places.root)
+                .env_remove("CARGO")
+                .env_remove("RUSTC");
             build
         }
         false => cargo(&places.root, arguments),
@@ -124,7 +130,11 @@ impl Fuzzer<'_> {
             .arg(format!("-runs={}", if self.arguments.runs == 0 { -1 } else { self.arguments.runs as i64 }))
             .arg(format!("-max_total_time={}", 60 * self.arguments.minutes))
             .args(["-print_final_stats=1", "-timeout=20", "-rss_limit_mb=3072", "-use_value_profile=1"])
-            .args([&found, &corpus, &self.committed("regressions")]);
+            .args([&found, &corpus]);
+        let regressions = self.committed("regressions");
+        if regressions.is_dir() {
+            fuzz.arg(regressions);
+        }
         let log = findings.with_extension("log");
         eprintln!("{}: runs; its words go to {}", self.target, log.display());
         let words = fs::File::create(&log).with_context(|| format!("{} cannot be written", log.display()))?;
@@ -143,16 +153,19 @@ impl Fuzzer<'_> {
     /// One input, with all that is said about it.
     fn once(&self, input: &Path) -> Result<Ended> {
         let findings = self.folder("findings")?;
-        let status = self.command(&findings).arg(input).status().context("the fuzzer could not be started")?;
+        let status =
+            self.command(&findings).arg(input).status().context("the fuzzer could not be started")?;
         Ok(if status.success() { Ended::Held(String::new()) } else { Ended::Broke(input.to_owned()) })
     }
 
     fn finding(&self, words: &str) -> Result<Ended> {
-        let file = words.lines().find_map(|line| line.split_once("Test unit written to ")).map(|(_, file)| file);
+        let file =
+            words.lines().find_map(|line| line.split_once("Test unit written to ")).map(|(_, file)| file);
         let Some(file) = file else {
             bail!("the fuzzer of `{}` ended without a finding:\n{}", self.target, tail(words, 20));
         };
-        for line in words.lines().skip_while(|l| !l.contains("panicked at") && !l.contains("ERROR:")).take(6) {
+        for line in words.lines().skip_while(|l| !l.contains("panicked at") && !l.contains("ERROR:")).take(6)
+        {
             eprintln!("    {line}");
         }
         eprintln!("    again: cargo xtask fuzz --target {} --input {file}", self.target);
@@ -163,7 +176,11 @@ impl Fuzzer<'_> {
     fn keep(&self, found: &Path, corpus: &Path) -> Result<()> {
         let findings = self.folder("findings")?;
         let mut merge = self.command(&findings);
-        merge.args(["-merge=1", "-use_value_profile=0"]).args([corpus, found]).stdout(Stdio::null()).stderr(Stdio::null());
+        merge
+            .args(["-merge=1", "-use_value_profile=0"])
+            .args([corpus, found])
+            .stdout(Stdio::null())
+            .stderr(Stdio::null());
         process::run(&mut merge).context("the corpus could not be merged")
     }
 

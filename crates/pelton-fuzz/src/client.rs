@@ -68,7 +68,11 @@ impl Receiver for Ledger {
             match &rows {
                 Ok(rows) => {
                     assert_eq!(rows.schema(), methods::schema(), "{id}");
-                    assert!(method == 1 || (last && rows.num_rows() == 1), "{id}: {} rows of a method that gives one", rows.num_rows());
+                    assert!(
+                        method == 1 || (last && rows.num_rows() == 1),
+                        "{id}: {} rows of a method that gives one",
+                        rows.num_rows()
+                    );
                 }
                 Err(_) => assert!(last, "an error always ends a request"),
             }
@@ -227,7 +231,8 @@ impl World {
         let ids: Vec<RequestId> = (self.next_id..self.next_id + n).map(own_id).collect();
         self.next_id += n;
         let mut submission = Submission::new(method, ids.clone(), methods::rows(0..n));
-        submission.priority = [Priority::Interactive, Priority::Normal, Priority::Bulk][usize::from(input.below(3))];
+        submission.priority =
+            [Priority::Interactive, Priority::Normal, Priority::Bulk][usize::from(input.below(3))];
         submission.keys = (input.below(4) == 0).then(|| (0..n).map(|i| i % 2).collect());
         submission.affinity = match input.below(6) {
             0 => Affinity::Keys((0..n).collect()),
@@ -277,7 +282,8 @@ impl World {
                     if *number == HONEST {
                         self.honest.connected(peer, connection);
                     } else {
-                        (self.liar, self.liar_connection, self.liar_window) = (Some(peer), connection, (0, 0));
+                        (self.liar, self.liar_connection, self.liar_window) =
+                            (Some(peer), connection, (0, 0));
                     }
                     self.handle(Event::Connected { peer, connection, welcome });
                 }
@@ -301,7 +307,11 @@ impl World {
         self.now = at.max(self.now);
         self.handle(Event::Tick);
         let next = self.state.wake_at();
-        assert!(next.is_none_or(|next| next > self.now), "at {} it wants to be woken at {next:?}, for ever", self.now);
+        assert!(
+            next.is_none_or(|next| next > self.now),
+            "at {} it wants to be woken at {next:?}, for ever",
+            self.now
+        );
     }
 
     fn finish(&mut self) {

@@ -272,7 +272,11 @@ impl World {
             }
         }
         if let Some(rows) = self.rows {
-            assert!(self.state.held() <= u64::from(rows), "{} rows are held, {rows} may be", self.state.held());
+            assert!(
+                self.state.held() <= u64::from(rows),
+                "{} rows are held, {rows} may be",
+                self.state.held()
+            );
         }
         let _ = self.state.status(1, self.now);
         for connection in closed {
@@ -383,16 +387,21 @@ impl Honest {
             return Some(message);
         }
         let available = (self.permitted - self.used) as usize;
-        if available > 0 && let Some(&(_, method)) = self.backlog.front() {
+        if available > 0
+            && let Some(&(_, method)) = self.backlog.front()
+        {
             let mut ids = Vec::new();
-            while let Some((id, _)) = self.backlog.pop_front_if(|(_, m)| ids.len() < available && *m == method) {
+            while let Some((id, _)) =
+                self.backlog.pop_front_if(|(_, m)| ids.len() < available && *m == method)
+            {
                 self.sent.insert(id, method);
                 ids.push(id);
             }
             self.used += ids.len() as u64;
             let rows = Some(methods::rows(ids.iter().map(|_| 1)));
             let (priority, deadlines) = (Priority::Normal, Deadlines::None);
-            let frame = Frame::Request { method, priority, alone: false, deadlines, runs: RequestRun::pack(ids) };
+            let frame =
+                Frame::Request { method, priority, alone: false, deadlines, runs: RequestRun::pack(ids) };
             return Some(Message { frame, rows });
         }
         if available > 0 {

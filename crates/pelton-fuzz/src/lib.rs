@@ -86,6 +86,10 @@ impl Target {
         let took = MEMORY.peak_usage().saturating_sub(before);
         let (fixed, each) = self.memory;
         let most = fixed + each * input.len();
-        assert!(took <= most, "{} bytes of input took {took} bytes of memory; at most {most} may", input.len());
+        assert!(
+            took <= most,
+            "{} bytes of input took {took} bytes of memory; at most {most} may",
+            input.len()
+        );
     }
 }

@@ -9,7 +9,8 @@ use std::time::Duration;
 use pelton_core::{BoxFuture, Time};
 use pelton_env::real::Disk;
 use pelton_env::{
-    Address, Clock, Connection, Entropy, Env, Listener, Network, Place, Process, ProcessSpec, Processes, Task, Tasks,
+    Address, Clock, Connection, Entropy, Env, Listener, Network, Place, Process, ProcessSpec, Processes,
+    Task, Tasks,
 };
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
@@ -29,7 +30,11 @@ impl Stream {
 }
 
 impl AsyncRead for Stream {
-    fn poll_read(mut self: Pin<&mut Self>, _: &mut Context<'_>, into: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        _: &mut Context<'_>,
+        into: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
         let rest = self.bytes.len() - self.at;
         let piece = match self.pieces.get(self.turn % self.pieces.len().max(1)) {
             Some(n) => usize::from(*n) + 1,

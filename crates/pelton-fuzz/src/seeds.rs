@@ -41,7 +41,10 @@ fn frame() -> Vec<(String, Vec<u8>)> {
         let bytes = [&[2, header[0]][..], &meta].concat();
         (format!("meta-{name}"), bytes)
     });
-    let headers = golden().into_iter().take(2).map(|(name, header, _)| (format!("header-{name}"), [&[0][..], &header].concat()));
+    let headers = golden()
+        .into_iter()
+        .take(2)
+        .map(|(name, header, _)| (format!("header-{name}"), [&[0][..], &header].concat()));
     metas.chain(headers).chain(random("choices", 4, |bytes| [&[1][..], bytes].concat())).collect()
 }
 
@@ -79,7 +82,10 @@ fn streams() -> Vec<(String, Vec<u8>)> {
     let short: Vec<u8> = frames.iter().filter(|(_, b)| b.len() < 100).flat_map(|(_, b)| b.clone()).collect();
     let rows = crate::methods::rows(0..3);
     let body = body::encoded(&rows);
-    let run = pelton_core::RequestRun { first: pelton_core::RequestId { operator: 1, group: 2, sequence: 3 }, count: 3 };
+    let run = pelton_core::RequestRun {
+        first: pelton_core::RequestId { operator: 1, group: 2, sequence: 3 },
+        count: 3,
+    };
     let request = Frame::Request {
         method: 0,
         priority: pelton_core::call::Priority::Normal,

@@ -31,6 +31,8 @@ const LATE: Duration = Duration::from_millis(100);
 
 /// How long one that drains waits for callers that lost their connection and have not taken their results.
 const FAREWELL: Duration = Duration::from_secs(5);
+/// Most clients whose epochs are known; of more, some that are not connected are taken for new ones when they come again.
+const MOST_CLIENTS: usize = 1 << 14;
 /// Most requests in one frame that says what is held here.
 const HOLDS_AT_ONCE: usize = 1 << 16;
 
@@ -392,6 +394,7 @@ impl State {
             timing: false,
         };
         self.connections.insert(id, connection);
+        self.forget_clients();
         let held: Vec<RequestId> = self.ledger.unattended().filter(|id| !self.is_stopped(*id)).collect();
         let frames = held.len().div_ceil(HOLDS_AT_ONCE).max(1);
         for frame in 0..frames {
@@ -401,6 +404,18 @@ impl State {
         }
         if self.phase == Phase::Draining {
             actions.push(Action::Send(id, Frame::Draining.into()));
+        }
+    }
+
+    /// Keeps the list of epochs from growing with every name that ever came.
+    fn forget_clients(&mut self) {
+        if self.epochs.len() <= MOST_CLIENTS {
+            return;
+        }
+        let connections = &self.connections;
+        let is_connected = |client: &String| connections.values().any(|c| c.client == *client);
+        if let Some(gone) = self.epochs.keys().find(|client| !is_connected(client)).cloned() {
+            self.epochs.remove(&gone);
         }
     }
 
@@ -461,6 +476,7 @@ impl State {
                 // Only what was permitted can be given back, and what was given back stays so.
                 let unused = connection.permitted - connection.arrived;
                 connection.returned = rows.min(unused).max(connection.returned);
+                connection.wastes = false;
             }
             Frame::Request { method, priority, alone, deadlines, runs } => {
                 if let Some(rows) = message.rows {

@@ -71,7 +71,11 @@ pub fn decode(body: Bytes, schema: &SchemaRef) -> Result<RecordBatch> {
 
 /// The same bytes, where any type may begin: copied if they are not.
 fn aligned(data: Bytes) -> Buffer {
-    if data.as_ptr().align_offset(align_of::<i128>()) == 0 { Buffer::from(data) } else { Buffer::from_slice_ref(&data) }
+    if data.as_ptr().align_offset(align_of::<i128>()) == 0 {
+        Buffer::from(data)
+    } else {
+        Buffer::from_slice_ref(&data)
+    }
 }
 
 /// Rows within a batch: `rows` of them from `offset`.

@@ -27,7 +27,7 @@ fn status(state: State) -> Box<Status> {
     })
 }
 
-/// One of every kind.
+/// One of every kind; `protocol.rs` finds out if one is missing.
 fn frames() -> Vec<Frame> {
     let error = Error::new(Kind::Overload, Fate::Refused, Retry::After(Duration::from_millis(5)), "full");
     let column = |name| arrow_schema::Field::new(name, arrow_schema::DataType::Utf8, false);
@@ -134,8 +134,6 @@ fn every_frame_has_the_bytes_it_always_had() {
 
 #[test]
 fn every_frame_comes_back() {
-    let kinds: std::collections::BTreeSet<u8> = frames().iter().map(Frame::kind).collect();
-    assert_eq!(kinds.len(), 23, "a kind is missing from the list above");
     for frame in frames() {
         assert_eq!(Frame::decode_meta(frame.kind(), &frame.encode_meta()), Ok(frame));
     }

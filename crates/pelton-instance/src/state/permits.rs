@@ -64,7 +64,12 @@ impl State {
         let (all_weight, growth) = self.flow.weight_budget(&self.declaration, now);
         let room = permit::Room {
             rows: budget.saturating_sub(held),
-            bytes: self.declaration.permits.bytes.get().saturating_sub(self.queue.bytes().saturating_add(bytes)),
+            bytes: self
+                .declaration
+                .permits
+                .bytes
+                .get()
+                .saturating_sub(self.queue.bytes().saturating_add(bytes)),
             weight: all_weight - load.weight() - weight - growth * held as f64,
         };
         self.meter.permits = budget;
@@ -91,8 +96,8 @@ impl State {
         self.connections.values().filter(|c| c.outstanding() > 0).map(|c| c.granted + LEASE).min()
     }
 
-    /// Takes back permits that nobody used. Whoever let them expire comes after all others until it uses one: a caller that only announces
-    /// would otherwise have them again and again.
+    /// Takes back permits that nobody used. Whoever let them expire comes after all others until it uses or returns some, late
+    /// or not: a caller that only announces would otherwise have them again and again.
     pub(super) fn expire_permits(&mut self, now: Time) {
         for connection in self.connections.values_mut() {
             if connection.outstanding() > 0 && now >= connection.granted + LEASE {

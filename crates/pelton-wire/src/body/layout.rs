@@ -36,7 +36,8 @@ pub(super) fn check(
     for buffer in batch.buffers().into_iter().flatten() {
         let (offset, length) = (buffer.offset(), buffer.length());
         let end = usize::try_from(offset).ok().zip(usize::try_from(length).ok());
-        let inside = end.and_then(|(offset, length)| offset.checked_add(length)).is_some_and(|end| end <= data);
+        let inside =
+            end.and_then(|(offset, length)| offset.checked_add(length)).is_some_and(|end| end <= data);
         if !inside {
             return Err("a buffer lies outside its data");
         }
@@ -102,7 +103,9 @@ impl Walk<'_> {
             }
             Utf8View | BinaryView => {
                 self.whole(rows, 16)?;
-                for _ in 0..*self.variadic.next().ok_or("a column of views does not say of how many buffers")? {
+                for _ in
+                    0..*self.variadic.next().ok_or("a column of views does not say of how many buffers")?
+                {
                     self.buffer(0)?;
                 }
             }
