@@ -45,11 +45,11 @@ const MAY_KNOW: [(&str, &[&str]); 20] = [
     ("xtask", &[]),
 ];
 
-/// The simulator puts the parts together as it likes; nothing depends on it.
-const ANYTHING: [&str; 1] = ["pelton-sim"];
+/// The simulator and the fuzz targets put the parts together as they like; nothing depends on them.
+const ANYTHING: [&str; 2] = ["pelton-fuzz", "pelton-sim"];
 
 /// What only these may link: heavy crates stay at the edge.
-const HEAVY: [(&str, &[&str]); 9] = [
+const HEAVY: [(&str, &[&str]); 10] = [
     ("candle-core", &["pelton-models"]),
     ("tokenizers", &["pelton-models", "pelton-text"]),
     ("rten", &["pelton-models"]),
@@ -57,6 +57,7 @@ const HEAVY: [(&str, &[&str]); 9] = [
     ("object_store", &["pelton-objects"]),
     ("tokio-postgres", &["pelton-postgres"]),
     ("hyper", &["pelton-remote"]),
+    ("libfuzzer-sys", &["pelton-fuzz"]),
     ("prost", &["pelton-remote"]),
     ("tokio-rustls", &["pelton-postgres", "pelton-remote"]),
 ];

@@ -365,7 +365,9 @@ impl Shared {
             status,
         };
         let Ok(Link { sender, mut receiver }) = visitor.welcome(env, welcome).await else { return };
+        let room = sender.room();
         while let Ok(Some(message)) = receiver.next().await {
+            room.wait().await;
             match message.frame {
                 Frame::Query => {
                     let report = serde_json::to_string(&self.job_report()).expect("a report is plain data");

@@ -24,12 +24,12 @@ impl Histogram {
         if self.counts.len() <= bucket {
             self.counts.resize(bucket + 1, 0);
         }
-        self.counts[bucket] += times;
+        self.counts[bucket] = self.counts[bucket].saturating_add(times);
         self.sum = self.sum.saturating_add(value.saturating_mul(times));
     }
 
     pub fn count(&self) -> u64 {
-        self.counts.iter().sum()
+        self.counts.iter().fold(0, |all, n| all.saturating_add(*n))
     }
 
     /// The sum of all values.
@@ -47,7 +47,7 @@ impl Histogram {
         let wanted = (share.clamp(0.0, 1.0) * self.count() as f64).ceil().max(1.0) as u64;
         let mut seen = 0;
         for (bucket, count) in self.counts.iter().enumerate() {
-            seen += count;
+            seen = u64::saturating_add(seen, *count);
             if seen >= wanted {
                 return begin(bucket + 1).saturating_sub(1);
             }
@@ -60,7 +60,7 @@ impl Histogram {
             self.counts.resize(other.counts.len(), 0);
         }
         for (mine, theirs) in self.counts.iter_mut().zip(&other.counts) {
-            *mine += theirs;
+            *mine = mine.saturating_add(*theirs);
         }
         self.sum = self.sum.saturating_add(other.sum);
     }
@@ -94,7 +94,7 @@ pub type Tally = BTreeMap<String, u64>;
 pub fn count(tally: &mut Tally, reason: &str, times: u64) {
     if times > 0 {
         match tally.get_mut(reason) {
-            Some(n) => *n += times,
+            Some(n) => *n = n.saturating_add(times),
             None => {
                 tally.insert(reason.to_owned(), times);
             }

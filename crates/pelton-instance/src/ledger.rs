@@ -66,6 +66,11 @@ pub(crate) struct Entry {
 }
 
 impl Entry {
+    /// Whether a caller who is connected waits for it, and it is not this one.
+    pub(crate) fn is_of_another(&self, connection: Option<ConnectionId>) -> bool {
+        connection.is_some() && self.attached.is_some() && self.attached != connection
+    }
+
     pub(crate) fn is_on_disk(&self) -> bool {
         matches!(self.stage, Stage::Finished { place: Place::Disk { .. }, .. })
     }
@@ -176,14 +181,19 @@ impl Ledger {
         }
     }
 
-    /// Forgets finished entries that their callers have. Entries that are not finished stay.
-    pub(crate) fn acknowledge(&mut self, runs: &[RequestRun]) {
+    /// Those of a run that are here.
+    pub(crate) fn within(&self, run: RequestRun) -> impl Iterator<Item = RequestId> {
+        let last = RequestId { sequence: run.first.sequence + u64::from(run.count - 1), ..run.first };
+        self.entries.range(run.first..=last).map(|(id, _)| *id)
+    }
+
+    /// Forgets finished entries that this caller has. Entries that are not finished stay, and those that another one waits for.
+    pub(crate) fn acknowledge(&mut self, from: ConnectionId, runs: &[RequestRun]) {
         for run in runs {
-            let last = RequestId { sequence: run.first.sequence + u64::from(run.count - 1), ..run.first };
-            let ids: Vec<RequestId> = (self.entries.range(run.first..=last))
-                .filter(|(_, e)| matches!(e.stage, Stage::Finished { .. }))
-                .map(|(id, _)| *id)
-                .collect();
+            let may_go =
+                |e: &Entry| matches!(e.stage, Stage::Finished { .. }) && !e.is_of_another(Some(from));
+            let ids: Vec<RequestId> =
+                self.within(*run).filter(|id| self.entries.get(id).is_some_and(may_go)).collect();
             for id in ids {
                 self.remove(id);
             }

@@ -303,6 +303,7 @@ impl Server {
         let welcome = self.welcome(caller.version);
         let Ok(Link { sender, mut receiver }) = caller.welcome(&self.env, welcome).await else { return };
         let close = Arc::new(Notify::new());
+        let room = sender.room();
         let id = {
             let mut inner = self.lock();
             inner.next_connection += 1;
@@ -316,7 +317,8 @@ impl Server {
             let next = tokio::select! {
                 biased;
                 () = close.notified() => break,
-                next = receiver.next() => next,
+                // Who does not read what it asked for is not listened to until it does.
+                next = async { room.wait().await; receiver.next().await } => next,
             };
             match next {
                 Ok(Some(message)) => self.apply(Event::Received { connection: id, message }),
@@ -337,16 +339,21 @@ impl Server {
         let mut changed = self.changed.subscribe();
         let welcome = self.welcome(caller.version);
         let Ok(Link { sender, mut receiver }) = caller.welcome(&self.env, welcome).await else { return };
+        let room = sender.room();
         let _lease = controls.then(|| Lease::take(&self.supervised));
         let report = async {
             loop {
                 let _ = self.env.within(HEARTBEAT, changed.changed()).await;
+                if !room.is_there() {
+                    continue;
+                }
                 let status = self.lock().state.status(std::process::id(), self.env.now());
                 sender.send(Frame::Status(Box::new(status)));
             }
         };
         let listen = async {
             while let Ok(Some(message)) = receiver.next().await {
+                room.wait().await;
                 match message.frame {
                     Frame::Ping(n) => sender.send(Frame::Pong(n)),
                     Frame::Drain if controls => self.apply(Event::Drain),

@@ -25,7 +25,7 @@ fn check(script: &str, left: &[u64], bytes: u64, evicted: u64) {
             "+" => {
                 finish(&mut ledger, number.parse().unwrap(), 10, ms as u64);
             }
-            "-" => ledger.acknowledge(&[RequestRun::one(id(number.parse().unwrap()))]),
+            "-" => ledger.acknowledge(1, &[RequestRun::one(id(number.parse().unwrap()))]),
             "e" => ledger.evict(at(ms as u64)),
             "." => {}
             other => panic!("{other}"),
@@ -57,7 +57,7 @@ fn acknowledged_ones_take_no_room_behind_one_that_is_not() {
     for i in 0..5000 {
         finish(&mut ledger, i, 1, 0);
         if i > 0 {
-            ledger.acknowledge(&[RequestRun::one(id(i))]);
+            ledger.acknowledge(1, &[RequestRun::one(id(i))]);
         }
     }
     assert_eq!(ledger.finished.len(), 1);
@@ -113,7 +113,7 @@ fn check_spill(script: &str) {
                 _ if word.starts_with('+') => {
                     finish(&mut ledger, number().sequence, if word.ends_with('!') { 20_000 } else { 10 }, ms);
                 }
-                _ if word.starts_with('-') => ledger.acknowledge(&[RequestRun::one(number())]),
+                _ if word.starts_with('-') => ledger.acknowledge(7, &[RequestRun::one(number())]),
                 _ if word.starts_with('?') => {
                     ledger.get_mut(number()).unwrap().attached = Some(7);
                     ledger.want(number());

@@ -785,7 +785,7 @@ fn whatever_happens_meanwhile_every_request_is_answered_or_handed_back() {
         if !bad {
             assert_eq!(state.ledger.evicted(), 0, "seed {seed}");
         }
-        state.ledger.acknowledge(&RequestRun::pack((0..sent).map(id)));
+        state.ledger.acknowledge(connection, &RequestRun::pack((0..sent).map(id)));
         let meter = state.ledger.meter();
         assert_eq!((state.ledger.bytes(), meter.on_disk, meter.disk_bytes), (0, 0, 0), "seed {seed}");
     }
@@ -796,4 +796,34 @@ fn a_row_counts_for_its_own_bytes() {
     // As a received batch: all columns share one buffer.
     let wide = rows(0..1000);
     assert_eq!(body::bytes(&wide.slice(10, 2)), 16);
+}
+
+#[test]
+fn a_caller_has_no_say_in_what_another_one_waits_for() {
+    let state = check(
+        "0 opened => report
+         0 join 1 a 1
+         0 join 2 b 1
+         0 announce 1 4 => permit 1 4
+         1 request 1 0..4 => run 0: 0,1
+         2 cancel 2 0..4
+         3 attach 2 0..3 => denied 2 0,1,2
+         4 end 0 => results 1 0,1; run 1: 2,3
+         5 ack 2 0..2
+         6 end 1 => results 1 2,3",
+    );
+    assert_eq!(state.ledger.bytes(), 32, "what the other one acknowledges stays");
+}
+
+#[test]
+fn no_more_is_given_back_than_was_permitted() {
+    check(
+        "0 opened => report
+         0 join 1 a 1
+         0 announce 1 2 => permit 1 2
+         1 return 1 18446744073709551615
+         2 announce 1 4 => permit 1 4
+         3 return 1 0
+         4 request 1 0..2 => run 0: 0,1",
+    );
 }
