@@ -144,6 +144,9 @@ pub struct InstanceMeter {
     pub batch_limit: u64,
     /// What it makes of the declared memory: 1 is all of it.
     pub memory_belief: f64,
+    /// What the service itself counts.
+    #[serde(skip_serializing_if = "Tally::is_empty")]
+    pub counted: Tally,
 }
 
 impl InstanceMeter {
@@ -159,6 +162,7 @@ impl InstanceMeter {
         self.permits += other.permits;
         self.batch_limit = self.batch_limit.max(other.batch_limit);
         self.memory_belief = other.memory_belief;
+        merge(&mut self.counted, &other.counted);
     }
 
     /// What was measured since an older copy; what is a state and not a count stays.
@@ -172,6 +176,7 @@ impl InstanceMeter {
             refused: since(&self.refused, &earlier.refused),
             failed: since(&self.failed, &earlier.failed),
             split: self.split.saturating_sub(earlier.split),
+            counted: since(&self.counted, &earlier.counted),
             ..self.clone()
         }
     }
