@@ -265,25 +265,27 @@ impl Shared {
 
     async fn load(self: Arc<Self>, key: &Key) -> Result<Bytes> {
         let spot = self.roots.find(&key.object)?;
+        // From here on, so that all who wait for a server that is down hear of it soon.
+        let until = self.env.now() + self.settings.patience;
         let _slot = self.slots.acquire().await.map_err(|_| lost())?;
         self.counters.add(READS, 1);
         let read = match spot {
             Spot::File { .. } => {
                 let (tell, told) = oneshot::channel();
                 let (shared, key) = (self.clone(), key.clone());
-                let work = async move { _ = tell.send(shared.collect(&key, &spot).await) };
+                let work = async move { _ = tell.send(shared.collect(&key, &spot, until).await) };
                 let _task = self.env.spawn(Place::Dedicated, work);
                 told.await.unwrap_or_else(|_| Err(lost()))
             }
-            Spot::Stored { .. } => self.collect(key, &spot).await,
+            Spot::Stored { .. } => self.collect(key, &spot, until).await,
         }?;
         self.counters.add(BYTES, read.len() as u64);
         Ok(read)
     }
 
     /// Reads until it has all, or has no patience left.
-    async fn collect(&self, key: &Key, spot: &Spot) -> Result<Bytes> {
-        let mut patience = Patience::new(self);
+    async fn collect(&self, key: &Key, spot: &Spot, until: Time) -> Result<Bytes> {
+        let mut patience = Patience { shared: self, until, failures: 0 };
         loop {
             let limit = self.settings.attempt_timeout;
             let tried = self.env.within(limit, self.attempt(key, spot)).await;
