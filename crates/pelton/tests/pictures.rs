@@ -8,8 +8,6 @@ mod server;
 mod web;
 
 use std::fs;
-use std::io::{Read, Write};
-use std::net::{Ipv4Addr, TcpStream};
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
@@ -142,16 +140,7 @@ fn pictures_of_a_bucket() {
     let Some(server) = Server::start() else { return };
     for i in 0..PICTURES {
         let path = format!("/bucket/pictures/{}", name(i).replace(' ', "%20"));
-        let mut stream = TcpStream::connect((Ipv4Addr::LOCALHOST, server.port)).unwrap();
-        let content = picture(i);
-        let length = content.len();
-        let head = format!(
-            "PUT {path} HTTP/1.1\r\nHost: localhost\r\nContent-Length: {length}\r\nConnection: close\r\n\r\n"
-        );
-        stream.write_all(head.as_bytes()).unwrap();
-        stream.write_all(&content).unwrap();
-        let mut answer = String::new();
-        stream.read_to_string(&mut answer).unwrap();
+        let answer = server.send(&format!("PUT {path}"), &picture(i));
         assert!(answer.starts_with("HTTP/1.1 200"), "{answer}");
     }
     let environment = [
@@ -177,7 +166,6 @@ fn pictures_of_a_plain_server_that_fails_now_and_then() {
     for i in 0..PICTURES {
         let path = format!("/pictures/{}", name(i).replace(' ', "%20"));
         web.put(&path, picture(i), &i.to_string());
-        // A job may ask for the same more than once.
         let line =
             serde_json::json!({ "uri": web.url(&path), "version": format!("\"{i}\"") }).to_string() + "\n";
         references += &line;
