@@ -99,6 +99,15 @@ pub(super) async fn begin(
         Err(object_store::Error::NotSupported { .. }) if range.is_some() => {
             (store.get_opts(path, options).await.map_err(|e| failed(&e))?, true)
         }
+        Err(e) if range.is_some() && may_pass(&e).is_none() => {
+            // A range that is not there any more: whether it is another object by now says its head.
+            let head = GetOptions { head: true, ..options };
+            if let Ok(now) = store.get_opts(path, head).await {
+                check_version(object, version(&now.meta, s3).filter(|_| id.is_none()).as_deref().or(id))?;
+                part(object, span, now.meta.size)?;
+            }
+            return Err(failed(&e));
+        }
         result => (result.map_err(|e| failed(&e))?, range.is_none()),
     };
     let version = match id {

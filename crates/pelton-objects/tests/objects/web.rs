@@ -99,6 +99,7 @@ async fn serve(mut client: TcpStream, env: &Env, state: &Mutex<State>) -> std::i
         head.push(client.read_u8().await?);
     }
     let head = String::from_utf8_lossy(&head).into_owned();
+    let head_only = head.starts_with("HEAD ");
     let path = head.split(' ').nth(1).unwrap_or_default().to_owned();
     let header = |name: &str| {
         let mut lines = head.lines().filter_map(|l| l.split_once(": "));
@@ -168,6 +169,8 @@ async fn serve(mut client: TcpStream, env: &Env, state: &Mutex<State>) -> std::i
     let head =
         format!("HTTP/1.1 {status} OK\r\n{headers}Content-Length: {length}\r\nConnection: close\r\n\r\n");
     client.write_all(head.as_bytes()).await?;
-    client.write_all(&content[..length.min(cut)]).await?;
+    if !head_only {
+        client.write_all(&content[..length.min(cut)]).await?;
+    }
     client.shutdown().await
 }
