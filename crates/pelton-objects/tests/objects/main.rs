@@ -79,10 +79,10 @@ impl World {
         }
     }
 
-    /// Puts an object there by another way than the product's.
-    pub(crate) fn put(&self, name: &str, content: &[u8]) {
+    /// Puts an object there by another way than the product's. Gives the id of its version, where the bucket keeps versions.
+    pub(crate) fn put(&self, name: &str, content: &[u8]) -> Option<String> {
         let path = Path::parse(format!("{}/{name}", self.folder)).unwrap();
-        self.host.block_on(self.store.put(&path, content.to_vec().into())).unwrap();
+        self.host.block_on(self.store.put(&path, content.to_vec().into())).unwrap().version
     }
 
     pub(crate) fn remove(&self, name: &str) {

@@ -193,21 +193,16 @@ fn a_version_of_a_bucket_with_versions_is_read_when_there_are_newer_ones() {
     let status = "<VersioningConfiguration><Status>Enabled</Status></VersioningConfiguration>";
     let answer = server.send("PUT /bucket?versioning", status.as_bytes());
     assert!(answer.starts_with("HTTP/1.1 200"), "{answer}");
-    let put = |content: &[u8]| {
-        let answer = server.send("PUT /bucket/x", content);
-        let id = answer
-            .lines()
-            .find_map(|l| l.split_once(": ").filter(|(n, _)| n.eq_ignore_ascii_case("x-amz-version-id")));
-        id.unwrap_or_else(|| panic!("{answer}")).1.to_owned()
-    };
+    let world = World::s3(&server, "versions");
+    let put = |content: &[u8]| world.put("x", content).expect("the bucket keeps versions");
     let (older, newer) = (put(b"older"), put(b"newer"));
-    let reading = Reading::new(&settings("s3://bucket"), &options(server.port));
-    let x = object("s3://bucket/x");
+    let reading = Reading::new(&settings("s3://bucket/versions"), &options(server.port));
+    let x = object("s3://bucket/versions/x");
     let read = |id: &str| reading.reader.read(&x.clone().with_version(id).unwrap());
     assert_eq!(read(&older).unwrap(), &b"older"[..]);
     assert_eq!(read(&newer).unwrap(), &b"newer"[..]);
     assert_eq!(reading.reader.read(&x).unwrap(), &b"newer"[..]);
-    says(read("00000000-0000-0000-0000-000000000000"), &["s3://bucket/x"]);
+    says(read("00000000-0000-0000-0000-000000000000"), &["s3://bucket/versions/x"]);
 }
 
 #[test]
