@@ -18,7 +18,7 @@ const MAY_KNOW: [(&str, &[&str]); 20] = [
     ("pelton-dataflow", &["pelton-core", "pelton-env"]),
     ("pelton-remote", &["pelton-core", "pelton-env", "pelton-policy", "pelton-wire"]),
     ("pelton-files", &["pelton-core", "pelton-dataflow", "pelton-env"]),
-    ("pelton-objects", &["pelton-core", "pelton-dataflow", "pelton-env", "pelton-files"]),
+    ("pelton-objects", &["pelton-core", "pelton-dataflow", "pelton-env", "pelton-files", "pelton-policy"]),
     ("pelton-postgres", &["pelton-core", "pelton-dataflow", "pelton-env"]),
     ("pelton-text", &["pelton-core", "pelton-dataflow"]),
     ("pelton-models", &["pelton-core", "pelton-dataflow"]),
@@ -49,12 +49,13 @@ const MAY_KNOW: [(&str, &[&str]); 20] = [
 const ANYTHING: [&str; 2] = ["pelton-fuzz", "pelton-sim"];
 
 /// What only these may link: heavy crates stay at the edge.
-const HEAVY: [(&str, &[&str]); 10] = [
+const HEAVY: [(&str, &[&str]); 11] = [
     ("candle-core", &["pelton-models"]),
     ("tokenizers", &["pelton-models", "pelton-text"]),
     ("rten", &["pelton-models"]),
     ("parquet", &["pelton-files", "pelton-objects"]),
     ("object_store", &["pelton-objects"]),
+    ("reqwest", &["pelton-objects"]),
     ("tokio-postgres", &["pelton-postgres"]),
     ("hyper", &["pelton-remote"]),
     ("libfuzzer-sys", &["pelton-fuzz"]),

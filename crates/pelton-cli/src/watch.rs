@@ -177,6 +177,7 @@ fn show(text: &mut String, service: &ServiceReport, seen: &Seen) {
         ("tried again after", &c.retries),
         ("left alone after", &c.ejections),
         ("ended", &c.ended),
+        ("counted by the service", &i.counted),
     ] {
         if !tally.is_empty() {
             let _ = writeln!(text, "  {what}: {}", list(tally));

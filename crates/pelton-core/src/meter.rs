@@ -195,6 +195,9 @@ pub struct InstanceMeter {
     /// Left out where there is nothing to tell.
     #[serde(skip_serializing_if = "LedgerMeter::is_empty")]
     pub ledger: LedgerMeter,
+    /// What the service itself counts.
+    #[serde(skip_serializing_if = "Tally::is_empty")]
+    pub counted: Tally,
 }
 
 impl InstanceMeter {
@@ -211,6 +214,7 @@ impl InstanceMeter {
         self.batch_limit = self.batch_limit.max(other.batch_limit);
         self.memory_belief = other.memory_belief;
         self.ledger.merge(&other.ledger);
+        merge(&mut self.counted, &other.counted);
     }
 
     /// What was measured since an older copy; what is a state and not a count stays.
@@ -225,6 +229,7 @@ impl InstanceMeter {
             failed: since(&self.failed, &earlier.failed),
             split: self.split.saturating_sub(earlier.split),
             ledger: self.ledger.since(&earlier.ledger),
+            counted: since(&self.counted, &earlier.counted),
             ..self.clone()
         }
     }

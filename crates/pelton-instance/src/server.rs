@@ -5,11 +5,11 @@ use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Duration;
 
 use pelton_core::declaration::Declaration;
-use pelton_core::service::{Context, Definition, Gauge};
+use pelton_core::service::{Context, Counters, Definition, Gauge};
 use pelton_core::{Error, Result};
 use pelton_env::{Connection, Env, Place};
 use pelton_link::{Caller, Door, Link, Sender};
-use pelton_wire::{Bootstrap, Frame, Role, Welcome};
+use pelton_wire::{Bootstrap, Frame, Role, Status, Welcome};
 use tokio::sync::{Notify, mpsc, oneshot, watch};
 
 use crate::spill::{self, Store};
@@ -55,11 +55,12 @@ pub async fn serve(env: Env, bootstrap: Bootstrap, definition: Definition) -> Re
         leave,
         abort: Notify::new(),
         gauge: Gauge::default(),
+        counters: Counters::default(),
         bootstrap: bootstrap.clone(),
     };
     let server = Arc::new(server);
 
-    let context = context(&env, &bootstrap, declaration, server.gauge.clone());
+    let context = context(&env, &bootstrap, declaration, server.gauge.clone(), server.counters.clone());
     let events = {
         let server = Arc::downgrade(&server);
         move |event| {
@@ -127,7 +128,13 @@ pub async fn serve(env: Env, bootstrap: Bootstrap, definition: Definition) -> Re
     Ok(why.unwrap_or_default())
 }
 
-fn context(env: &Env, bootstrap: &Bootstrap, declaration: &Declaration, gauge: Gauge) -> Context {
+fn context(
+    env: &Env,
+    bootstrap: &Bootstrap,
+    declaration: &Declaration,
+    gauge: Gauge,
+    counters: Counters,
+) -> Context {
     Context {
         service: declaration.name.clone(),
         instance: bootstrap.instance.number,
@@ -136,6 +143,7 @@ fn context(env: &Env, bootstrap: &Bootstrap, declaration: &Declaration, gauge: G
         clock: env.clock.clone(),
         seed: env.entropy.seed(),
         gauge,
+        counters,
         crash: env.crash.clone(),
     }
 }
@@ -158,6 +166,8 @@ struct Server {
     abort: Notify,
     /// What the service says of its memory.
     gauge: Gauge,
+    /// What the service counts.
+    counters: Counters,
 }
 
 struct Inner {
@@ -283,6 +293,12 @@ impl Server {
         }
     }
 
+    fn status(&self) -> Status {
+        let mut status = self.lock().state.status(std::process::id(), self.env.now());
+        status.meter.counted = self.counters.read();
+        status
+    }
+
     fn welcome(&self, version: u16) -> Welcome {
         Welcome {
             version,
@@ -290,7 +306,7 @@ impl Server {
             config: self.bootstrap.config.clone(),
             methods: self.definition.methods.to_vec(),
             max_message: self.bootstrap.declaration.max_message,
-            status: self.lock().state.status(std::process::id(), self.env.now()),
+            status: self.status(),
         }
     }
 
@@ -347,7 +363,7 @@ impl Server {
                 if !room.is_there() {
                     continue;
                 }
-                let status = self.lock().state.status(std::process::id(), self.env.now());
+                let status = self.status();
                 sender.send(Frame::Status(Box::new(status)));
             }
         };

@@ -188,3 +188,34 @@ fn stream(batches: &[RecordBatch]) -> Result<Vec<u8>> {
     }
     Ok(writer.into_inner()?)
 }
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use arrow_schema::Schema;
+    use pelton_core::ObjectRef;
+    use pelton_core::object::{self, Objects};
+
+    use super::*;
+
+    #[test]
+    fn references_to_objects_are_still_references() {
+        let objects = [ObjectRef::new("s3://bucket/x").unwrap().with_version("\"e\"").unwrap()];
+        let schema = Arc::new(Schema::new(vec![object::field("image", false)]));
+        let rows = RecordBatch::try_new(schema, vec![object::column(objects.iter().map(Some))]).unwrap();
+        let batch = Batch { split: 1, rows };
+        let state = State { queued: vec![batch.clone()], unsent: vec![(0, batch)], ..State::default() };
+        let mut pieces = Vec::new();
+        encode(&state, |name, content| {
+            pieces.push((name, content));
+            Ok(())
+        })
+        .unwrap();
+        let restored = decode(pieces).unwrap();
+        for rows in [&restored.queued[0].rows, &restored.unsent[0].1.rows] {
+            assert!(object::is_object(rows.schema().field(0)), "{:?}", rows.schema());
+            assert_eq!(Objects::of(rows, "image").unwrap().all().unwrap(), objects);
+        }
+    }
+}
