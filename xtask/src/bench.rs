@@ -11,7 +11,7 @@ use crate::setup;
 #[derive(Args)]
 #[command(after_help = include_str!("../../crates/pelton-trials/src/bench/how-to-read.txt"))]
 pub(crate) struct Arguments {
-    /// For the measurements, as in `--quick --only batching --json FILE`, or `flow` or `recovery` and what they take; `cargo xtask bench -- --help` and
+    /// For the measurements, as in `--quick --only batching --json FILE`, or `flow`, `recovery` or `wire` and what they take; `cargo xtask bench -- --help` and
     /// `cargo xtask bench flow --help` list them
     #[arg(trailing_var_arg = true, allow_hyphen_values = true, value_name = "ARGUMENT")]
     rest: Vec<String>,
@@ -20,17 +20,23 @@ pub(crate) struct Arguments {
 pub(crate) fn run(places: &Places, arguments: &Arguments) -> Result<()> {
     let asks = |flag: &str| arguments.rest.iter().any(|a| a == flag || a.starts_with(&format!("{flag}=")));
     let helps = asks("--help") || asks("-h");
-    if arguments.rest.first().is_some_and(|first| first == "flow" || first == "recovery") {
+    let first = arguments.rest.first().map(String::as_str);
+    if let Some(part @ ("flow" | "recovery" | "wire")) = first {
         // Without the sentence model, which takes longer to build than all the rest.
-        let trials =
-            ["run", "--release", "--package", "pelton-trials", "--no-default-features", "--", "bench"];
-        let mut bench = cargo(&places.root, trials);
-        bench.args(&arguments.rest);
-        if !helps && !asks("--no-peers") && arguments.rest[0] == "flow" {
-            peers::install(places, &arguments.rest, &mut bench);
-        }
-        if !helps && arguments.rest[0] == "recovery" {
-            peers::build(places, &arguments.rest, &mut bench)?;
+        let mut bench =
+            cargo(&places.root, ["run", "--release", "--package", "pelton-trials", "--no-default-features"]);
+        bench.args(["--", "bench"]).args(&arguments.rest);
+        match part {
+            _ if helps => {}
+            "flow" if !asks("--no-peers") => {
+                peers::install(places, &peers::FLOW, &arguments.rest, &mut bench);
+            }
+            "wire" if !asks("--no-peers") => {
+                peers::program(places, &mut bench)?;
+                peers::install(places, &peers::WIRE, &arguments.rest, &mut bench);
+            }
+            "recovery" => peers::build(places, &arguments.rest, &mut bench)?,
+            _ => {}
         }
         return process::run(&mut bench).context("the measurements failed");
     }

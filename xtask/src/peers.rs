@@ -1,23 +1,36 @@
 //! Other systems, to be measured beside Pelton: servers each in a Python environment of its own, Flink as a project of Maven's.
 
-use std::process::Command;
+use std::process::{Command, Stdio};
 
-use anyhow::Result;
+use anyhow::{Context, Result};
 
 use crate::java;
 use crate::places::Places;
-use crate::process::step;
+use crate::process::{self, cargo, step};
 use crate::python::Python;
 
 /// By name, with the variable that tells the measurements which interpreter has it.
-const PEERS: [(&str, &str); 2] = [("mosec", "PELTON_PEER_MOSEC"), ("ray", "PELTON_PEER_RAY")];
+const PEERS: [(&str, &str); 4] = [
+    ("mosec", "PELTON_PEER_MOSEC"),
+    ("ray", "PELTON_PEER_RAY"),
+    ("litserve", "PELTON_PEER_LITSERVE"),
+    ("grpcio", "PELTON_PEER_GRPCIO"),
+];
+/// Those that `bench flow` measures.
+pub(crate) const FLOW: [&str; 2] = ["mosec", "ray"];
+/// Those of `bench wire` that have an environment of their own.
+pub(crate) const WIRE: [&str; 4] = ["mosec", "ray", "litserve", "grpcio"];
+/// The variable that tells the measurements where the program of `pelton-peers` is.
+const PROGRAM: &str = "PELTON_PEERS";
 /// The name of Flink, and the variable that tells the measurements where its job is.
 const FLINK: (&str, &str) = ("flink", "PELTON_PEER_FLINK");
 
-/// Installs those that are asked for, unless they are there, and tells `bench` where. One that cannot be installed is left out, with a
+/// Installs those of the `known` ones that are asked for, unless they are there, and tells `bench` where. One that cannot be installed is left out, with a
 /// line that says so.
-pub(crate) fn install(places: &Places, arguments: &[String], bench: &mut Command) {
-    for (name, variable) in PEERS.into_iter().filter(|(name, _)| wanted(arguments, name)) {
+pub(crate) fn install(places: &Places, known: &[&str], arguments: &[String], bench: &mut Command) {
+    for (name, variable) in
+        PEERS.into_iter().filter(|(name, _)| known.contains(name) && wanted(arguments, name))
+    {
         if std::env::var_os(variable).is_some() {
             continue;
         }
@@ -32,6 +45,32 @@ pub(crate) fn install(places: &Places, arguments: &[String], bench: &mut Command
             Err(e) => eprintln!("NOT MEASURED: {name} could not be installed: {e:#}"),
         }
     }
+}
+
+/// Builds the callers and servers of other libraries, unless it is told where they are, and tells `bench`. By itself: its libraries would change
+/// how all others are built.
+pub(crate) fn program(places: &Places, bench: &mut Command) -> Result<()> {
+    if std::env::var_os(PROGRAM).is_some() {
+        return Ok(());
+    }
+    let build = [
+        "build",
+        "--release",
+        "--package",
+        "pelton-peers",
+        "--features",
+        "program",
+        "--message-format",
+        "json",
+    ];
+    let messages = process::output(cargo(&places.root, build).stderr(Stdio::inherit()))?;
+    let executable = |line: &str| {
+        let message: serde_json::Value = serde_json::from_str(line).ok()?;
+        Some(message["executable"].as_str()?.to_owned())
+    };
+    let program = String::from_utf8_lossy(&messages).lines().find_map(executable);
+    bench.env(PROGRAM, program.context("cargo named no program of pelton-peers")?);
+    Ok(())
 }
 
 /// Builds Flink's job if it is asked for, unless it is there, and tells `bench` where. Who asks for it by name wants no run without it.

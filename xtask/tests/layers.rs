@@ -19,8 +19,10 @@ const MAY_KNOW: [(&str, &[&str]); 21] = [
     ("pelton-dataflow", &["pelton-core", "pelton-env"]),
     ("pelton-remote", &["pelton-core", "pelton-env", "pelton-policy", "pelton-wire"]),
     ("pelton-files", &["pelton-core", "pelton-dataflow", "pelton-env"]),
-    ("pelton-objects", &["pelton-core", "pelton-dataflow", "pelton-env", "pelton-files"]),
+    ("pelton-objects", &["pelton-core", "pelton-dataflow", "pelton-env", "pelton-files", "pelton-policy"]),
     ("pelton-postgres", &["pelton-core", "pelton-dataflow", "pelton-env"]),
+    // What Pelton is measured beside knows nothing of it.
+    ("pelton-peers", &[]),
     ("pelton-text", &["pelton-core", "pelton-dataflow"]),
     ("pelton-models", &["pelton-core", "pelton-dataflow"]),
     (
@@ -43,25 +45,28 @@ const MAY_KNOW: [(&str, &[&str]); 21] = [
         ],
     ),
     ("pelton-cli", &["pelton", "pelton-models", "pelton-text"]),
-    ("pelton-trials", &["pelton", "pelton-core", "pelton-models"]),
+    ("pelton-trials", &["pelton", "pelton-core", "pelton-models", "pelton-peers"]),
     ("xtask", &[]),
 ];
 
-/// The simulator puts the parts together as it likes; nothing depends on it.
-const ANYTHING: [&str; 1] = ["pelton-sim"];
+/// The simulator and the fuzz targets put the parts together as they like; nothing depends on them.
+const ANYTHING: [&str; 2] = ["pelton-fuzz", "pelton-sim"];
 
 /// What only these may link: heavy crates stay at the edge.
-const HEAVY: [(&str, &[&str]); 10] = [
+const HEAVY: [(&str, &[&str]); 13] = [
     ("rcgen", &["pelton-tls"]),
     ("candle-core", &["pelton-models"]),
     ("tokenizers", &["pelton-models", "pelton-text"]),
     ("rten", &["pelton-models"]),
     ("parquet", &["pelton-files", "pelton-objects"]),
     ("object_store", &["pelton-objects"]),
+    ("reqwest", &["pelton-objects"]),
     ("tokio-postgres", &["pelton-postgres"]),
-    ("hyper", &["pelton-remote"]),
-    ("prost", &["pelton-remote"]),
-    ("tokio-rustls", &["pelton-postgres", "pelton-remote", "pelton-tls"]),
+    ("hyper", &["pelton-peers", "pelton-remote"]),
+    ("libfuzzer-sys", &["pelton-fuzz"]),
+    ("prost", &["pelton-peers", "pelton-remote"]),
+    ("tonic", &["pelton-peers"]),
+    ("tokio-rustls", &["pelton-peers", "pelton-postgres", "pelton-remote", "pelton-tls"]),
 ];
 
 /// Each crate of the workspace with the names of what it depends on, tests aside.

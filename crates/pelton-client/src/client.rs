@@ -1,7 +1,8 @@
 //! The loop around a client's state: connections, timer, and the [`Caller`] that others hold.
 
 use std::collections::BTreeMap;
-use std::sync::{Arc, Mutex, MutexGuard};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use pelton_core::call::{Caller, Holder, Receiver, Submission};
@@ -9,7 +10,7 @@ use pelton_core::declaration::Declaration;
 use pelton_core::endpoint::{Endpoint, EndpointDelta};
 use pelton_core::meter::CallerMeter;
 use pelton_core::service::MethodSpec;
-use pelton_core::{Bytes, RequestId};
+use pelton_core::{Bytes, RequestId, Time};
 use pelton_env::{Env, Place, Task};
 use pelton_link::Sender;
 use pelton_wire::Role;
@@ -59,6 +60,11 @@ struct Shared {
     settings: Settings,
     max_message: Bytes,
     inner: Mutex<Inner>,
+    /// What was submitted and the state has not heard of. Whoever locks the state next tells it.
+    submitted: Mutex<Vec<Event>>,
+    /// Whether requests were under way when the state last handled something.
+    busy: AtomicBool,
+    /// There is something to do: submissions, or the time to sleep is shorter.
     timer: Notify,
 }
 
@@ -86,6 +92,8 @@ impl Client {
             settings,
             max_message,
             inner: Mutex::new(inner),
+            submitted: Mutex::default(),
+            busy: AtomicBool::new(false),
             timer: Notify::new(),
         });
         let follow = env.spawn(Place::Network, shared.clone().follow(deltas));
@@ -94,7 +102,7 @@ impl Client {
     }
 
     pub fn stats(&self) -> Stats {
-        let inner = self.shared.lock();
+        let inner = self.shared.lock_and_look();
         Stats {
             ready: inner.state.ready(),
             unended: inner.state.unended(),
@@ -126,7 +134,7 @@ impl Caller for Client {
     }
 
     fn submit(&self, submission: Submission, receiver: Arc<dyn Receiver>) {
-        self.shared.apply(Event::Submitted { submission, receiver });
+        self.shared.submit(Event::Submitted { submission, receiver });
     }
 
     fn cancel(&self, ids: &[RequestId]) {
@@ -146,14 +154,14 @@ impl Caller for Client {
     }
 
     fn holders(&self, ids: &[RequestId]) -> Vec<Holder> {
-        let inner = self.shared.lock();
+        let inner = self.shared.lock_and_look();
         ids.iter().map(|id| inner.state.holder(*id)).collect()
     }
 }
 
 impl Shared {
     fn lock(&self) -> MutexGuard<'_, Inner> {
-        self.inner.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
+        self.inner.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Hands an event to the state and does what it says. All of it under the lock, so that what is sent and delivered keeps its
@@ -163,9 +171,50 @@ impl Shared {
         self.apply_locked(&mut inner, event);
     }
 
+    /// The first of several requests goes out at once. The others are gathered for as long as it takes somebody to come round to them:
+    /// what comes back together is often followed by what is submitted together, and then a frame, its encoding and its ways are shared.
+    fn submit(self: &Arc<Self>, event: Event) {
+        if !self.busy.load(Ordering::Relaxed) {
+            return self.apply(event);
+        }
+        let mut submitted = self.submitted.lock().unwrap_or_else(PoisonError::into_inner);
+        submitted.push(event);
+        let first = submitted.len() == 1;
+        drop(submitted);
+        if first {
+            self.timer.notify_one();
+        }
+    }
+
+    fn take_submitted(&self) -> Vec<Event> {
+        std::mem::take(&mut *self.submitted.lock().unwrap_or_else(PoisonError::into_inner))
+    }
+
+    /// Tells the state what was submitted.
+    fn look(self: &Arc<Self>, inner: &mut Inner) {
+        let submitted = self.take_submitted();
+        if !submitted.is_empty() {
+            self.apply_all(inner, submitted);
+        }
+    }
+
+    fn lock_and_look(self: &Arc<Self>) -> MutexGuard<'_, Inner> {
+        let mut inner = self.lock();
+        self.look(&mut inner);
+        inner
+    }
+
     fn apply_locked(self: &Arc<Self>, inner: &mut Inner, event: Event) {
+        let mut events = self.take_submitted();
+        events.push(event);
+        self.apply_all(inner, events);
+    }
+
+    fn apply_all(self: &Arc<Self>, inner: &mut Inner, events: Vec<Event>) {
         let before = inner.state.wake_at();
-        for action in inner.state.handle(event, self.env.now()) {
+        let actions = inner.state.handle_all(events, self.env.now());
+        self.busy.store(inner.state.unended() > 0, Ordering::Relaxed);
+        for action in actions {
             match action {
                 Action::Send(peer, message) => {
                     if let Some((_, sender)) = inner.connections.get(&peer) {
@@ -184,7 +233,9 @@ impl Shared {
                 }
             }
         }
-        if inner.state.wake_at() != before {
+        // A timer that was set for something earlier looks again by itself.
+        let comes_earlier = |now: Time| before.is_none_or(|before| now < before);
+        if inner.state.wake_at().is_some_and(comes_earlier) {
             self.timer.notify_one();
         }
     }
@@ -197,13 +248,13 @@ impl Shared {
 
     async fn tick(self: Arc<Self>) {
         loop {
-            let wake = self.lock().state.wake_at();
+            let wake = self.lock_and_look().state.wake_at();
             let due = tokio::select! {
                 biased;
                 () = self.timer.notified() => false,
                 () = self.env.sleep_until(wake) => true,
             };
-            if due {
+            if due && self.lock().state.wake_at().is_some_and(|at| at <= self.env.now()) {
                 self.apply(Event::Tick);
             }
         }

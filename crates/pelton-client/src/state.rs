@@ -25,6 +25,7 @@ use pelton_wire::{Deadlines, Demand, Frame, Welcome};
 use rand::RngExt;
 use rand::rngs::StdRng;
 
+use crate::claims::Claims;
 use crate::peer::{ConnectionId, Peer, PeerKey};
 use crate::requests::{Lane, Place, Request, Requests, Target};
 
@@ -100,7 +101,7 @@ pub struct State {
     /// Ended requests whose results wait at an instance for the caller's acknowledgement.
     ended: BTreeMap<RequestId, PeerKey>,
     /// What instances hold that is not in flight from here: where each is.
-    held: BTreeMap<RequestId, PeerKey>,
+    held: Claims,
     /// The instances that were there at the start, as far as they have not said what they hold. None: no start yet.
     awaited: BTreeSet<InstanceId>,
     /// Whether it has been told of any instances.
@@ -142,7 +143,7 @@ impl State {
             salt,
             next_peer: 0,
             ended: BTreeMap::new(),
-            held: BTreeMap::new(),
+            held: Claims::default(),
             awaited: BTreeSet::new(),
             told: false,
             holding: false,
@@ -201,27 +202,14 @@ impl State {
     }
 
     pub fn handle(&mut self, event: Event, now: Time) -> Vec<Action> {
+        self.handle_all([event], now)
+    }
+
+    /// What happened together is answered together: what several submissions bring goes out in one frame.
+    pub fn handle_all(&mut self, events: impl IntoIterator<Item = Event>, now: Time) -> Vec<Action> {
         let mut actions = Vec::new();
-        match event {
-            Event::Submitted { submission, receiver } => {
-                self.submitted(submission, receiver, now, &mut actions)
-            }
-            Event::Cancelled(ids) => self.cancelled(ids, now, &mut actions),
-            Event::Acknowledged(ids) => self.acknowledged(ids),
-            Event::Abandoned(operators) => self.abandoned(&operators, now, &mut actions),
-            Event::Held => self.holding = true,
-            Event::Endpoints(delta) => self.endpoints(delta, now, &mut actions),
-            Event::Connected { peer, connection, welcome } => {
-                self.connected(peer, connection, &welcome, now, &mut actions)
-            }
-            Event::NotConnected { peer, error } => self.not_connected(peer, &error, now, &mut actions),
-            Event::Disconnected { peer, connection } => {
-                self.disconnected(peer, connection, now, &mut actions)
-            }
-            Event::Received { peer, connection, message } => {
-                self.received(peer, connection, message, now, &mut actions)
-            }
-            Event::Tick => {}
+        for event in events {
+            self.take_in(event, now, &mut actions);
         }
         self.seen = now;
         self.settle();
@@ -232,6 +220,26 @@ impl State {
         self.flush_acknowledgements(&mut actions);
         self.retire(&mut actions);
         coalesce(actions)
+    }
+
+    fn take_in(&mut self, event: Event, now: Time, actions: &mut Vec<Action>) {
+        match event {
+            Event::Submitted { submission, receiver } => self.submitted(submission, receiver, now, actions),
+            Event::Cancelled(ids) => self.cancelled(ids, now, actions),
+            Event::Acknowledged(ids) => self.acknowledged(ids),
+            Event::Abandoned(operators) => self.abandoned(&operators, now, actions),
+            Event::Held => self.holding = true,
+            Event::Endpoints(delta) => self.endpoints(delta, now, actions),
+            Event::Connected { peer, connection, welcome } => {
+                self.connected(peer, connection, &welcome, now, actions)
+            }
+            Event::NotConnected { peer, error } => self.not_connected(peer, &error, now, actions),
+            Event::Disconnected { peer, connection } => self.disconnected(peer, connection, now, actions),
+            Event::Received { peer, connection, message } => {
+                self.received(peer, connection, message, now, actions)
+            }
+            Event::Tick => {}
+        }
     }
 
     /// What has become due: deadlines, attempts that took too long, tries that were delayed.
@@ -434,7 +442,7 @@ impl State {
                 self.instances - 1
             )));
         }
-        check_columns(&format!("arguments of `{}.{}`", self.service, spec.name), arguments, &spec.input)
+        check_columns(format_args!("arguments of `{}.{}`", self.service, spec.name), arguments, &spec.input)
     }
 
     fn cancelled(&mut self, ids: Vec<RequestId>, now: Time, actions: &mut Vec<Action>) {

@@ -5,7 +5,7 @@ use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Duration;
 
 use pelton_core::declaration::Declaration;
-use pelton_core::service::{Context, Definition, Gauge};
+use pelton_core::service::{Context, Counters, Definition, Gauge};
 use pelton_core::{Error, Fate, Kind, Result, Retry, Time};
 use pelton_env::{Address, Connection, Env, Guard, Place};
 use pelton_link::{Caller, Door, Link, Sender};
@@ -13,6 +13,7 @@ use pelton_wire::{Bootstrap, Frame, Role, State as Phase, Status, Welcome};
 use tokio::sync::{Notify, mpsc, oneshot, watch};
 
 use crate::scopes::Scopes;
+use crate::spill::{self, Store};
 use crate::state::{Action, ConnectionId, Event, State};
 use crate::visits::{Pass, Visits};
 use crate::worker::{self, Job};
@@ -75,6 +76,7 @@ async fn run(
     };
     let (worker, jobs) = mpsc::unbounded_channel();
     let (leave, mut left) = watch::channel(None);
+    let (orders, ordered) = spill::orders();
     let declaration = &bootstrap.declaration;
     let server = Server {
         env: env.clone(),
@@ -82,6 +84,7 @@ async fn run(
             state: State::new(declaration.clone(), definition.methods.clone()),
             callers: BTreeMap::new(),
             worker: worker.clone(),
+            disk: orders,
             next_connection: 0,
             gauged: None,
             scopes: Scopes::default(),
@@ -97,11 +100,12 @@ async fn run(
         leave,
         abort: Notify::new(),
         gauge: Gauge::default(),
+        counters: Counters::default(),
         bootstrap: bootstrap.clone(),
     };
     let server = Arc::new(server);
 
-    let context = context(&env, &bootstrap, declaration, server.gauge.clone());
+    let context = context(&env, &bootstrap, declaration, server.gauge.clone(), server.counters.clone());
     let events = {
         let server = Arc::downgrade(&server);
         move |event| {
@@ -110,6 +114,11 @@ async fn run(
             }
         }
     };
+    let _disk = declaration.ledger.spill.as_deref().map(|folder| {
+        let limit = declaration.ledger.spill_bytes;
+        let store = Store::new(env.storage.clone(), folder, limit, definition.methods.clone());
+        env.spawn(Place::Dedicated, spill::work(env.clone(), store, ordered, events.clone()))
+    });
     let _worker = env.spawn(Place::Dedicated, worker::work(definition, context, jobs, events));
     let _timer = env.spawn(Place::Network, server.clone().tick());
     let _life = match drain {
@@ -163,7 +172,13 @@ async fn run(
     Ok(why.unwrap_or_default())
 }
 
-fn context(env: &Env, bootstrap: &Bootstrap, declaration: &Declaration, gauge: Gauge) -> Context {
+fn context(
+    env: &Env,
+    bootstrap: &Bootstrap,
+    declaration: &Declaration,
+    gauge: Gauge,
+    counters: Counters,
+) -> Context {
     Context {
         service: declaration.name.clone(),
         instance: bootstrap.instance.number,
@@ -172,6 +187,7 @@ fn context(env: &Env, bootstrap: &Bootstrap, declaration: &Declaration, gauge: G
         clock: env.clock.clone(),
         seed: env.entropy.seed(),
         gauge,
+        counters,
         crash: env.crash.clone(),
     }
 }
@@ -197,12 +213,15 @@ struct Server {
     abort: Notify,
     /// What the service says of its memory.
     gauge: Gauge,
+    /// What the service counts.
+    counters: Counters,
 }
 
 struct Inner {
     state: State,
     callers: BTreeMap<ConnectionId, Connected>,
     worker: mpsc::UnboundedSender<Job>,
+    disk: spill::Orders,
     next_connection: ConnectionId,
     /// What the state knows of the gauge.
     gauged: Option<(f64, f64)>,
@@ -266,6 +285,7 @@ impl Server {
                 Action::Run(batch) => {
                     let _ = inner.worker.send(Job::Run(batch));
                 }
+                Action::Disk(order) => inner.disk.send(order),
                 Action::Report => self.changed.send_modify(|n| *n += 1),
                 Action::Leave => self.depart(DRAINED),
                 Action::Abort(dump) => {
@@ -277,7 +297,7 @@ impl Server {
                 }
             }
         }
-        if inner.state.wake_at() != before {
+        if comes_earlier(inner.state.wake_at(), before) {
             self.timer.notify_one();
         }
         if failed && self.stands {
@@ -308,7 +328,8 @@ impl Server {
                 () = self.timer.notified() => false,
                 () = self.env.sleep_until(wake) => true,
             };
-            if due {
+            // What was due may have moved to later meanwhile.
+            if due && self.lock().state.wake_at().is_some_and(|at| at <= self.env.now()) {
                 self.apply(Event::Tick);
             }
         }
@@ -379,7 +400,9 @@ impl Server {
     }
 
     fn status(&self) -> Status {
-        self.lock().state.status(std::process::id(), self.env.now())
+        let mut status = self.lock().state.status(std::process::id(), self.env.now());
+        status.meter.counted = self.counters.read();
+        status
     }
 
     fn welcome(&self, version: u16) -> Welcome {
@@ -405,6 +428,7 @@ impl Server {
         let welcome = self.welcome(caller.version);
         let Ok(Link { sender, mut receiver }) = caller.welcome(&self.env, welcome).await else { return };
         let close = Arc::new(Notify::new());
+        let room = sender.room();
         let id = {
             let mut inner = self.lock();
             inner.next_connection += 1;
@@ -418,7 +442,8 @@ impl Server {
             let next = tokio::select! {
                 biased;
                 () = close.notified() => break,
-                next = receiver.next() => next,
+                // Who does not read what it asked for is not listened to until it does.
+                next = async { room.wait().await; receiver.next().await } => next,
             };
             match next {
                 Ok(Some(message)) => self.apply(Event::Received { connection: id, message }),
@@ -439,16 +464,21 @@ impl Server {
         let mut changed = self.changed.subscribe();
         let welcome = self.welcome(caller.version);
         let Ok(Link { sender, mut receiver }) = caller.welcome(&self.env, welcome).await else { return };
+        let room = sender.room();
         let _lease = controls.then(|| Lease::take(&self.supervised));
         let report = async {
             loop {
                 let _ = self.env.within(HEARTBEAT, changed.changed()).await;
+                if !room.is_there() {
+                    continue;
+                }
                 let status = self.status();
                 sender.send(Frame::Status(Box::new(status)));
             }
         };
         let listen = async {
             while let Ok(Some(message)) = receiver.next().await {
+                room.wait().await;
                 match message.frame {
                     Frame::Ping(n) => sender.send(Frame::Pong(n)),
                     Frame::Drain if controls => self.apply(Event::Drain),
@@ -472,6 +502,11 @@ fn not_controlled() -> Error {
         Retry::Never,
         "this instance is served on its own, and no job controls it; stop it where it was started",
     )
+}
+
+/// Whether the timer sleeps too long, which was set for `before` or something earlier.
+fn comes_earlier(now: Option<Time>, before: Option<Time>) -> bool {
+    now.is_some_and(|now| before.is_none_or(|before| now < before))
 }
 
 /// Somebody supervises the instance as long as this lives.

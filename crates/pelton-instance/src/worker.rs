@@ -77,7 +77,7 @@ fn run(
         if invocation.is_cancelled() {
             return Err(Error::user("nobody waits for the rest"));
         }
-        check_columns(&format!("rows of method `{}`", spec.name), &rows, &spec.output)?;
+        check_columns(format_args!("rows of method `{}`", spec.name), &rows, &spec.output)?;
         events(Event::Emitted { batch: id, rows });
         Ok(())
     };

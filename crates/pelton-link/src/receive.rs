@@ -1,4 +1,4 @@
-//! The receiving half: whole frames, their lengths checked before anything is allocated.
+//! The receiving half: whole frames, their lengths checked before anything is allocated for them.
 
 use arrow_schema::SchemaRef;
 use bytes::BytesMut;
@@ -8,6 +8,12 @@ use pelton_wire::{Frame, HEADER, Header, body};
 use tokio::io::{AsyncRead, AsyncReadExt};
 
 use crate::{Message, Methods};
+
+/// Room for what is read at once: many small frames.
+const AT_ONCE: usize = 16 << 10;
+const LITTLE: usize = 1 << 10;
+/// What a claimed length gets room for at once. More of it comes as the bytes do, so that a claim costs little.
+const AHEAD: usize = 1 << 20;
 
 /// Yields the peer's messages.
 pub struct Receiver {
@@ -44,7 +50,7 @@ impl Receiver {
     pub(crate) fn of_stranger(read: Box<dyn AsyncRead + Send + Sync + Unpin>) -> Self {
         Receiver {
             read,
-            buffer: BytesMut::with_capacity(16 << 10),
+            buffer: BytesMut::with_capacity(AT_ONCE),
             methods: Methods([].into()),
             max_meta: 16 << 10,
             max_body: 0,
@@ -77,6 +83,11 @@ impl Receiver {
 
     async fn header(&mut self) -> Result<Option<Header>> {
         while self.buffer.len() < HEADER {
+            // Pieces of the buffer live as long as the rows in them: it is used up before there is another, but for so little that reads
+            // would be many.
+            if self.buffer.capacity() - self.buffer.len() < LITTLE {
+                self.buffer.reserve(AT_ONCE);
+            }
             if self.read.read_buf(&mut self.buffer).await.map_err(|e| broken(&e))? == 0 {
                 return if self.buffer.is_empty() { Ok(None) } else { Err(cut_off()) };
             }
@@ -91,10 +102,13 @@ impl Receiver {
             return Ok(self.buffer.split_to(n));
         }
         let have = self.buffer.len().min(n);
-        let mut part = BytesMut::with_capacity(n);
+        let mut part = BytesMut::with_capacity(n.min(AHEAD));
         part.extend_from_slice(&self.buffer.split_to(have));
         while part.len() < n {
             let missing = n - part.len();
+            if part.len() == part.capacity() {
+                part.reserve(part.len().min(missing));
+            }
             let mut limited = bytes::BufMut::limit(&mut part, missing);
             if self.read.read_buf(&mut limited).await.map_err(|e| broken(&e))? == 0 {
                 return Err(cut_off());

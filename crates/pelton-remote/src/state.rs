@@ -343,7 +343,7 @@ impl State {
                 ids.len()
             )));
         }
-        check_columns(&format!("arguments of `{service}.{}`", spec.name), arguments, &spec.input)
+        check_columns(format_args!("arguments of `{service}.{}`", spec.name), arguments, &spec.input)
     }
 
     // --- sending ---

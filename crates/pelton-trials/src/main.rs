@@ -30,6 +30,9 @@ enum Command {
     /// The job that `bench recovery` kills
     #[command(hide = true)]
     RecoveryJob(bench::recovery::job::Arguments),
+    /// The part of `bench wire` with network namespaces, started in one
+    #[command(hide = true)]
+    WireApart(bench::wire::apart::Apart),
     /// What `bench` starts several times: calls the model in a loop
     #[cfg(feature = "model")]
     #[command(hide = true)]
@@ -42,6 +45,7 @@ fn main() -> ExitCode {
         Command::ChaosJob(arguments) => chaos::job::run(&arguments),
         Command::RecoveryJob(arguments) => bench::recovery::job::run(&arguments).map(|()| ExitCode::SUCCESS),
         Command::Bench(arguments) => bench::run(&arguments).map(|()| ExitCode::SUCCESS),
+        Command::WireApart(arguments) => bench::wire::apart::run(&arguments).map(|()| ExitCode::SUCCESS),
         #[cfg(feature = "model")]
         Command::ModelLoop(arguments) => bench::model::run_loop(&arguments).map(|()| ExitCode::SUCCESS),
     };

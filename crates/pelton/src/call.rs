@@ -59,11 +59,14 @@ impl Services {
 
     /// The caller of a service, be it instances of ours or servers of others.
     pub fn caller(&self, service: &str) -> Result<Arc<dyn Caller>> {
-        let mut callers = self.callers();
-        callers.remove(service).ok_or_else(|| {
-            let names: Vec<&str> = callers.keys().map(String::as_str).collect();
-            Error::invalid(format!("no service `{service}` in this job; it has: {}", names.join(", ")))
-        })
+        if let Some(client) = self.clients.get(service) {
+            return Ok(client.clone());
+        }
+        if let Some(remote) = self.remotes.get(service) {
+            return Ok(remote.clone());
+        }
+        let names: Vec<String> = self.callers().into_keys().collect();
+        Err(Error::invalid(format!("no service `{service}` in this job; it has: {}", names.join(", "))))
     }
 
     pub(crate) fn callers(&self) -> BTreeMap<String, Arc<dyn Caller>> {
@@ -110,7 +113,7 @@ impl Services {
             Gathering { first, parts: vec![Vec::new(); ids.len()], missing: ids.len(), done: Some(done) };
         let submission =
             Submission { priority: Priority::Interactive, ..Submission::new(index, ids.clone(), arguments) };
-        let _cancel = CancelOnDrop { caller: caller.clone(), ids };
+        let mut cancel = CancelOnDrop { caller: caller.clone(), ids };
         caller.submit(submission, Arc::new(Gather(Mutex::new(gathering))));
         let mut failure = self.control.failure();
         let parts = tokio::select! {
@@ -118,7 +121,16 @@ impl Services {
             answer = answer => answer.map_err(|_| Error::internal("a request ended without an answer"))??,
             error = given_up(&mut failure) => return Err(error),
         };
-        Ok(arrow_select::concat::concat_batches(&output, parts.iter().flatten())?)
+        // All have ended: there is nothing to take back.
+        cancel.ids.clear();
+        let mut rows = parts.into_iter().flatten();
+        match (rows.next(), rows.next()) {
+            (Some(only), None) => Ok(only),
+            (first, second) => {
+                let all: Vec<RecordBatch> = first.into_iter().chain(second).chain(rows).collect();
+                Ok(arrow_select::concat::concat_batches(&output, &all)?)
+            }
+        }
     }
 
     /// The same for a thread that may block, and that serves no async runtime.
@@ -195,6 +207,8 @@ struct CancelOnDrop {
 impl Drop for CancelOnDrop {
     fn drop(&mut self) {
         // Ids that have ended are no longer known, and nothing happens.
-        self.caller.cancel(&self.ids);
+        if !self.ids.is_empty() {
+            self.caller.cancel(&self.ids);
+        }
     }
 }

@@ -44,6 +44,7 @@ impl Local {
             clock: env.clock.clone(),
             seed: env.entropy.seed(),
             gauge: Default::default(),
+            counters: Default::default(),
             crash: env.crash.clone(),
         };
         let opened = futures::executor::block_on(definition.open(context))?;
@@ -55,7 +56,7 @@ impl Local {
         let index = self.definition.method(&self.declaration.name, method)?;
         let spec = &self.definition.methods[index];
         check_columns(
-            &format!("arguments of `{}.{method}`", self.declaration.name),
+            format_args!("arguments of `{}.{method}`", self.declaration.name),
             &arguments,
             &spec.input,
         )?;

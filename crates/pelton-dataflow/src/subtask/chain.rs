@@ -95,7 +95,7 @@ pub(crate) fn check(name: &str, rows: &RecordBatch, expected: &SchemaRef) -> Res
     if Arc::ptr_eq(rows.schema_ref(), expected) {
         return Ok(());
     }
-    pelton_core::service::check_columns(&format!("what `{name}` gave"), rows, expected)
+    pelton_core::service::check_columns(format_args!("what `{name}` gave"), rows, expected)
 }
 
 /// Errors as rows of an error output.

@@ -365,6 +365,11 @@ impl State {
         actions: &mut Vec<Action>,
     ) {
         let max = self.declaration.max_message.get();
+        if surely_within(parts, max) {
+            let all: Vec<(RequestId, &Piece)> = parts.iter().map(|(id, part)| (*id, part)).collect();
+            actions.extend(results(to, method, &all, last));
+            return;
+        }
         let mut frame: Vec<(RequestId, &Piece)> = Vec::new();
         let mut bytes = 0;
         for (id, part) in parts {
@@ -416,9 +421,22 @@ fn check_result(spec: &MethodSpec, ids: &[RequestId], rows: RecordBatch) -> Resu
             ids.len()
         )));
     }
-    check_columns(&format!("result of method `{name}`"), &rows, &spec.output)
+    check_columns(format_args!("result of method `{name}`"), &rows, &spec.output)
         .map_err(|e| Error::user(e.message().to_owned()))?;
     Ok(rows)
+}
+
+/// Whether all of it is within a limit, as far as that shows without a look at each row.
+fn surely_within(parts: &[(RequestId, Piece)], max: u64) -> bool {
+    let mut batches = parts.iter().map(|(_, part)| &part.batch).peekable();
+    let mut total = 0;
+    while let Some(batch) = batches.next() {
+        // Neighbours mostly come from one batch.
+        if batches.peek().is_none_or(|next| !Arc::ptr_eq(next, batch)) {
+            total += body::bytes(batch);
+        }
+    }
+    total <= max
 }
 
 fn part_bytes(part: &Piece) -> u64 {

@@ -7,6 +7,7 @@ mod flow;
 pub(crate) mod model;
 mod overhead;
 pub(crate) mod recovery;
+pub(crate) mod wire;
 
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -45,6 +46,8 @@ enum More {
     Flow(flow::Arguments),
     /// What a killed job costs, what checkpoints take, and what it costs to be ready for that
     Recovery(recovery::Arguments),
+    /// What a call costs on its way, small and large; what a killed replica costs its callers; other systems beside it
+    Wire(wire::Arguments),
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
@@ -83,6 +86,7 @@ pub(crate) fn run(arguments: &Arguments) -> Result<()> {
     match &arguments.more {
         Some(More::Flow(arguments)) => return flow::run(arguments),
         Some(More::Recovery(arguments)) => return recovery::run(arguments),
+        Some(More::Wire(arguments)) => return wire::run(arguments),
         None => {}
     }
     #[cfg(feature = "model")]

@@ -9,7 +9,7 @@ use pelton::env::{Env, Time};
 const TICKS: f64 = 100.0;
 
 /// Seconds that all threads of a process have run; 0 if there is none.
-fn of(pid: u32) -> f64 {
+pub(crate) fn of(pid: u32) -> f64 {
     fs::read_to_string(format!("/proc/{pid}/stat"))
         .ok()
         .and_then(|stat| ticks(&stat))

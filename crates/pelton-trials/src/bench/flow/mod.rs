@@ -1,6 +1,6 @@
 //! Too much at a time, full batches, and what flow control costs: Pelton's own instances, and other servers beside them.
 
-mod cpu;
+pub(super) mod cpu;
 mod load;
 mod own;
 mod peer;
