@@ -192,14 +192,14 @@ impl Network for Sockets {
 }
 
 fn unix(stream: UnixStream) -> Connection {
-    let (read, write) = stream.into_split();
-    Connection { read: Box::new(read), write: Box::new(write) }
+    let (read, write, descriptors) = crate::descriptors::split(stream);
+    Connection { read: Box::new(read), write: Box::new(write), descriptors: Some(descriptors) }
 }
 
 fn tcp(stream: TcpStream) -> io::Result<Connection> {
     stream.set_nodelay(true)?;
     let (read, write) = stream.into_split();
-    Ok(Connection { read: Box::new(read), write: Box::new(write) })
+    Ok(Connection { read: Box::new(read), write: Box::new(write), descriptors: None })
 }
 
 struct Unix {

@@ -8,7 +8,7 @@ use pelton_core::declaration::Declaration;
 use pelton_core::service::{Context, Definition, Gauge};
 use pelton_core::{Error, Result};
 use pelton_env::{Connection, Env, Place};
-use pelton_link::{Caller, Door, Link, Sender};
+use pelton_link::{Caller, Door, Link, Sender, Sharing};
 use pelton_wire::{Bootstrap, Frame, Role, Welcome};
 use tokio::sync::{Notify, mpsc, oneshot, watch};
 
@@ -261,8 +261,11 @@ impl Server {
     }
 
     async fn visit(&self, connection: Connection) {
-        let door =
-            Door { token: self.bootstrap.token.clone(), max_message: self.bootstrap.declaration.max_message };
+        let door = Door {
+            token: self.bootstrap.token.clone(),
+            max_message: self.bootstrap.declaration.max_message,
+            sharing: Sharing::of(self.bootstrap.declaration.shared_memory),
+        };
         match door.answer(&self.env, connection).await {
             Ok(caller) => match caller.greeting.role {
                 Role::Caller => self.serve_caller(caller).await,
@@ -280,6 +283,7 @@ impl Server {
             config: self.bootstrap.config.clone(),
             methods: self.definition.methods.to_vec(),
             max_message: self.bootstrap.declaration.max_message,
+            segment: 0,
             status: self.lock().state.status(std::process::id(), self.env.now()),
         }
     }
