@@ -48,7 +48,7 @@ const MAY_KNOW: [(&str, &[&str]); 20] = [
 const ANYTHING: [&str; 1] = ["pelton-sim"];
 
 /// What only these may link: heavy crates stay at the edge.
-const HEAVY: [(&str, &[&str]); 9] = [
+const HEAVY: [(&str, &[&str]); 10] = [
     ("candle-core", &["pelton-models"]),
     ("tokenizers", &["pelton-models", "pelton-text"]),
     ("rten", &["pelton-models"]),
@@ -56,6 +56,7 @@ const HEAVY: [(&str, &[&str]); 9] = [
     ("object_store", &["pelton-objects"]),
     ("tokio-postgres", &["pelton-postgres"]),
     ("hyper", &["pelton-remote"]),
+    ("memmap2", &["pelton-env"]),
     ("prost", &["pelton-remote"]),
     ("tokio-rustls", &["pelton-postgres", "pelton-remote"]),
 ];

@@ -10,15 +10,15 @@ use std::os::fd::OwnedFd;
 
 use memmap2::{Mmap, MmapMut, MmapOptions};
 use rustix::fs::{
-    FallocateFlags, MemfdFlags, SealFlags, fallocate, fcntl_add_seals, fcntl_get_seals, fstat, fstatfs,
-    ftruncate, memfd_create,
+    FallocateFlags, FsWord, MemfdFlags, SealFlags, fallocate, fcntl_add_seals, fcntl_get_seals, fstat,
+    fstatfs, ftruncate, memfd_create,
 };
 
 /// What a segment must be sealed against before it is read.
 const SEALS: SealFlags = SealFlags::SHRINK.union(SealFlags::GROW).union(SealFlags::SEAL);
 
 /// The kind of file system that a `memfd` of plain pages is on (statfs(2)); a page of another kind may be missing when it is read.
-const TMPFS: i64 = 0x0102_1994;
+const TMPFS: FsWord = 0x0102_1994;
 
 /// The writer's end of a segment.
 pub struct Segment {
@@ -70,7 +70,7 @@ impl SegmentView {
         if !seals.contains(SEALS) {
             return Err(bad("its size is not sealed".to_owned()));
         }
-        if i64::from(fstatfs(&file)?.f_type) != TMPFS {
+        if fstatfs(&file)?.f_type != TMPFS {
             return Err(bad("it is not of plain pages".to_owned()));
         }
         let size = fstat(&file)?.st_size;

@@ -128,7 +128,7 @@ impl Incoming {
         if offset.checked_add(length).is_none_or(|end| end > size) || length == 0 {
             return Err(bad(&format!("is not within its {size} bytes")));
         }
-        if offset % GRAIN != 0 {
+        if !offset.is_multiple_of(GRAIN) {
             return Err(bad("does not begin with a page"));
         }
         let mut lent = view.lock();

@@ -32,4 +32,4 @@ impl Sharing {
 }
 
 /// See `docs/decisions/016-shared-memory.md`.
-const FROM: usize = 16 << 10;
+const FROM: usize = 8 << 10;
