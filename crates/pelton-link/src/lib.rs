@@ -17,7 +17,7 @@ use std::sync::Arc;
 
 pub use handshake::{Caller, Door, connect, connect_sharing, greeting};
 pub use receive::Receiver;
-pub use send::Sender;
+pub use send::{Room, Sender};
 pub use shared::Sharing;
 
 /// A frame and the record batch that it carries.

@@ -5,14 +5,17 @@
 
 use std::collections::VecDeque;
 use std::io::{self, IoSlice};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 
 use bytes::{Buf, Bytes};
 use pelton_core::Time;
 use pelton_env::{Env, Place as Where};
-use pelton_wire::body::{Encoded, Encoder};
+use pelton_wire::body::{Encoded, Encoder, bytes};
 use pelton_wire::{Frame, Header, Place};
 use tokio::io::{AsyncWrite, AsyncWriteExt};
+use tokio::sync::Notify;
 use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel};
 
 use crate::Message;
@@ -21,6 +24,10 @@ use crate::shared::outgoing::{Outgoing, Put};
 
 /// Small frames are written together, up to about this many bytes.
 const TOGETHER: usize = 64 << 10;
+/// A queue of so many bytes is long.
+const LONG: u64 = 16 << 20;
+/// What a message counts for beside its rows.
+const EACH: u64 = 256;
 
 /// Bytes of a body's pieces, and of the longest body that is one piece.
 const PIECE: usize = 256 << 10;
@@ -33,12 +40,40 @@ const SLICES: usize = 64;
 
 /// Pushes messages towards the peer. Cheap to clone; the connection ends when the last clone is gone and all is written.
 ///
-/// The queues have no limit of their own: what is in them is bounded by permits on the way to an instance, and by
-/// what the instance holds on the way back.
+/// The queues have no limit of their own: what is in them is bounded by permits on the way to an instance, and on the way back by
+/// what the instance holds, if it hears no more from whoever does not read (see [`Room`]).
 #[derive(Clone)]
 pub struct Sender {
-    urgent: UnboundedSender<Message>,
-    ordered: UnboundedSender<Message>,
+    urgent: UnboundedSender<Queued>,
+    ordered: UnboundedSender<Queued>,
+    backlog: Arc<Backlog>,
+}
+
+/// A message, and what it counts for in the backlog.
+struct Queued {
+    message: Message,
+    bytes: u64,
+}
+
+/// Bytes that the peer has not taken yet.
+#[derive(Default)]
+struct Backlog {
+    bytes: AtomicU64,
+    /// The connection has ended: nothing waits any more.
+    over: AtomicBool,
+    less: Notify,
+}
+
+impl Backlog {
+    fn taken(&self, bytes: u64) {
+        self.bytes.fetch_sub(bytes, Ordering::AcqRel);
+        self.less.notify_waiters();
+    }
+
+    fn end(&self) {
+        self.over.store(true, Ordering::Release);
+        self.less.notify_waiters();
+    }
 }
 
 impl Sender {
@@ -46,7 +81,14 @@ impl Sender {
     pub fn send(&self, message: impl Into<Message>) {
         let message = message.into();
         let queue = if message.frame.keeps_order() { &self.ordered } else { &self.urgent };
-        let _ = queue.send(message);
+        let bytes = EACH + message.rows.as_ref().map_or(0, bytes);
+        self.backlog.bytes.fetch_add(bytes, Ordering::AcqRel);
+        let _ = queue.send(Queued { message, bytes });
+    }
+
+    /// Where those wait who answer what the peer asks. It keeps no connection open.
+    pub fn room(&self) -> Room {
+        Room(self.backlog.clone())
     }
 
     /// `outgoing`: where large bodies are put, if the peer reads them there. `releases`: what is to be said of its own.
@@ -58,44 +100,71 @@ impl Sender {
     ) -> Sender {
         let (urgent, urgent_queue) = unbounded_channel();
         let (ordered, ordered_queue) = unbounded_channel();
+        let backlog = Arc::new(Backlog::default());
         let mut writer = Writer {
             env: env.clone(),
             write,
             pending: VecDeque::new(),
             queued: 0,
+            counted: 0,
             rest: VecDeque::new(),
             encoder: Encoder::default(),
             outgoing,
             releases,
+            backlog: backlog.clone(),
         };
         env.spawn(Where::Network, async move {
             let queues = Queues { urgent: urgent_queue, ordered: ordered_queue };
             if let Err(e) = writer.run(queues).await {
                 tracing::debug!("a connection could not be written to: {e}");
             }
+            writer.backlog.end();
         })
         .detach();
-        Sender { urgent, ordered }
+        Sender { urgent, ordered, backlog }
+    }
+}
+
+/// Room for more, on one connection.
+#[derive(Clone)]
+pub struct Room(Arc<Backlog>);
+
+impl Room {
+    /// Waits while much is queued that the peer has not taken. Who answers what a peer asks waits here before it reads on: a peer that asks
+    /// and never reads would fill the memory otherwise. Only one side of a connection may do so.
+    pub async fn wait(&self) {
+        loop {
+            let less = self.0.less.notified();
+            if self.is_there() {
+                return;
+            }
+            less.await;
+        }
+    }
+
+    /// Whether nobody has to wait.
+    pub fn is_there(&self) -> bool {
+        self.0.over.load(Ordering::Acquire) || self.0.bytes.load(Ordering::Acquire) <= LONG
     }
 }
 
 struct Queues {
-    urgent: UnboundedReceiver<Message>,
-    ordered: UnboundedReceiver<Message>,
+    urgent: UnboundedReceiver<Queued>,
+    ordered: UnboundedReceiver<Queued>,
 }
 
 impl Queues {
     /// What is to go out next; none when nobody is left who could say anything.
-    async fn next(&mut self) -> Option<Message> {
+    async fn next(&mut self) -> Option<Queued> {
         tokio::select! {
             biased;
-            Some(message) = self.urgent.recv() => Some(message),
-            Some(message) = self.ordered.recv() => Some(message),
+            Some(queued) = self.urgent.recv() => Some(queued),
+            Some(queued) = self.ordered.recv() => Some(queued),
             else => None,
         }
     }
 
-    fn next_now(&mut self) -> Option<Message> {
+    fn next_now(&mut self) -> Option<Queued> {
         self.urgent.try_recv().or_else(|_| self.ordered.try_recv()).ok()
     }
 }
@@ -107,11 +176,14 @@ struct Writer {
     pending: VecDeque<Bytes>,
     /// Bytes of what was encoded since the last write, here and in the segment.
     queued: usize,
+    /// What all that counts for in the backlog.
+    counted: u64,
     /// What is left of a body that goes out in pieces.
     rest: VecDeque<Bytes>,
     encoder: Encoder,
     outgoing: Option<Outgoing>,
     releases: Releases,
+    backlog: Arc<Backlog>,
 }
 
 impl Writer {
@@ -122,7 +194,7 @@ impl Writer {
             tokio::select! {
                 biased;
                 next = queues.next() => match next {
-                    Some(message) => self.encode(message)?,
+                    Some(queued) => self.encode(queued)?,
                     None => break,
                 },
                 () = releases.due() => {}
@@ -131,18 +203,19 @@ impl Writer {
             // Whatever else is there goes out with it, what overtakes first.
             while self.queued < TOGETHER && self.rest.is_empty() {
                 match queues.next_now() {
-                    Some(message) => self.encode(message)?,
+                    Some(queued) => self.encode(queued)?,
                     None => break,
                 }
             }
             self.flush().await?;
             while !self.rest.is_empty() {
-                while let Ok(message) = queues.urgent.try_recv() {
-                    self.encode(message)?;
+                while let Ok(queued) = queues.urgent.try_recv() {
+                    self.encode(queued)?;
                 }
                 self.next_piece();
                 self.flush().await?;
             }
+            self.backlog.taken(std::mem::take(&mut self.counted));
             let holds = self.outgoing.as_ref().is_some_and(Outgoing::holds_memory);
             idle_at = holds.then(|| env.now() + IDLE);
         }
@@ -155,7 +228,8 @@ impl Writer {
         }
     }
 
-    fn encode(&mut self, message: Message) -> io::Result<()> {
+    fn encode(&mut self, Queued { message, bytes }: Queued) -> io::Result<()> {
+        self.counted += bytes;
         let Some(rows) = &message.rows else {
             self.push(&message.frame, Place::Inline, 0, None);
             return Ok(());
@@ -258,4 +332,48 @@ pub(crate) async fn write_frame(
     bytes.extend(meta);
     write.write_all(&bytes).await?;
     write.flush().await
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use pelton_env::real::Host;
+    use tokio::io::AsyncReadExt;
+
+    use super::*;
+
+    #[test]
+    fn who_does_not_read_gets_no_more_answers() {
+        let host = Host::new(1, 1).unwrap();
+        let (ours, mut theirs) = tokio::io::duplex(1 << 10);
+        host.block_on(async {
+            let sender = Sender::start(host.env(), Box::new(ours), None, Releases::default());
+            let room = sender.room();
+            room.wait().await;
+            let pongs = LONG / EACH + 1000;
+            (0..pongs).for_each(|n| sender.send(Frame::Pong(n)));
+            let soon = Duration::from_millis(50);
+            assert!(host.env().within(soon, room.wait()).await.is_none(), "nothing is read");
+            let mut read = vec![0; 20 * pongs as usize];
+            theirs.read_exact(&mut read).await.unwrap();
+            room.wait().await;
+            // A connection that is gone makes nobody wait.
+            (0..pongs).for_each(|n| sender.send(Frame::Pong(n)));
+            drop(theirs);
+            room.wait().await;
+        });
+    }
+
+    #[test]
+    fn room_keeps_no_connection_open() {
+        let host = Host::new(1, 1).unwrap();
+        let (ours, mut theirs) = tokio::io::duplex(1 << 10);
+        host.block_on(async {
+            let sender = Sender::start(host.env(), Box::new(ours), None, Releases::default());
+            let _room = sender.room();
+            drop(sender);
+            assert_eq!(theirs.read(&mut [0; 1]).await.unwrap(), 0);
+        });
+    }
 }

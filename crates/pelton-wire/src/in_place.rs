@@ -13,8 +13,6 @@
 //! other numbers and bytes than it saw before, and nothing else; it could have sent those at once. (By the letter of Rust's memory
 //! model a byte that somebody else writes while it is read is undefined behaviour, as for every mapped file. It is the same that every user of a mapping relies on.)
 
-use std::panic::{AssertUnwindSafe, catch_unwind};
-
 use arrow_array::{ArrayRef, RecordBatch, RecordBatchOptions, make_array};
 use arrow_buffer::Buffer;
 use arrow_data::{ArrayData, ArrayDataBuilder};
@@ -23,7 +21,7 @@ use arrow_schema::{DataType, Schema, SchemaRef};
 use bytes::Bytes;
 use pelton_core::{Error, Result};
 
-use crate::body::{CONTINUATION, bad, check_lengths, decode};
+use crate::body::{CONTINUATION, bad, decode, layout};
 use crate::frame::MAX_META;
 
 /// Buffers shorter than this are copied though they could stay.
@@ -56,7 +54,7 @@ pub fn decode_in_place(
         return Err(bad("it is compressed"));
     }
     let data = body.slice(8 + length..);
-    check_lengths(&batch, data.len()).map_err(bad)?;
+    layout::check(&batch, message.version(), schema, data.len()).map_err(bad)?;
     let mut columns = Columns {
         data,
         nodes: batch.nodes().into_iter().flatten().copied().collect::<Vec<_>>().into_iter(),
@@ -64,15 +62,10 @@ pub fn decode_in_place(
         copy,
     };
     let rows = usize::try_from(batch.length()).map_err(|_| bad("it has an impossible number of rows"))?;
-    // As `decode`: a panic over lengths that contradict one another is the peer's fault, and no reason to fall.
-    let built = catch_unwind(AssertUnwindSafe(|| {
-        let fields = schema.fields().iter();
-        let arrays =
-            fields.map(|field| columns.column(field.data_type())).collect::<Result<Vec<ArrayRef>>>()?;
-        let options = RecordBatchOptions::new().with_row_count(Some(rows));
-        RecordBatch::try_new_with_options(schema.clone(), arrays, &options).map_err(|e| bad(&e.to_string()))
-    }));
-    built.unwrap_or_else(|_| Err(bad("its lengths contradict one another")))
+    let fields = schema.fields().iter();
+    let arrays = fields.map(|field| columns.column(field.data_type())).collect::<Result<Vec<ArrayRef>>>()?;
+    let options = RecordBatchOptions::new().with_row_count(Some(rows));
+    RecordBatch::try_new_with_options(schema.clone(), arrays, &options).map_err(|e| bad(&e.to_string()))
 }
 
 /// Whether [`Columns`] knows all these columns.
@@ -143,7 +136,7 @@ impl Columns<'_> {
 
     fn next(&mut self) -> Result<Bytes> {
         let buffer = self.buffers.next().ok_or_else(|| bad("a buffer is missing"))?;
-        // Within the data: `check_lengths`.
+        // Within the data: `layout::check`.
         let (offset, length) = (buffer.offset() as usize, buffer.length() as usize);
         Ok(self.data.slice(offset..offset + length))
     }

@@ -4,11 +4,14 @@ use arrow_array::RecordBatch;
 use pelton_core::{Error, Result};
 
 use super::gather::Gather;
+use super::stored::Stored;
 use crate::batch::Batch;
 use crate::plan::Order;
 
 pub(super) enum Slot {
     Waiting,
+    /// It takes back what an earlier row was given, and gets that when its turn has come. Never sent.
+    Retraction,
     /// Some rows of a streaming answer. Not saved: a request that is sent again is answered from the begin.
     Partial(Vec<RecordBatch>),
     Done(Vec<RecordBatch>),
@@ -34,8 +37,14 @@ pub(super) struct Block {
 }
 
 impl Block {
-    pub(super) fn new(segment: u64, sequences: Vec<u64>, rows: RecordBatch, bytes: u64) -> Self {
-        let slots = sequences.iter().map(|_| Slot::Waiting).collect();
+    /// `slots`: how each row begins.
+    pub(super) fn new(
+        segment: u64,
+        sequences: Vec<u64>,
+        rows: RecordBatch,
+        bytes: u64,
+        slots: Vec<Slot>,
+    ) -> Self {
         Block { segment, sequences, rows, slots, ended: Vec::new(), cursor: 0, gone: 0, bytes }
     }
 
@@ -70,7 +79,7 @@ impl Block {
         let mut parts = match slot {
             Slot::Waiting => Vec::new(),
             Slot::Partial(parts) => std::mem::take(parts),
-            Slot::Done(_) | Slot::Failed(_) | Slot::Gone => return (false, 0),
+            Slot::Retraction | Slot::Done(_) | Slot::Failed(_) | Slot::Gone => return (false, 0),
         };
         let before = bytes(&parts);
         match result {
@@ -96,8 +105,15 @@ impl Block {
         (ended, more)
     }
 
-    /// Moves what ended into `gather`, in order up to the first that did not, or all: how many rows, and bytes freed.
-    pub(super) fn collect(&mut self, order: Order, gather: &mut Gather) -> (usize, u64) {
+    /// Moves what ended into `gather`, in order up to the first that did not, or all: how many rows, and bytes freed. Where there are
+    /// retractions, what is given out is `stored` on the way.
+    pub(super) fn collect(
+        &mut self,
+        order: Order,
+        split: u64,
+        mut stored: Option<&mut Stored>,
+        gather: &mut Gather,
+    ) -> Result<(usize, u64)> {
         let mut picked = Vec::new();
         match order {
             Order::Ordered => {
@@ -120,6 +136,10 @@ impl Block {
             if let Slot::Done(parts) = &slot {
                 freed += bytes(parts);
             }
+            let slot = match &mut stored {
+                Some(stored) => stored.settle(split, &self.rows, *row as usize, slot)?,
+                None => slot,
+            };
             gather.slot(*row, self.sequences[*row as usize], &self.rows, slot);
         }
         gather.end_block(&self.rows);
@@ -127,13 +147,13 @@ impl Block {
         if self.is_done() {
             freed += std::mem::take(&mut self.bytes);
         }
-        (count, freed)
+        Ok((count, freed))
     }
 }
 
 impl Slot {
     fn has_ended(&self) -> bool {
-        matches!(self, Slot::Done(_) | Slot::Failed(_))
+        matches!(self, Slot::Retraction | Slot::Done(_) | Slot::Failed(_))
     }
 }
 

@@ -120,7 +120,9 @@ impl Gather {
                 let id = RequestId { operator: self.operator, group: self.group, sequence };
                 self.failed.push(Failed { id, row: RowError { row: show(rows, row as usize), error } });
             }
-            Slot::Waiting | Slot::Partial(_) | Slot::Gone => unreachable!("only what ended is gathered"),
+            Slot::Waiting | Slot::Retraction | Slot::Partial(_) | Slot::Gone => {
+                unreachable!("only what ended is gathered")
+            }
         }
     }
 
@@ -149,7 +151,7 @@ impl Gather {
 }
 
 /// These rows. Where they are consecutive, nothing is copied.
-pub(super) fn pick(rows: &RecordBatch, which: &[u32]) -> Result<RecordBatch> {
+pub(crate) fn pick(rows: &RecordBatch, which: &[u32]) -> Result<RecordBatch> {
     let first = which.first().copied().unwrap_or(0);
     if which.iter().enumerate().all(|(i, w)| *w == first + i as u32) {
         return Ok(rows.slice(first as usize, which.len()));
