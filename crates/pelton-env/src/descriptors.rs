@@ -46,9 +46,21 @@ impl Descriptors {
         self.0.expected.store(true, Ordering::Release);
     }
 
+    /// One has come: from whoever reads the bytes beside it.
+    pub fn arrived(&self, descriptor: OwnedFd) {
+        self.0.arrived(descriptor);
+    }
+
     /// The one that came, if it did.
     pub fn take(&self) -> Option<OwnedFd> {
         self.0.incoming.lock().unwrap_or_else(PoisonError::into_inner).take()
+    }
+}
+
+impl Slots {
+    fn arrived(&self, descriptor: OwnedFd) {
+        self.expected.store(false, Ordering::Release);
+        *self.incoming.lock().unwrap_or_else(PoisonError::into_inner) = Some(descriptor);
     }
 }
 
@@ -82,9 +94,7 @@ impl AsyncRead for ReadHalf {
                 Ok((bytes, descriptor)) => {
                     buf.advance(bytes);
                     if let Some(descriptor) = descriptor {
-                        self.slots.expected.store(false, Ordering::Release);
-                        *self.slots.incoming.lock().unwrap_or_else(PoisonError::into_inner) =
-                            Some(descriptor);
+                        self.slots.arrived(descriptor);
                     }
                     return Poll::Ready(Ok(()));
                 }

@@ -81,6 +81,7 @@ fn the_errors_and_numbers_are_those_of_the_code() {
         format!("A frame is a header of {HEADER} bytes"),
         format!("a frame is about at most 2^{} requests", MAX_REQUESTS.ilog2()),
         format!("a meta part has at most {} MiB", pelton_wire::frame::MAX_META >> 20),
+        format!("one that follows its meta part at most {} MiB", pelton_wire::frame::MAX_INLINE >> 20),
     ] {
         assert!(DOCUMENT.contains(&said), "the document does not say: {said}");
     }
