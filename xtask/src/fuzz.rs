@@ -13,7 +13,7 @@ use clap::Args;
 use crate::places::Places;
 use crate::process::{self, cargo};
 
-const TARGETS: [&str; 6] = ["frame", "body", "handshake", "reader", "client", "instance"];
+const TARGETS: [&str; 7] = ["frame", "body", "handshake", "reader", "client", "instance", "segment"];
 /// libFuzzer's builds are for a named platform, so that build scripts and macros are left as they are.
 const PLATFORM: &str = "x86_64-unknown-linux-gnu";
 /// Edges, comparisons, and where they are: what libFuzzer learns from.
@@ -23,7 +23,7 @@ const COVERAGE: &str = "-Cpasses=sancov-module -Cllvm-args=-sanitizer-coverage-l
 
 #[derive(Args)]
 pub(crate) struct Arguments {
-    /// Only this one: frame, body, handshake, reader, client, instance
+    /// Only this one: frame, body, handshake, reader, client, instance, segment
     #[arg(long, value_parser = TARGETS)]
     target: Option<String>,
     /// Inputs for each target; 0: no limit but the time

@@ -53,7 +53,7 @@ const MAY_KNOW: [(&str, &[&str]); 21] = [
 const ANYTHING: [&str; 2] = ["pelton-fuzz", "pelton-sim"];
 
 /// What only these may link: heavy crates stay at the edge.
-const HEAVY: [(&str, &[&str]); 13] = [
+const HEAVY: [(&str, &[&str]); 14] = [
     ("rcgen", &["pelton-tls"]),
     ("candle-core", &["pelton-models"]),
     ("tokenizers", &["pelton-models", "pelton-text"]),
@@ -64,6 +64,7 @@ const HEAVY: [(&str, &[&str]); 13] = [
     ("tokio-postgres", &["pelton-postgres"]),
     ("hyper", &["pelton-peers", "pelton-remote"]),
     ("libfuzzer-sys", &["pelton-fuzz"]),
+    ("memmap2", &["pelton-env"]),
     ("prost", &["pelton-peers", "pelton-remote"]),
     ("tonic", &["pelton-peers"]),
     ("tokio-rustls", &["pelton-peers", "pelton-postgres", "pelton-remote", "pelton-tls"]),

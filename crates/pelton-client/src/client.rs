@@ -12,7 +12,7 @@ use pelton_core::meter::CallerMeter;
 use pelton_core::service::MethodSpec;
 use pelton_core::{Bytes, RequestId, Time};
 use pelton_env::{Env, Place, Task};
-use pelton_link::Sender;
+use pelton_link::{Sender, Sharing};
 use pelton_wire::Role;
 use tokio::sync::{Notify, mpsc};
 
@@ -265,11 +265,13 @@ impl Shared {
         self.env.sleep(after).await;
         let Settings { token, job, client, epoch, .. } = &self.settings;
         let greeting = pelton_link::greeting(Role::Caller, token, job, client, *epoch);
-        let (welcome, link) =
-            match pelton_link::connect(&self.env, &endpoint.address, greeting, self.max_message).await {
-                Ok(connected) => connected,
-                Err(error) => return self.apply(Event::NotConnected { peer, error }),
-            };
+        let sharing = Sharing::of(self.settings.declaration.shared_memory);
+        let connected =
+            pelton_link::connect_sharing(&self.env, &endpoint.address, greeting, self.max_message, sharing);
+        let (welcome, link) = match connected.await {
+            Ok(connected) => connected,
+            Err(error) => return self.apply(Event::NotConnected { peer, error }),
+        };
         let connection = {
             let mut inner = self.lock();
             // Disconnected in the very moment.

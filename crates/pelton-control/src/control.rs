@@ -10,7 +10,7 @@ use pelton_core::declaration::Declaration;
 use pelton_core::endpoint::{Endpoint, EndpointDelta};
 use pelton_core::{BoxFuture, Bytes, Error, Result};
 use pelton_env::{Connection, Env, Listener, Place as Pool, Task};
-use pelton_link::{Door, Link};
+use pelton_link::{Door, Link, Sharing};
 use pelton_wire::{Frame, State, Status, Welcome};
 use serde::{Deserialize, Serialize};
 use tokio::sync::{mpsc, watch};
@@ -398,7 +398,7 @@ impl Shared {
     }
 
     async fn visit(&self, env: &Env, connection: Connection) {
-        let door = Door { token: self.token.clone(), max_message: Bytes::kib(64) };
+        let door = Door { token: self.token.clone(), max_message: Bytes::kib(64), sharing: Sharing::NONE };
         let visitor = match door.answer(env, connection).await {
             Ok(visitor) => visitor,
             // Not a warning: whoever knocks a thousand times must not fill the log.
@@ -424,6 +424,7 @@ impl Shared {
             config: String::new(),
             methods: Vec::new(),
             max_message,
+            segment: 0,
             status,
         };
         let Ok(Link { sender, mut receiver }) = visitor.welcome(env, welcome).await else { return };

@@ -76,6 +76,10 @@ pub struct Declaration {
     /// below it and let their source wait.
     #[serde(default = "defaults::max_backlog")]
     pub max_backlog: Bytes,
+    /// The memory that a caller on this machine and an instance share for messages, for each direction of their connection; used as far as
+    /// messages are under way. What finds no room in it, and everything if this is 0, goes through their socket.
+    #[serde(default = "defaults::shared_memory")]
+    pub shared_memory: Bytes,
     /// Of kind `remote`: the servers that answer in place of instances.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub remote: Option<Remote>,
@@ -225,6 +229,9 @@ mod defaults {
     pub(super) fn max_backlog() -> Bytes {
         Bytes::mib(1024)
     }
+    pub(super) fn shared_memory() -> Bytes {
+        Bytes::mib(256)
+    }
 }
 
 impl Default for Instances {
@@ -348,6 +355,7 @@ impl Declaration {
             lease: defaults::lease(),
             max_message: defaults::max_message(),
             max_backlog: defaults::max_backlog(),
+            shared_memory: defaults::shared_memory(),
             remote: None,
             endpoints: Vec::new(),
             access: None,
@@ -493,6 +501,10 @@ impl Declaration {
         }
         if self.max_message < Bytes::kib(64) || self.max_message > Bytes::mib(1024) {
             return bad(format!("`max_message` is {}; 64 KiB to 1 GiB", self.max_message));
+        }
+        let shared = self.shared_memory;
+        if shared != Bytes(0) && (shared < Bytes::mib(1) || shared > Bytes::mib(1024)) {
+            return bad(format!("`shared_memory` is {shared}; 1 MiB to 1 GiB, or 0 for none"));
         }
         match (&self.remote, self.kind.as_deref() == Some(remote::KIND)) {
             (None, false) => {}

@@ -4,8 +4,10 @@
 //! simulator brings its own. No other crate reads a clock, draws a random number, opens a socket or starts a task
 //! by itself (`clippy.toml` says so).
 
+mod descriptors;
 mod disk;
 pub mod real;
+pub mod segment;
 pub mod simulated;
 pub mod storage;
 
@@ -16,6 +18,7 @@ use std::process::ExitStatus;
 use std::sync::Arc;
 use std::time::Duration;
 
+pub use descriptors::Descriptors;
 use pelton_core::BoxFuture;
 pub use pelton_core::endpoint::Address;
 pub use pelton_core::time::{Clock, Time};
@@ -126,6 +129,8 @@ pub trait Entropy: Send + Sync + 'static {
 pub struct Connection {
     pub read: Box<dyn AsyncRead + Send + Sync + Unpin>,
     pub write: Box<dyn AsyncWrite + Send + Sync + Unpin>,
+    /// The way of descriptors beside it, where there is one: on Unix sockets.
+    pub descriptors: Option<Descriptors>,
 }
 
 /// Opens connections and takes them. Law: a refused or broken connection is an `io::Error` within bounded time.

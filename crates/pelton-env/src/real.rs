@@ -203,8 +203,8 @@ fn listen_tcp(listener: std::net::TcpListener) -> io::Result<Box<dyn Listener>> 
 }
 
 fn unix(stream: UnixStream) -> Connection {
-    let (read, write) = stream.into_split();
-    Connection { read: Box::new(read), write: Box::new(write) }
+    let (read, write, descriptors) = crate::descriptors::split(stream);
+    Connection { read: Box::new(read), write: Box::new(write), descriptors: Some(descriptors) }
 }
 
 /// A peer whose machine is gone says nothing of it. After so long without a sign of it, the connection breaks.
@@ -219,7 +219,7 @@ fn tcp(stream: TcpStream) -> io::Result<Connection> {
     socket.set_tcp_keepalive(&signs)?;
     socket.set_tcp_user_timeout(Some(GONE_AFTER))?;
     let (read, write) = stream.into_split();
-    Ok(Connection { read: Box::new(read), write: Box::new(write) })
+    Ok(Connection { read: Box::new(read), write: Box::new(write), descriptors: None })
 }
 
 struct Unix {

@@ -4,6 +4,7 @@ use arrow_array::{Array, RecordBatch};
 use arrow_schema::SchemaRef;
 use bytes::Bytes;
 use pelton_wire::body::{self, Encoder, Piece};
+use pelton_wire::in_place::decode_in_place;
 
 use crate::arrays;
 use crate::frame::says_what_is_wrong;
@@ -15,9 +16,20 @@ pub(crate) fn run(bytes: &[u8]) {
     let schema = &schemas[usize::from(which & 0x7f) % schemas.len()];
     let at = usize::from(which >> 7);
     let bytes = Bytes::from([&[0; 1][..at], body].concat()).slice(at..);
-    match body::decode(bytes, schema) {
-        Ok(rows) => sound(&rows, schema, body.len()),
+    let decoded = body::decode(bytes.clone(), schema);
+    match &decoded {
+        Ok(rows) => sound(rows, schema, body.len()),
         Err(e) => says_what_is_wrong(e.message()),
+    }
+    // As if its sender could change it.
+    match (decode_in_place(&bytes, schema, &mut |part| Bytes::copy_from_slice(part)), decoded) {
+        (Ok(rows), Ok(copied)) => {
+            sound(&rows, schema, body.len());
+            assert_eq!(rows, copied, "what is decoded in place is what a copy would have given");
+        }
+        (Err(e), Err(_)) => says_what_is_wrong(e.message()),
+        (Ok(_), Err(e)) => panic!("it is taken in place, and its copy refused: {e}"),
+        (Err(e), Ok(_)) => panic!("its copy is taken, and it is refused in place: {e}"),
     }
 }
 
@@ -45,5 +57,5 @@ fn sound(rows: &RecordBatch, schema: &SchemaRef, given: usize) {
 }
 
 pub(crate) fn encoded(rows: &RecordBatch) -> Vec<u8> {
-    Encoder::default().encode(rows).expect("a sound batch can be written").concat()
+    Encoder::default().encode(rows).expect("a sound batch can be written").into_parts().concat()
 }

@@ -10,7 +10,10 @@ pub(crate) fn run(bytes: &[u8]) {
     let mut input = Input::new(bytes);
     match input.below(4) {
         0 => header(input.rest()),
-        1 => comes_back(&frames::any(&mut input)),
+        1 => {
+            comes_back(&frames::any(&mut input));
+            comes_back(&frames::between(&mut input));
+        }
         _ => {
             let kind = input.u8();
             meta(kind, input.rest());

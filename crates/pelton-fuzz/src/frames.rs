@@ -88,7 +88,16 @@ pub(crate) fn results(input: &mut Input<'_>) -> Frame {
     Frame::Results { method, entries }
 }
 
-/// Any frame but those whose meta part is JSON.
+/// What the two ends say of how bodies travel.
+pub(crate) fn between(input: &mut Input<'_>) -> Frame {
+    match input.below(3) {
+        0 => Frame::Segment { bytes: input.number() },
+        1 => Frame::Release { offsets: (0..input.below(5)).map(|_| input.number()).collect() },
+        _ => Frame::Piece,
+    }
+}
+
+/// Any frame but those of [`between`] and those whose meta part is JSON.
 pub(crate) fn any(input: &mut Input<'_>) -> Frame {
     match input.below(19) {
         0 => Frame::Announce { rows: input.number(), like: demand(input) },

@@ -4,8 +4,8 @@ use pelton_core::endpoint::Address;
 use pelton_core::id::InstanceId;
 use pelton_core::{Bytes, Fate};
 use pelton_env::Connection;
-use pelton_link::{Door, connect, greeting};
-use pelton_wire::{Frame, HEADER, Header, Role, State, Status, VERSION, Welcome};
+use pelton_link::{Door, Sharing, connect, greeting};
+use pelton_wire::{Frame, HEADER, Header, Place, Role, State, Status, VERSION, Welcome};
 
 use crate::frame::says_what_is_wrong;
 use crate::link::{Still, Stream, Written};
@@ -24,7 +24,8 @@ pub(crate) fn run(bytes: &[u8]) {
 
 fn door(bytes: &[u8], stream: Stream) {
     let (still, written) = (Still::default(), Written::default());
-    let connection = Connection { read: Box::new(stream), write: Box::new(written.clone()) };
+    let connection =
+        Connection { read: Box::new(stream), write: Box::new(written.clone()), descriptors: None };
     let env = still.env();
     let answer = still.run(door_of_ours().answer(&env, connection));
     let said = written.take();
@@ -49,7 +50,11 @@ fn door(bytes: &[u8], stream: Stream) {
 
 fn visitor(stream: Stream) {
     let written = Written::default();
-    let still = Still::answered_by(Connection { read: Box::new(stream), write: Box::new(written.clone()) });
+    let still = Still::answered_by(Connection {
+        read: Box::new(stream),
+        write: Box::new(written.clone()),
+        descriptors: None,
+    });
     let env = still.env();
     let address = Address::Unix("/there".into());
     let greeting = greeting(Role::Caller, TOKEN, "job", "client", 1);
@@ -72,7 +77,7 @@ fn decoded(bytes: &[u8]) -> Frame {
 }
 
 pub(crate) fn door_of_ours() -> Door {
-    Door { token: TOKEN.into(), max_message: Bytes::mib(1) }
+    Door { token: TOKEN.into(), max_message: Bytes::mib(1), sharing: Sharing::NONE }
 }
 
 pub(crate) fn welcome() -> Welcome {
@@ -82,6 +87,7 @@ pub(crate) fn welcome() -> Welcome {
         config: "c".into(),
         methods: methods::all().to_vec(),
         max_message: Bytes::mib(1),
+        segment: 0,
         status: Status {
             state: State::Ready,
             pid: 1,
@@ -99,6 +105,6 @@ pub(crate) fn welcome() -> Welcome {
 /// One frame without a body, as it stands on the wire.
 pub(crate) fn on_the_wire(frame: &Frame) -> Vec<u8> {
     let meta = frame.encode_meta();
-    let header = Header { kind: frame.kind(), meta: meta.len() as u32, body: 0 };
+    let header = Header { kind: frame.kind(), place: Place::Inline, meta: meta.len() as u32, body: 0 };
     [&header.encode()[..], &meta].concat()
 }

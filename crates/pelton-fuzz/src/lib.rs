@@ -17,6 +17,7 @@ mod methods;
 pub mod mutate;
 mod reader;
 pub mod seeds;
+mod segment;
 
 use peak_alloc::PeakAlloc;
 
@@ -34,7 +35,7 @@ pub struct Target {
 }
 
 /// All of them.
-pub const TARGETS: [Target; 6] = [
+pub const TARGETS: [Target; 7] = [
     Target {
         name: "frame",
         about: "a header and a meta part, decoded and encoded again",
@@ -43,7 +44,7 @@ pub const TARGETS: [Target; 6] = [
     },
     Target {
         name: "body",
-        about: "an Arrow body, decoded for one of many schemas",
+        about: "an Arrow body, decoded for one of many schemas, also where its sender can change it",
         run: body::run,
         memory: (256 << 10, 256),
     },
@@ -69,6 +70,12 @@ pub const TARGETS: [Target; 6] = [
         name: "instance",
         about: "the instance's state, between an honest caller and two that lie",
         run: instance::run,
+        memory: (64 << 20, 4096),
+    },
+    Target {
+        name: "segment",
+        about: "bodies in shared memory and in pieces, from a peer that lies and writes where it may not",
+        run: segment::run,
         memory: (64 << 20, 4096),
     },
 ];

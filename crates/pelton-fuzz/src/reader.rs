@@ -57,8 +57,11 @@ fn said(messages: &[Message]) -> Vec<u8> {
 fn welcomed(still: &Still, stream: &[u8], pieces: &[u8], written: &Written) -> Link {
     let hello = Frame::Hello(greeting(Role::Caller, TOKEN, "job", "client", 1));
     let bytes = [on_the_wire(&hello), stream.to_vec()].concat();
-    let connection =
-        Connection { read: Box::new(Stream::new(bytes, pieces)), write: Box::new(written.clone()) };
+    let connection = Connection {
+        read: Box::new(Stream::new(bytes, pieces)),
+        write: Box::new(written.clone()),
+        descriptors: None,
+    };
     let env = still.env();
     let caller = still.run(door_of_ours().answer(&env, connection)).expect("it greets well");
     still.run(caller.welcome(&env, welcome())).expect("it is there")

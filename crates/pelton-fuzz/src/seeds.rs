@@ -1,7 +1,7 @@
 //! Honest inputs to begin with: every frame of the golden file, a batch of every kind of column, good handshakes, a conversation.
 
 use pelton_link::greeting;
-use pelton_wire::{Frame, Header, Role};
+use pelton_wire::{Frame, Header, Place, Role};
 use rand::rngs::StdRng;
 use rand::{Rng, SeedableRng};
 
@@ -76,7 +76,10 @@ fn handshakes() -> Vec<(String, Vec<u8>)> {
 fn streams() -> Vec<(String, Vec<u8>)> {
     let frames: Vec<(String, Vec<u8>)> = golden()
         .into_iter()
-        .filter(|(name, ..)| !name.contains("request") && !name.contains("results"))
+        // What is about bodies stands beside one, or ends the connection.
+        .filter(|(name, ..)| {
+            !["request", "results", "segment", "release", "piece"].iter().any(|word| name.contains(word))
+        })
         .map(|(name, header, meta)| (name, [header, meta].concat()))
         .collect();
     let short: Vec<u8> = frames.iter().filter(|(_, b)| b.len() < 100).flat_map(|(_, b)| b.clone()).collect();
@@ -95,15 +98,23 @@ fn streams() -> Vec<(String, Vec<u8>)> {
     };
     let entries = vec![pelton_wire::Entry { run, rows: 1, last: true }];
     let results = Frame::Results { method: 1, entries };
-    let with_body = |frame: &Frame| {
+    let with = |frame: &Frame, place: Place, length: usize, behind: &[u8]| {
         let meta = frame.encode_meta();
-        let header = Header { kind: frame.kind(), meta: meta.len() as u32, body: body.len() as u32 }.encode();
-        [&header[..], &meta, &body].concat()
+        let header = Header { kind: frame.kind(), place, meta: meta.len() as u32, body: length as u32 };
+        [&header.encode()[..], &meta, behind].concat()
+    };
+    let with_body = |frame: &Frame| with(frame, Place::Inline, body.len(), &body);
+    let piece = |part: &[u8]| with(&Frame::Piece, Place::Inline, part.len(), part);
+    let in_pieces = |frame: &Frame| {
+        let (first, second) = body.split_at(100);
+        let overtakes = on_the_wire(&Frame::Load { held: 1 });
+        [with(frame, Place::Pieces, body.len(), &[]), piece(first), overtakes, piece(second)].concat()
     };
     let all = vec![
         ("control-frames".to_owned(), short.clone()),
         ("request".to_owned(), with_body(&request)),
         ("results".to_owned(), with_body(&results)),
+        ("pieces".to_owned(), [in_pieces(&request), in_pieces(&results)].concat()),
         ("mixed".to_owned(), [with_body(&request), short, with_body(&results)].concat()),
     ];
     all.into_iter().map(|(name, stream)| (name, [&[7, 250][..], &stream].concat())).collect()
@@ -111,7 +122,11 @@ fn streams() -> Vec<(String, Vec<u8>)> {
 
 /// What happens to a state machine is a list of choices: any will do.
 fn lives(target: &str) -> Vec<(String, Vec<u8>)> {
-    let seed = if target == "client" { 1 } else { 2 };
+    let seed = match target {
+        "client" => 1,
+        "instance" => 2,
+        _ => 8,
+    };
     random("choices", 16 + seed, <[u8]>::to_vec)
 }
 

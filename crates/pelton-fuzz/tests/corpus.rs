@@ -89,6 +89,10 @@ fn clients_hold() {
 fn instances_hold() {
     check(&TARGETS[5]);
 }
+#[test]
+fn segments_hold() {
+    check(&TARGETS[6]);
+}
 
 /// `PELTON_FUZZ_INPUT=TARGET=FILE` runs one input; with `PELTON_FUZZ_TRACE` the states say what happens.
 #[test]

@@ -8,7 +8,7 @@ use pelton_core::declaration::Declaration;
 use pelton_core::service::{Context, Counters, Definition, Gauge};
 use pelton_core::{Error, Fate, Kind, Result, Retry, Time};
 use pelton_env::{Address, Connection, Env, Guard, Place};
-use pelton_link::{Caller, Door, Link, Sender};
+use pelton_link::{Caller, Door, Link, Sender, Sharing};
 use pelton_wire::{Bootstrap, Frame, Role, State as Phase, Status, Welcome};
 use tokio::sync::{Notify, mpsc, oneshot, watch};
 
@@ -367,8 +367,11 @@ impl Server {
                 None => return self.refused(&format!("no handshake within {GUARDED:?}")),
             },
         };
-        let door =
-            Door { token: self.bootstrap.token.clone(), max_message: self.bootstrap.declaration.max_message };
+        let door = Door {
+            token: self.bootstrap.token.clone(),
+            max_message: self.bootstrap.declaration.max_message,
+            sharing: Sharing::of(self.bootstrap.declaration.shared_memory),
+        };
         match door.answer(&self.env, connection).await {
             Ok(caller) => {
                 pass.enter();
@@ -412,6 +415,7 @@ impl Server {
             config: self.bootstrap.config.clone(),
             methods: self.definition.methods.to_vec(),
             max_message: self.bootstrap.declaration.max_message,
+            segment: 0,
             status: self.status(),
         }
     }

@@ -247,8 +247,8 @@ impl Store {
         }
         content.resize(content.len().next_multiple_of(ALIGNMENT), 0);
         let rows = gather(results.iter().flat_map(|(_, parts)| parts))?;
-        for piece in self.encoder.encode(&rows)? {
-            content.extend_from_slice(&piece);
+        for part in self.encoder.encode(&rows)?.into_parts() {
+            content.extend_from_slice(&part);
         }
         Ok(content)
     }

@@ -5,11 +5,14 @@ use std::time::Duration;
 
 use pelton_core::endpoint::Address;
 use pelton_core::{Bytes, Error, Fate, Kind, Result, Retry};
-use pelton_env::{Connection, Env};
+use pelton_env::{Connection, Descriptors, Env};
 use pelton_wire::{Frame, Greeting, VERSION, Welcome};
 
 use crate::receive::{Receiver, broken, kind};
 use crate::send::{Sender, write_frame};
+use crate::shared::incoming::{Incoming, Releases};
+use crate::shared::outgoing::Outgoing;
+use crate::shared::{self, Sharing};
 use crate::{Link, Methods};
 
 /// A peer that takes longer than this to say who it is is not waited for.
@@ -25,16 +28,31 @@ pub async fn connect(
     greeting: Greeting,
     max_message: Bytes,
 ) -> Result<(Welcome, Link)> {
+    connect_sharing(env, to, greeting, max_message, Sharing::NONE).await
+}
+
+/// As [`connect`], for a peer to share bodies with, where it is on this machine and does so too.
+pub async fn connect_sharing(
+    env: &Env,
+    to: &Address,
+    mut greeting: Greeting,
+    max_message: Bytes,
+    sharing: Sharing,
+) -> Result<(Welcome, Link)> {
     let attempt = async {
         let mut connection = env.network.connect(to).await.map_err(|e| unreachable(to, &e))?;
+        let way = Way::new(sharing, connection.descriptors.take());
+        greeting.segment = way.reads_from();
         write_frame(&mut *connection.write, &Frame::Hello(greeting))
             .await
             .map_err(|e| unreachable(to, &e))?;
         let mut receiver = Receiver::of_known(connection.read, max_message);
+        let releases = way.expect(&mut receiver);
         match receiver.next().await?.map(|m| m.frame) {
             Some(Frame::Welcome(welcome)) => {
                 receiver.methods = Methods(welcome.methods.clone().into());
-                let sender = Sender::start(env, connection.write);
+                let outgoing = way.outgoing(&receiver, welcome.segment);
+                let sender = Sender::start(env, connection.write, outgoing, releases);
                 Ok((*welcome, Link { sender, receiver }))
             }
             Some(Frame::Refused(error)) => Err(error),
@@ -72,6 +90,39 @@ pub struct Door {
     /// The job's token; a greeting with another is refused.
     pub token: String,
     pub max_message: Bytes,
+    /// How bodies are shared with those who come from this machine.
+    pub sharing: Sharing,
+}
+
+/// The way that segments go, where there is one.
+struct Way {
+    sharing: Sharing,
+    descriptors: Option<Descriptors>,
+}
+
+impl Way {
+    fn new(sharing: Sharing, descriptors: Option<Descriptors>) -> Way {
+        Way { sharing, descriptors: descriptors.filter(|_| sharing.segment > 0) }
+    }
+
+    /// The largest segment that the peer may send.
+    fn reads_from(&self) -> u64 {
+        if self.descriptors.is_some() { shared::LARGEST } else { 0 }
+    }
+
+    /// The peer's segment may come from here on.
+    fn expect(&self, receiver: &mut Receiver) -> Releases {
+        let releases = Releases::default();
+        receiver.incoming = Incoming::new(self.descriptors.clone(), releases.clone());
+        releases
+    }
+
+    /// Where bodies for the peer are put, if it reads segments of up to `largest` bytes.
+    fn outgoing(self, receiver: &Receiver, largest: u64) -> Option<Outgoing> {
+        let descriptors = self.descriptors.filter(|_| largest > 0)?;
+        let bytes = self.sharing.segment.min(largest);
+        Some(Outgoing::new(descriptors, bytes, self.sharing.from, receiver.taken.clone()))
+    }
 }
 
 /// Somebody who greeted properly and waits for an answer.
@@ -80,12 +131,13 @@ pub struct Caller {
     pub version: u16,
     connection_write: Box<dyn tokio::io::AsyncWrite + Send + Sync + Unpin>,
     receiver: Receiver,
+    way: Way,
 }
 
 impl Door {
     /// Reads a greeting from a new connection and checks it; who fails the check is told why, and dropped.
     pub async fn answer(&self, env: &Env, connection: Connection) -> Result<Caller> {
-        let Connection { read, mut write } = connection;
+        let Connection { read, mut write, descriptors } = connection;
         // No body is read before the token has been seen.
         let mut receiver = Receiver::of_stranger(read);
         let greeting = match env.within(PATIENCE, receiver.next()).await {
@@ -100,7 +152,8 @@ impl Door {
         match greeting {
             Ok((greeting, version)) => {
                 receiver.trust(self.max_message);
-                Ok(Caller { greeting, version, connection_write: write, receiver })
+                let way = Way::new(self.sharing, descriptors);
+                Ok(Caller { greeting, version, connection_write: write, receiver, way })
             }
             Err(error) => {
                 let _ = write_frame(&mut *write, &Frame::Refused(error.clone())).await;
@@ -130,11 +183,15 @@ fn same_secret(a: &str, b: &str) -> bool {
 
 impl Caller {
     /// Lets them in.
-    pub async fn welcome(mut self, env: &Env, welcome: Welcome) -> Result<Link> {
+    pub async fn welcome(mut self, env: &Env, mut welcome: Welcome) -> Result<Link> {
+        welcome.segment = self.way.reads_from();
+        let releases = self.way.expect(&mut self.receiver);
+        let outgoing = self.way.outgoing(&self.receiver, self.greeting.segment);
         self.receiver.methods = Methods(welcome.methods.clone().into());
         let frame = Frame::Welcome(Box::new(welcome));
         write_frame(&mut *self.connection_write, &frame).await.map_err(|e| broken(&e))?;
-        Ok(Link { sender: Sender::start(env, self.connection_write), receiver: self.receiver })
+        let sender = Sender::start(env, self.connection_write, outgoing, releases);
+        Ok(Link { sender, receiver: self.receiver })
     }
 
     /// Tells them why not.
@@ -153,5 +210,6 @@ pub fn greeting(role: pelton_wire::Role, token: &str, job: &str, client: &str, e
         job: job.to_owned(),
         client: client.to_owned(),
         epoch,
+        segment: 0,
     }
 }

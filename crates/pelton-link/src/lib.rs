@@ -5,17 +5,20 @@
 //! yields the peer's. A peer that breaks the protocol costs itself its connection.
 
 mod handshake;
+mod pool;
 mod receive;
 mod send;
+mod shared;
 
 use arrow_array::RecordBatch;
 use pelton_core::service::MethodSpec;
 use pelton_wire::Frame;
 use std::sync::Arc;
 
-pub use handshake::{Caller, Door, connect, greeting};
+pub use handshake::{Caller, Door, connect, connect_sharing, greeting};
 pub use receive::Receiver;
 pub use send::{Room, Sender};
+pub use shared::Sharing;
 
 /// A frame and the record batch that it carries.
 #[derive(Clone, Debug, PartialEq)]

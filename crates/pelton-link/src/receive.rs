@@ -1,27 +1,48 @@
-//! The receiving half: whole frames, their lengths checked before anything is allocated for them.
+//! The receiving half: whole frames, their lengths checked before anything is allocated.
+//!
+//! Memory grows with what has come, not with what a peer says will come: a body is received into a buffer that is at most twice
+//! as long as what is there of it, and 1 MiB at first.
 
+use arrow_array::RecordBatch;
 use arrow_schema::SchemaRef;
-use bytes::BytesMut;
-use pelton_core::{Bytes, Error, Fate, Kind, Result, Retry};
-use pelton_wire::frame::MAX_META;
-use pelton_wire::{Frame, HEADER, Header, body};
+use bytes::{BufMut, Bytes, BytesMut};
+use pelton_core::{Error, Fate, Kind, Result, Retry};
+use pelton_wire::frame::{MAX_INLINE, MAX_META};
+use pelton_wire::{Frame, HEADER, Header, Place, body, in_place};
 use tokio::io::{AsyncRead, AsyncReadExt};
 
+use crate::pool::Pool;
+use crate::shared::incoming::{Body, Incoming, Releases};
+use crate::shared::outgoing::Taken;
 use crate::{Message, Methods};
 
 /// Room for what is read at once: many small frames.
 const AT_ONCE: usize = 16 << 10;
 const LITTLE: usize = 1 << 10;
-/// What a claimed length gets room for at once. More of it comes as the bytes do, so that a claim costs little.
-const AHEAD: usize = 1 << 20;
+/// Shorter parts are taken from the buffer that was read into.
+const SMALL: usize = 4 << 10;
 
 /// Yields the peer's messages.
 pub struct Receiver {
     pub(crate) read: Box<dyn AsyncRead + Send + Sync + Unpin>,
-    pub(crate) buffer: BytesMut,
+    buffer: BytesMut,
     pub(crate) methods: Methods,
     max_meta: u32,
     max_body: u64,
+    pool: Pool,
+    /// Where the peer puts bodies.
+    pub(crate) incoming: Incoming,
+    /// What is taken of the segment in which this side puts bodies.
+    pub(crate) taken: Taken,
+    /// A body of which some pieces are missing.
+    begun: Option<Begun>,
+}
+
+struct Begun {
+    frame: Frame,
+    schema: SchemaRef,
+    total: usize,
+    bytes: Vec<u8>,
 }
 
 /// A connection broke while something may have been under way on it.
@@ -40,7 +61,10 @@ pub(crate) fn kind(e: &std::io::Error, passing: Kind) -> Kind {
 
 impl Receiver {
     /// For a peer that we went to: what it says is held against the limits of a peer that is known.
-    pub(crate) fn of_known(read: Box<dyn AsyncRead + Send + Sync + Unpin>, max_message: Bytes) -> Self {
+    pub(crate) fn of_known(
+        read: Box<dyn AsyncRead + Send + Sync + Unpin>,
+        max_message: pelton_core::Bytes,
+    ) -> Self {
         let mut receiver = Receiver::of_stranger(read);
         receiver.trust(max_message);
         receiver
@@ -54,11 +78,15 @@ impl Receiver {
             methods: Methods([].into()),
             max_meta: 16 << 10,
             max_body: 0,
+            pool: Pool::default(),
+            incoming: Incoming::new(None, Releases::default()),
+            taken: Taken::default(),
+            begun: None,
         }
     }
 
     /// Messages up to `max_message` of row data; what Arrow puts around the rows comes on top.
-    pub(crate) fn trust(&mut self, max_message: Bytes) {
+    pub(crate) fn trust(&mut self, max_message: pelton_core::Bytes) {
         self.max_meta = MAX_META;
         self.max_body = max_message.get() + max_message.get() / 8 + (1 << 20);
     }
@@ -66,19 +94,77 @@ impl Receiver {
     /// The next message; `None` when the peer has closed between two frames. Not cancel-safe in the middle of a frame: call it from
     /// one task that does nothing else.
     pub async fn next(&mut self) -> Result<Option<Message>> {
-        let Some(header) = self.header().await? else { return Ok(None) };
-        let meta = self.take(header.meta as usize).await?;
-        let frame = Frame::decode_meta(header.kind, &meta)?;
-        if header.body == 0 {
-            if frame.has_body() {
-                return Err(Error::protocol("a frame that carries rows has no body"));
+        loop {
+            let Some(header) = self.header().await? else { return Ok(None) };
+            let meta = self.take(header.meta as usize).await?;
+            let frame = Frame::decode_meta(header.kind, &meta)?;
+            if let Some(begun) = &self.begun
+                && frame.keeps_order()
+            {
+                let (have, total) = (begun.bytes.len(), begun.total);
+                return Err(Error::protocol(format!(
+                    "another frame came at byte {have} of a body of {total}"
+                )));
             }
-            return Ok(Some(frame.into()));
+            match frame {
+                Frame::Piece => {
+                    if let Some(message) = self.piece(header).await? {
+                        return Ok(Some(message));
+                    }
+                }
+                Frame::Segment { bytes } if header.body == 0 => self.incoming.open(bytes)?,
+                Frame::Release { offsets } if header.body == 0 => self.taken.release(&offsets)?,
+                frame if header.body == 0 && frame.has_body() => {
+                    return Err(Error::protocol("a frame that carries rows has no body"));
+                }
+                frame if header.body == 0 => return Ok(Some(frame.into())),
+                frame if header.place == Place::Pieces => {
+                    let (schema, total) = (self.schema(&frame)?, header.body as usize);
+                    let bytes = self.pool.take(total, total.min(MAX_INLINE as usize));
+                    self.begun = Some(Begun { frame, schema, total, bytes });
+                }
+                frame => {
+                    let schema = self.schema(&frame)?;
+                    let rows = match header.place {
+                        Place::Segment => self.shared(header.body, &schema).await?,
+                        _ => body::decode(self.take(header.body as usize).await?, &schema)?,
+                    };
+                    return message(frame, rows).map(Some);
+                }
+            }
         }
-        let schema = self.schema(&frame)?;
-        let rows = body::decode(self.take(header.body as usize).await?.freeze(), &schema)?;
-        check_rows(&frame, rows.num_rows())?;
-        Ok(Some(Message { frame, rows: Some(rows) }))
+    }
+
+    /// A body in the peer's segment, of which the offset follows.
+    async fn shared(&mut self, length: u32, schema: &SchemaRef) -> Result<RecordBatch> {
+        let offset = self.take(8).await?;
+        let offset = u64::from_le_bytes(offset[..].try_into().expect("as long as asked for"));
+        let pool = &self.pool;
+        match self.incoming.body(offset, u64::from(length))? {
+            Body::InPlace(body) => in_place::decode_in_place(&body, schema, &mut |bytes| pool.copy(bytes)),
+            Body::ToCopy(body) => body::decode(pool.copy(&body), schema),
+        }
+    }
+
+    /// The next piece of the body that was begun: the message, if that was the last.
+    async fn piece(&mut self, header: Header) -> Result<Option<Message>> {
+        let length = header.body as usize;
+        let Some(mut begun) = self.begun.take() else {
+            return Err(Error::protocol("a piece of a body that was not begun"));
+        };
+        let missing = begun.total - begun.bytes.len();
+        if length == 0 || length > missing || header.place != Place::Inline {
+            return Err(Error::protocol(format!(
+                "a piece of {length} bytes, where {missing} are missing of a body"
+            )));
+        }
+        self.fill(&mut begun.bytes, length, missing).await?;
+        if length < missing {
+            self.begun = Some(begun);
+            return Ok(None);
+        }
+        let rows = body::decode(self.pool.share(begun.bytes), &begun.schema)?;
+        message(begun.frame, rows).map(Some)
     }
 
     async fn header(&mut self) -> Result<Option<Header>> {
@@ -89,7 +175,8 @@ impl Receiver {
                 self.buffer.reserve(AT_ONCE);
             }
             if self.read.read_buf(&mut self.buffer).await.map_err(|e| broken(&e))? == 0 {
-                return if self.buffer.is_empty() { Ok(None) } else { Err(cut_off()) };
+                let between = self.buffer.is_empty() && self.begun.is_none();
+                return if between { Ok(None) } else { Err(cut_off()) };
             }
         }
         let bytes: [u8; HEADER] = self.buffer.split_to(HEADER)[..].try_into().expect("as long as asked for");
@@ -97,24 +184,32 @@ impl Receiver {
     }
 
     /// Exactly `n` bytes. A large part gets a buffer of its own, which then lives as long as the rows in it.
-    async fn take(&mut self, n: usize) -> Result<BytesMut> {
-        if n <= self.buffer.len() && n < 4096 {
-            return Ok(self.buffer.split_to(n));
+    async fn take(&mut self, n: usize) -> Result<Bytes> {
+        if n <= self.buffer.len() && n < SMALL {
+            return Ok(self.buffer.split_to(n).freeze());
         }
+        let mut part = self.pool.take(n, n.min(MAX_INLINE as usize));
+        self.fill(&mut part, n, n).await?;
+        Ok(self.pool.share(part))
+    }
+
+    /// Reads exactly `n` bytes more into a buffer that will need room for `missing`, and makes that as they come.
+    async fn fill(&mut self, into: &mut Vec<u8>, n: usize, missing: usize) -> Result<()> {
+        let end = into.len() + n;
+        let whole = into.len() + missing;
         let have = self.buffer.len().min(n);
-        let mut part = BytesMut::with_capacity(n.min(AHEAD));
-        part.extend_from_slice(&self.buffer.split_to(have));
-        while part.len() < n {
-            let missing = n - part.len();
-            if part.len() == part.capacity() {
-                part.reserve(part.len().min(missing));
+        into.extend_from_slice(&self.buffer.split_to(have));
+        while into.len() < end {
+            if into.len() == into.capacity() {
+                into.reserve_exact((whole - into.len()).min(into.len().max(MAX_INLINE as usize)));
             }
-            let mut limited = bytes::BufMut::limit(&mut part, missing);
+            let left = end - into.len();
+            let mut limited = (&mut *into).limit(left);
             if self.read.read_buf(&mut limited).await.map_err(|e| broken(&e))? == 0 {
                 return Err(cut_off());
             }
         }
-        Ok(part)
+        Ok(())
     }
 
     fn schema(&self, frame: &Frame) -> Result<SchemaRef> {
@@ -130,6 +225,11 @@ impl Receiver {
             _ => Err(Error::protocol("a frame that carries no rows has a body")),
         }
     }
+}
+
+fn message(frame: Frame, rows: RecordBatch) -> Result<Message> {
+    check_rows(&frame, rows.num_rows())?;
+    Ok(Message { frame, rows: Some(rows) })
 }
 
 fn cut_off() -> Error {

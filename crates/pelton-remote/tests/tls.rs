@@ -64,7 +64,7 @@ fn tls(certificate: &str, key: &str) -> Wrap {
         let accepting = acceptor.accept(tokio::io::join(plain.read, plain.write));
         Box::pin(async move {
             let (read, write) = tokio::io::split(accepting.await?);
-            Ok(Connection { read: Box::new(read), write: Box::new(write) })
+            Ok(Connection { read: Box::new(read), write: Box::new(write), descriptors: None })
         })
     })
 }

@@ -87,7 +87,7 @@ impl Network for Secured {
                 let shows = trust.identity.as_ref().map(|i| i.certificate.as_path());
                 words::to_caller(e, &host, &trust.authorities, shows)
             };
-            let Connection { read, write } = connecting.await?;
+            let Connection { read, write, .. } = connecting.await?;
             let connector = TlsConnector::from(Arc::new(config));
             let stream = connector.connect(name, tokio::io::join(read, write)).await.map_err(&explain)?;
             Ok(connection(stream, explain))

@@ -52,5 +52,7 @@ fn connection(
     explain: impl Fn(io::Error) -> io::Error + Send + Sync + Unpin + 'static,
 ) -> Connection {
     let (read, write) = tokio::io::split(stream);
-    Connection { read: Box::new(words::Explained { inner: read, explain }), write: Box::new(write) }
+    // Memory is shared on one machine only, without TLS.
+    let read = Box::new(words::Explained { inner: read, explain });
+    Connection { read, write: Box::new(write), descriptors: None }
 }

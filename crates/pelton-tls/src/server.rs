@@ -7,7 +7,7 @@ use std::time::{Duration, SystemTime};
 
 use pelton_core::{BoxFuture, Error, Fate, Kind, Result, Retry, Time};
 use pelton_env::{Clock, Connection, Guard};
-use pelton_wire::{Frame, Header};
+use pelton_wire::{Frame, Header, Place};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio_rustls::TlsAcceptor;
 use tokio_rustls::rustls::server::WebPkiClientVerifier;
@@ -108,7 +108,7 @@ impl Guard for Gate {
         let config = self.config();
         let callers = self.callers.clone();
         Box::pin(async move {
-            let Connection { mut read, mut write } = plain;
+            let Connection { mut read, mut write, .. } = plain;
             let mut first = [0];
             read.read_exact(&mut first).await?;
             match first[0] {
@@ -137,7 +137,9 @@ impl Guard for Gate {
 fn refusal(text: &str) -> Vec<u8> {
     let frame = Frame::Refused(Error::new(Kind::Protocol, Fate::NotSent, Retry::Never, text));
     let meta = frame.encode_meta();
-    let mut bytes = Header { kind: frame.kind(), meta: meta.len() as u32, body: 0 }.encode().to_vec();
+    let mut bytes = Header { kind: frame.kind(), meta: meta.len() as u32, body: 0, place: Place::Inline }
+        .encode()
+        .to_vec();
     bytes.extend(meta);
     bytes
 }

@@ -93,7 +93,11 @@ impl World {
                         },
                         None => connection,
                     };
-                    let door = Door { token: TOKEN.into(), max_message: Bytes::mib(1) };
+                    let door = Door {
+                        token: TOKEN.into(),
+                        max_message: Bytes::mib(1),
+                        sharing: pelton_link::Sharing::NONE,
+                    };
                     let Ok(caller) = door.answer(&visitor, connection).await else { return };
                     let version = caller.version;
                     let Ok(mut link) = caller.welcome(&visitor, welcome(version)).await else { return };
@@ -151,6 +155,7 @@ fn welcome(version: u16) -> Welcome {
         methods: Vec::new(),
         max_message: Bytes::mib(1),
         status,
+        segment: 0,
     }
 }
 

@@ -137,8 +137,11 @@ mod tests {
 
     /// What is read of these bytes: each message's first line and body, or the error that ends them.
     fn read(bytes: &[u8]) -> Vec<String> {
-        let connection =
-            Connection { read: Box::new(io::Cursor::new(bytes.to_vec())), write: Box::new(Vec::new()) };
+        let connection = Connection {
+            read: Box::new(io::Cursor::new(bytes.to_vec())),
+            write: Box::new(Vec::new()),
+            descriptors: None,
+        };
         let mut messages = Messages::new(connection);
         futures::executor::block_on(async {
             let mut all = Vec::new();

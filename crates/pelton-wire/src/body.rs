@@ -4,50 +4,100 @@
 //! length `i32`, metadata padded so that the data begins at a multiple of 64, data.
 //! <https://arrow.apache.org/docs/format/Columnar.html#encapsulated-message-format>
 
-mod layout;
+pub(crate) mod layout;
 
 use std::collections::HashMap;
 use std::sync::Arc;
 
 use arrow_array::RecordBatch;
 use arrow_buffer::Buffer;
-use arrow_ipc::writer::{DictionaryTracker, IpcDataGenerator, IpcWriteContext, IpcWriteOptions};
+use arrow_ipc::writer::StreamEncoder;
 use arrow_ipc::{MessageHeader, root_as_message};
 use arrow_schema::{DataType, Schema, SchemaRef};
 use bytes::Bytes;
 use pelton_core::{Error, Result};
 
-const CONTINUATION: [u8; 4] = [0xff; 4];
-const ALIGNMENT: usize = 64;
+pub(crate) const CONTINUATION: [u8; 4] = [0xff; 4];
 
-/// Encodes record batches. Keeps its scratch space from batch to batch.
-#[derive(Default)]
+/// Encodes record batches.
 pub struct Encoder {
-    generator: IpcDataGenerator,
-    options: IpcWriteOptions,
-    context: IpcWriteContext,
+    /// Its schema goes into its first message, which is thrown away; after that it takes batches of any columns.
+    stream: StreamEncoder,
+}
+
+impl Default for Encoder {
+    fn default() -> Self {
+        let none = Arc::new(Schema::empty());
+        let mut stream = StreamEncoder::try_new(&none).expect("no columns can be encoded");
+        stream.encode(&RecordBatch::new_empty(none)).expect("no rows can be encoded");
+        Encoder { stream }
+    }
 }
 
 impl Encoder {
-    /// The body of a batch, in two pieces that follow one another: its metadata, and its data (the only copy).
-    pub fn encode(&mut self, rows: &RecordBatch) -> Result<[Bytes; 2]> {
-        let mut no_dictionaries = DictionaryTracker::new(false);
-        let (_, encoded) =
-            self.generator.encode(rows, &mut no_dictionaries, &self.options, &mut self.context)?;
-        let metadata = encoded.ipc_message;
-        let padded = (8 + metadata.len()).next_multiple_of(ALIGNMENT);
-        let mut head = Vec::with_capacity(padded);
-        head.extend(CONTINUATION);
-        head.extend(((padded - 8) as i32).to_le_bytes());
-        head.extend(metadata);
-        head.resize(padded, 0);
-        Ok([head.into(), encoded.arrow_data.into()])
+    /// The body of a batch. Its columns are not copied.
+    pub fn encode(&mut self, rows: &RecordBatch) -> Result<Encoded> {
+        let pieces = self.stream.encode(rows)?;
+        Ok(Encoded { length: pieces.iter().map(Buffer::len).sum(), pieces })
+    }
+}
+
+/// A body as the pieces that follow one another in it: what Arrow puts around the columns, and the columns' own memory.
+pub struct Encoded {
+    pieces: Vec<Buffer>,
+    length: usize,
+}
+
+/// A column's memory as an owner of bytes.
+struct Memory(Buffer);
+
+impl AsRef<[u8]> for Memory {
+    fn as_ref(&self) -> &[u8] {
+        &self.0
+    }
+}
+
+/// Pieces shorter than this are copied together.
+const SMALL: usize = 4 << 10;
+
+impl Encoded {
+    /// Bytes of the body.
+    pub fn length(&self) -> usize {
+        self.length
+    }
+
+    /// Copies it to where it shall be, which has room for [`length`](Self::length) bytes.
+    pub fn write_to(&self, mut place: &mut [u8]) {
+        for piece in &self.pieces {
+            let (here, rest) = place.split_at_mut(piece.len());
+            here.copy_from_slice(piece);
+            place = rest;
+        }
+    }
+
+    /// Its bytes, in few parts; large ones are not copied.
+    pub fn into_parts(self) -> Vec<Bytes> {
+        let mut parts = Vec::new();
+        let mut small = Vec::with_capacity(self.length.min(SMALL));
+        for piece in self.pieces {
+            if piece.len() < SMALL {
+                small.extend_from_slice(&piece);
+            } else {
+                if !small.is_empty() {
+                    parts.push(std::mem::take(&mut small).into());
+                }
+                parts.push(Bytes::from_owner(Memory(piece)));
+            }
+        }
+        if !small.is_empty() {
+            parts.push(small.into());
+        }
+        parts
     }
 }
 
 /// Decodes a body without copying it. The bytes are not trusted: lengths, offsets and UTF-8 are validated.
 pub fn decode(body: Bytes, schema: &SchemaRef) -> Result<RecordBatch> {
-    let bad = |what: &str| Error::protocol(format!("the body of a frame is not a record batch: {what}"));
     let (head, rest) = body.split_at_checked(8).ok_or_else(|| bad("too short"))?;
     let length: [u8; 4] = head[4..].try_into().expect("four bytes");
     let length = usize::try_from(i32::from_le_bytes(length)).map_err(|_| bad("negative length"))?;
@@ -67,6 +117,10 @@ pub fn decode(body: Bytes, schema: &SchemaRef) -> Result<RecordBatch> {
     layout::check(&batch, version, schema, data.len()).map_err(bad)?;
     arrow_ipc::reader::read_record_batch(&data, batch, schema.clone(), &HashMap::new(), None, &version)
         .map_err(|e| bad(&e.to_string()))
+}
+
+pub(crate) fn bad(what: &str) -> Error {
+    Error::protocol(format!("the body of a frame is not a record batch: {what}"))
 }
 
 /// The same bytes, where any type may begin: copied if they are not.
@@ -160,7 +214,11 @@ mod tests {
     }
 
     fn encoded(rows: &RecordBatch) -> Vec<u8> {
-        Encoder::default().encode(rows).unwrap().concat()
+        let encoded = Encoder::default().encode(rows).unwrap();
+        let mut copied = vec![0; encoded.length()];
+        encoded.write_to(&mut copied);
+        assert_eq!(encoded.into_parts().concat(), copied);
+        copied
     }
 
     #[test]

@@ -1,6 +1,7 @@
 //! Frames: their header, their meta part, and which of them overtake others.
 //!
-//! Header, 12 bytes, little-endian: kind `u8`, flags `u8` (0), reserved `u16` (0), meta length `u32`, body length `u32`.
+//! Header, 12 bytes, little-endian: kind `u8`, place of the body `u8` (see [`Place`]), reserved `u16` (0), meta length `u32`, body
+//! length `u32`.
 
 use std::time::Duration;
 
@@ -13,6 +14,9 @@ use crate::scalar::{Reader, put_text};
 
 /// Bytes of a header.
 pub const HEADER: usize = 12;
+
+/// Most bytes of a body that stands behind its meta part: that much is allocated on the word of a peer. Longer ones come in pieces.
+pub const MAX_INLINE: u32 = 1 << 20;
 
 /// Most bytes of a meta part, whatever the connection's limit on bodies.
 pub const MAX_META: u32 = 8 << 20;
@@ -153,12 +157,37 @@ pub enum Frame {
     Report(String),
     /// Observer, to control: do this, as JSON. Answered by a [`Report`](Frame::Report) once it is done.
     Command(String),
+
+    // What follows is between the two ends of a connection, and nobody else hears of it.
+    /// Either, once: the descriptor that comes with this is a segment of so many bytes, in which it puts bodies.
+    Segment {
+        bytes: u64,
+    },
+    /// Either: the bodies at these offsets of the peer's segment are not looked at any more.
+    Release {
+        offsets: Vec<u64>,
+    },
+    /// Either: its body is the next piece of the body that was begun.
+    Piece,
+}
+
+/// Where a frame's body is.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Place {
+    /// Behind the meta part; at most [`MAX_INLINE`] bytes.
+    #[default]
+    Inline = 0,
+    /// In the sender's segment; behind the meta part stands its offset there, `u64`.
+    Segment = 1,
+    /// In the [`Piece`](Frame::Piece)s that follow; only frames that overtake come between them.
+    Pieces = 2,
 }
 
 /// A header as it was read, its lengths already held against the limits.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Header {
     pub kind: u8,
+    pub place: Place,
     pub meta: u32,
     pub body: u32,
 }
@@ -167,12 +196,17 @@ impl Header {
     /// Reads a header; refuses lengths above the limits, naming them.
     pub fn decode(bytes: &[u8; HEADER], max_meta: u32, max_body: u64) -> Result<Header> {
         let mut r = Reader::new(bytes);
-        let (kind, flags, reserved, meta, body) = (r.u8()?, r.u8()?, r.u16()?, r.u32()?, r.u32()?);
-        if flags != 0 || reserved != 0 {
-            return Err(Error::protocol(
-                "a frame header has reserved bits set; the peer speaks something else",
-            ));
-        }
+        let (kind, place, reserved, meta, body) = (r.u8()?, r.u8()?, r.u16()?, r.u32()?, r.u32()?);
+        let place = match (place, reserved) {
+            (0, 0) => Place::Inline,
+            (1, 0) => Place::Segment,
+            (2, 0) => Place::Pieces,
+            _ => {
+                return Err(Error::protocol(
+                    "a frame header has reserved bits set; the peer speaks something else",
+                ));
+            }
+        };
         if meta > max_meta {
             return Err(Error::protocol(format!(
                 "a frame's meta part of {meta} bytes is over the limit of {max_meta}"
@@ -183,12 +217,21 @@ impl Header {
                 "a frame's body of {body} bytes is over the limit of {max_body} (max_message)"
             )));
         }
-        Ok(Header { kind, meta, body })
+        if place == Place::Inline && body > MAX_INLINE {
+            return Err(Error::protocol(format!(
+                "a frame's body of {body} bytes in one piece is over the limit of {MAX_INLINE}"
+            )));
+        }
+        if place != Place::Inline && body == 0 {
+            return Err(Error::protocol("a frame without a body says where it is"));
+        }
+        Ok(Header { kind, place, meta, body })
     }
 
     pub fn encode(self) -> [u8; HEADER] {
         let mut out = [0; HEADER];
         out[0] = self.kind;
+        out[1] = self.place as u8;
         out[4..8].copy_from_slice(&self.meta.to_le_bytes());
         out[8..].copy_from_slice(&self.body.to_le_bytes());
         out
@@ -223,6 +266,9 @@ impl Frame {
             Frame::Report(_) => 22,
             Frame::Command(_) => 23,
             Frame::Holds { .. } => 24,
+            Frame::Segment { .. } => 32,
+            Frame::Release { .. } => 33,
+            Frame::Piece => 34,
         }
     }
 
@@ -270,7 +316,10 @@ impl Frame {
             | Frame::Stop
             | Frame::Query
             | Frame::Report(_)
-            | Frame::Command(_) => {}
+            | Frame::Command(_)
+            | Frame::Segment { .. }
+            | Frame::Release { .. }
+            | Frame::Piece => {}
         }
     }
 
@@ -325,8 +374,13 @@ impl Frame {
                 put_runs(&mut out, runs);
             }
             Frame::Load { held } => out.extend(held.to_le_bytes()),
+            Frame::Segment { bytes } => out.extend(bytes.to_le_bytes()),
+            Frame::Release { offsets } => {
+                out.extend((offsets.len() as u32).to_le_bytes());
+                out.extend(offsets.iter().flat_map(|offset| offset.to_le_bytes()));
+            }
             Frame::Ping(n) | Frame::Pong(n) => out.extend(n.to_le_bytes()),
-            Frame::Draining | Frame::Drain | Frame::Stop | Frame::Query => {}
+            Frame::Draining | Frame::Drain | Frame::Stop | Frame::Query | Frame::Piece => {}
         }
         out
     }
@@ -389,6 +443,12 @@ impl Frame {
                 let last = r.u8()? != 0;
                 Frame::Holds { runs: runs(&mut r)?, last }
             }
+            32 => Frame::Segment { bytes: r.u64()? },
+            33 => {
+                let n = r.count(8)?;
+                Frame::Release { offsets: (0..n).map(|_| r.u64()).collect::<Result<_>>()? }
+            }
+            34 => Frame::Piece,
             other => return Err(Error::protocol(format!("a frame of unknown kind {other}"))),
         };
         r.end()?;

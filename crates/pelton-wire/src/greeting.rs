@@ -24,7 +24,7 @@ pub struct Bootstrap {
 }
 
 /// The protocol's version. Peers agree on the highest that both speak.
-pub const VERSION: u16 = 3;
+pub const VERSION: u16 = 4;
 
 /// Why somebody connects.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -51,6 +51,9 @@ pub struct Greeting {
     pub client: String,
     /// Grows with each start of the same client; a newer one fences off the older.
     pub epoch: u64,
+    /// The largest segment that it would read bodies from; 0: none.
+    #[serde(default)]
+    pub segment: u64,
 }
 
 /// The token stays out of logs.
@@ -71,6 +74,9 @@ pub struct Welcome {
     pub methods: Vec<MethodSpec>,
     /// The largest frame that this side takes.
     pub max_message: Bytes,
+    /// The largest segment that it would read bodies from; 0: none.
+    #[serde(default)]
+    pub segment: u64,
     pub status: Status,
 }
 
@@ -129,7 +135,7 @@ mod tests {
 
     fn greeting(oldest: u16, newest: u16) -> Greeting {
         let (token, job, client) = ("secret".into(), "j".into(), "c".into());
-        Greeting { oldest, newest, role: Role::Caller, token, job, client, epoch: 1 }
+        Greeting { oldest, newest, role: Role::Caller, token, job, client, epoch: 1, segment: 0 }
     }
 
     #[test]

@@ -7,7 +7,8 @@
 pub mod body;
 pub mod frame;
 pub mod greeting;
+pub mod in_place;
 mod scalar;
 
-pub use frame::{Deadlines, Demand, Entry, Frame, HEADER, Header, MAX_REQUESTS};
+pub use frame::{Deadlines, Demand, Entry, Frame, HEADER, Header, MAX_REQUESTS, Place};
 pub use greeting::{Bootstrap, Greeting, Role, State, Status, VERSION, Welcome};

@@ -7,7 +7,10 @@ use pelton_core::call::Priority;
 use pelton_core::error::{Error, Fate, Kind, Retry};
 use pelton_core::id::{InstanceId, RequestId, RequestRun};
 use pelton_core::service::{Cardinality, MethodSpec};
-use pelton_wire::{Deadlines, Demand, Entry, Frame, Greeting, HEADER, Header, Role, State, Status, Welcome};
+use pelton_wire::frame::MAX_INLINE;
+use pelton_wire::{
+    Deadlines, Demand, Entry, Frame, Greeting, HEADER, Header, Place, Role, State, Status, Welcome,
+};
 
 fn run(group: u64, sequence: u64, count: u32) -> RequestRun {
     RequestRun { first: RequestId { operator: 7, group, sequence }, count }
@@ -47,6 +50,7 @@ fn frames() -> Vec<Frame> {
             job: "j".into(),
             client: "c".into(),
             epoch: 9,
+            segment: 1 << 20,
         }),
         Frame::Welcome(Box::new(Welcome {
             version: 1,
@@ -54,6 +58,7 @@ fn frames() -> Vec<Frame> {
             config: "f00".into(),
             methods: vec![method],
             max_message: Bytes::mib(64),
+            segment: 0,
             status: *status(State::Ready),
         })),
         Frame::Refused(error.clone()),
@@ -106,12 +111,16 @@ fn frames() -> Vec<Frame> {
         Frame::Report("{}".into()),
         Frame::Command("{}".into()),
         Frame::Holds { runs: vec![run(1, 2, 3)], last: true },
+        Frame::Segment { bytes: 1 << 20 },
+        Frame::Release { offsets: vec![0, 4096] },
+        Frame::Piece,
     ]
 }
 
 fn shown(frame: &Frame) -> String {
     let meta = frame.encode_meta();
-    let header = Header { kind: frame.kind(), meta: meta.len() as u32, body: 0 }.encode();
+    let header =
+        Header { kind: frame.kind(), place: Place::Inline, meta: meta.len() as u32, body: 0 }.encode();
     let bytes = |b: &[u8]| b.iter().map(|b| format!("{b:02x}")).collect::<String>();
     let name = format!("{frame:?}");
     let name = name.split(|c: char| !c.is_alphanumeric()).next().unwrap_or_default();
@@ -159,12 +168,20 @@ fn cut_and_stretched_frames_are_refused() {
 
 #[test]
 fn lengths_are_checked_before_they_are_believed() {
-    let header = |meta, body| Header { kind: 7, meta, body }.encode();
+    let placed = |place, meta, body| Header { kind: 7, place, meta, body }.encode();
+    let header = |meta, body| placed(Place::Inline, meta, body);
     assert!(Header::decode(&header(10, 1000), 500, 1000).is_ok());
     assert!(Header::decode(&header(10, 1001), 500, 1000).unwrap_err().message().contains("limit of 1000"));
     assert!(Header::decode(&header(u32::MAX, 0), 500, 1000).unwrap_err().message().contains("meta part"));
+    let far = u64::from(u32::MAX);
+    let long = MAX_INLINE + 1;
+    assert!(Header::decode(&header(0, long), 0, far).unwrap_err().message().contains("in one piece"));
+    for place in [Place::Segment, Place::Pieces] {
+        assert!(Header::decode(&placed(place, 0, long), 0, far).is_ok());
+        assert!(Header::decode(&placed(place, 0, 0), 0, far).is_err());
+    }
     let mut reserved = header(1, 1);
-    reserved[1] = 1;
+    reserved[1] = 3;
     assert!(Header::decode(&reserved, 500, 1000).is_err());
     assert_eq!(HEADER, reserved.len());
     // Four thousand million runs in four bytes.

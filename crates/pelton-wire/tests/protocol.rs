@@ -81,6 +81,7 @@ fn the_errors_and_numbers_are_those_of_the_code() {
         format!("A frame is a header of {HEADER} bytes"),
         format!("a frame is about at most 2^{} requests", MAX_REQUESTS.ilog2()),
         format!("a meta part has at most {} MiB", pelton_wire::frame::MAX_META >> 20),
+        format!("one that follows its meta part at most {} MiB", pelton_wire::frame::MAX_INLINE >> 20),
     ] {
         assert!(DOCUMENT.contains(&said), "the document does not say: {said}");
     }
@@ -107,7 +108,7 @@ fn the_bytes_of_a_body_are_what_is_written() {
     let schema = Arc::new(Schema::new(vec![Field::new("key", DataType::UInt64, false)]));
     let keys = Arc::new(UInt64Array::from_iter_values(0..3));
     let rows = RecordBatch::try_new(schema.clone(), vec![keys]).expect("one column");
-    let written = Encoder::default().encode(&rows).expect("it can be written").concat();
+    let written = Encoder::default().encode(&rows).expect("it can be written").into_parts().concat();
     let hex: String = written.iter().map(|b| format!("{b:02x}")).collect();
     assert_eq!(blocks("body"), [hex]);
     assert_eq!(decode(written.into(), &schema), Ok(rows));

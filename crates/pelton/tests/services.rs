@@ -28,6 +28,14 @@ fn numbers(name: &str, values: impl IntoIterator<Item = i64>) -> RecordBatch {
     RecordBatch::try_from_iter([(name, column)]).unwrap()
 }
 
+/// A row of so many bytes, which are others for another `seed`.
+fn payload(bytes: usize, seed: u64) -> RecordBatch {
+    let byte = |i: usize| ((i as u64 + seed).wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 56) as u8;
+    let column: ArrayRef =
+        Arc::new(BinaryArray::from_iter_values([(0..bytes).map(byte).collect::<Vec<u8>>()]));
+    RecordBatch::try_from_iter([("payload", column)]).unwrap()
+}
+
 fn values(rows: &RecordBatch) -> Vec<i64> {
     rows.column(0).as_primitive::<Int64Type>().values().to_vec()
 }
@@ -92,6 +100,16 @@ async fn check(services: &Services) -> Result<()> {
     assert_eq!(error.kind(), Kind::Limit);
     assert!(error.message().contains("max_message") && error.message().contains("8 MiB"), "{error}");
     done("payloads of 0 B to 5 MB come back; one over the limit is refused by its name");
+
+    // The same in shared memory and through the socket: one at a time, some at a time, and larger than all that is shared.
+    for service in ["wide", "unshared"] {
+        for (size, at_once) in [(100, 64), (10_000, 64), (1_000_000, 16), (10_000_000, 4), (64_000_000, 1)] {
+            let sent: Vec<RecordBatch> = (0..at_once).map(|i| payload(size, i)).collect();
+            let calls = sent.iter().map(|rows| services.call(service, "echo", rows.clone())).collect();
+            assert_eq!(futures_all(calls).await?, sent, "{service}: {at_once} of {size} bytes");
+        }
+    }
+    done("payloads of 100 B to 64 MB come back, through shared memory and through the socket");
 
     // Requests of many calls are run together.
     let calls: Vec<_> = (0..64).map(|n| call("batch", numbers("n", [n]))).collect();
@@ -165,6 +183,12 @@ fn main() -> Result<()> {
     declaration.retry.backoff = Duration::from_millis(5);
     let kinds = job.service::<Kinds>(declaration)?;
     assert_eq!(kinds.declaration().name, "kinds");
+    for (name, shared_memory) in [("wide", pelton::Bytes::mib(32)), ("unshared", pelton::Bytes(0))] {
+        let mut declaration = Declaration::new(name);
+        declaration.max_message = pelton::Bytes::mib(80);
+        declaration.shared_memory = shared_memory;
+        job.service::<Kinds>(declaration)?;
+    }
     let again = job.service::<Kinds>(Declaration::new("kinds"));
     assert!(again.unwrap_err().message().contains("two services are called `kinds`"));
     let result = job.serve(check);

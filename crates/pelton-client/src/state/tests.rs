@@ -68,6 +68,7 @@ fn welcome(number: u32) -> Box<Welcome> {
         config: String::new(),
         methods: methods(),
         max_message: Bytes::mib(1),
+        segment: 0,
         status,
     })
 }

@@ -187,6 +187,7 @@ impl Net {
         Connection {
             read: Box::new(Reader { net: self.clone(), conn, side, sleep: None }),
             write: Box::new(Writer { net: self.clone(), conn, side }),
+            descriptors: None,
         }
     }
 

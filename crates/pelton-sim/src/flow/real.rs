@@ -397,6 +397,7 @@ impl World<'_> {
                 config: String::new(),
                 methods: self.service.methods.to_vec(),
                 max_message: self.service.declaration.max_message,
+                segment: 0,
                 status: state.status(0, now),
             });
             let event = client::Event::Connected { peer, connection, welcome };

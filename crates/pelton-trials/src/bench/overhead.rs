@@ -63,7 +63,7 @@ pub(super) fn measure(env: &Env, state: &Path, effort: Effort) -> Result<Vec<Fig
     let figures = job(state)?.serve(async |services| {
         services.ready().await?;
         let mut figures = Vec::new();
-        for (bytes, name) in [(100, "100 B"), (10_000, "10 KB"), (1_000_000, "1 MB")] {
+        for (bytes, name) in [(100, "100 B"), (10_000, "10 KB"), (1_000_000, "1 MB"), (10_000_000, "10 MB")] {
             let sized = of_size(services, &mut local, bytes, name, effort).await;
             figures.extend(sized.map_err(|e| pelton::Error::internal(format!("{e:#}")))?);
         }

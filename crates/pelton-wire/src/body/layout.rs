@@ -12,7 +12,7 @@ use crate::frame::MAX_REQUESTS;
 const ALIGNMENT: i64 = 8;
 
 /// Says what contradicts: `data` is how many bytes the message's buffers lie in.
-pub(super) fn check(
+pub(crate) fn check(
     batch: &RecordBatch<'_>,
     version: MetadataVersion,
     schema: &Schema,
