@@ -45,6 +45,8 @@ pub struct Declaration {
     #[serde(default)]
     pub ledger: LedgerLimits,
     #[serde(default)]
+    pub stream: StreamLimits,
+    #[serde(default)]
     pub retry: RetryLimits,
     #[serde(default)]
     pub resources: Resources,
@@ -159,6 +161,20 @@ pub enum Orphans {
     Finish,
     /// They are asked to stop.
     Cancel,
+}
+
+/// How far the parts of streamed answers run ahead of the caller that takes them.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct StreamLimits {
+    /// Bytes of one stream that its caller has not taken; then its method waits. One larger row still passes, alone.
+    pub window: Bytes,
+    /// The same for all streams of one caller's process together, over all instances. A stream of which nothing is under way may still
+    /// give one part, so that none is held up by the others for good.
+    pub total: Bytes,
+    /// Bytes of a stream that its caller has taken and that an instance keeps while the stream runs, for a caller that is started again.
+    /// Of a longer one the begin is forgotten, and a restarted caller has it run again.
+    pub kept: Bytes,
 }
 
 /// What happens to requests and starts that failed.
@@ -283,6 +299,12 @@ impl Default for LedgerLimits {
     }
 }
 
+impl Default for StreamLimits {
+    fn default() -> Self {
+        StreamLimits { window: Bytes::mib(4), total: Bytes::mib(32), kept: Bytes::mib(16) }
+    }
+}
+
 impl Default for RetryLimits {
     fn default() -> Self {
         RetryLimits {
@@ -312,6 +334,7 @@ impl Declaration {
             permits: PermitBudget::default(),
             weight: Weight::default(),
             ledger: LedgerLimits::default(),
+            stream: StreamLimits::default(),
             retry: RetryLimits::default(),
             resources: Resources::default(),
             timeout: None,
@@ -400,6 +423,12 @@ impl Declaration {
         if self.ledger.bytes.get() == 0 || self.ledger.age.is_zero() {
             return bad("`ledger.bytes` and `ledger.age` must not be 0".into());
         }
+        let StreamLimits { window, total, .. } = self.stream;
+        if window.get() == 0 || total < window {
+            return bad(format!(
+                "`stream.window` is {window} and `stream.total` {total}: neither may be 0, and the total not be less than one window"
+            ));
+        }
         if self.retry.attempts == 0 || self.retry.starts == 0 {
             return bad("`retry.attempts` and `retry.starts` must be at least 1".into());
         }
@@ -474,6 +503,7 @@ impl Declaration {
             ("instances", self.instances != plain.instances),
             ("permits", self.permits != plain.permits),
             ("ledger", self.ledger != plain.ledger),
+            ("stream", self.stream != plain.stream),
             ("lease", self.lease != plain.lease),
             ("resources", self.resources != plain.resources),
             ("stall", self.stall.is_some()),
@@ -536,6 +566,7 @@ mod tests {
             ("name = \"a\"\n[batch]\nlinger = 5", "linger"),
             ("name = \"a\"\n[batch]\nbytes = \"huge\"", "huge"),
             ("name = \"a\"\n[permits]\nrows = 1", "`permits.rows`"),
+            ("name = \"a\"\n[stream]\nwindow = \"1GiB\"", "`stream.total`"),
             ("name = \"a\"\n[resources]\ngpu = 1.0", "`resources.gpu`"),
             ("name = \"a\"\n[resources]\ncpu = 0.0", "`resources`"),
             ("name = \"a\"\non_error = \"shrug\"", "shrug"),

@@ -7,6 +7,7 @@ pub mod call;
 pub mod declaration;
 pub mod endpoint;
 pub mod error;
+pub mod gate;
 pub mod id;
 pub mod meter;
 pub mod quantity;

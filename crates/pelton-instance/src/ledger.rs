@@ -10,6 +10,7 @@ use pelton_core::{RequestId, RequestRun, Time};
 use pelton_wire::body::Piece;
 
 use crate::state::{BatchId, ConnectionId};
+use crate::stream::Stream;
 
 #[derive(Clone, Debug)]
 pub(crate) enum Stage {
@@ -20,6 +21,8 @@ pub(crate) enum Stage {
     Running {
         batch: BatchId,
     },
+    /// Ran; parts of its stream still wait for room with its caller.
+    Ended,
     /// Ran; counted in the ledger's bytes.
     /// `order` tells it from an earlier end of the same id.
     Finished {
@@ -36,6 +39,8 @@ pub(crate) struct Entry {
     pub(crate) stage: Stage,
     /// What it gave so far.
     pub(crate) parts: Vec<Piece>,
+    /// The same, of a streaming method.
+    pub(crate) stream: Option<Box<Stream>>,
     /// Nobody will ask for the result.
     pub(crate) unwanted: bool,
 }
@@ -112,6 +117,31 @@ impl Ledger {
         }
     }
 
+    /// A caller asks for the parts of a stream that has finished: it is not, until they are sent.
+    pub(crate) fn reopen(&mut self, id: RequestId) {
+        if let Some(entry) = self.entries.get_mut(&id)
+            && let Stage::Finished { bytes, .. } = std::mem::replace(&mut entry.stage, Stage::Ended)
+        {
+            self.bytes -= bytes;
+        }
+        self.tidy();
+    }
+
+    /// Whether parts of streams that have ended wait for room.
+    pub(crate) fn has_unsent(&self) -> bool {
+        self.entries.values().any(|e| matches!(e.stage, Stage::Ended))
+    }
+
+    /// Streams that run for nobody, and have given as much as is kept.
+    pub(crate) fn overflowing(&self, kept: u64) -> Vec<RequestId> {
+        let full = |s: &Stream| !s.is_whole() || s.bytes() >= kept;
+        let overflowing = |e: &Entry| {
+            let running = matches!(e.stage, Stage::Running { .. });
+            e.attached.is_none() && running && e.stream.as_deref().is_some_and(full)
+        };
+        self.entries.iter().filter(|(_, e)| overflowing(e)).map(|(id, _)| *id).collect()
+    }
+
     /// Forgets finished entries that their callers have. Entries that are not finished stay.
     pub(crate) fn acknowledge(&mut self, runs: &[RequestRun]) {
         for run in runs {
@@ -132,9 +162,11 @@ impl Ledger {
         self.entries.iter().filter(|(_, e)| e.attached == Some(connection)).map(|(id, _)| *id).collect()
     }
 
-    /// Ids of the entries that nobody waits for, and somebody may yet ask for.
+    /// Ids of the entries that nobody waits for, and somebody may yet ask for: who has nothing of them yet can have all.
     pub(crate) fn unattended(&self) -> impl Iterator<Item = RequestId> {
-        self.entries.iter().filter(|(_, e)| e.attached.is_none() && !e.unwanted).map(|(id, _)| *id)
+        let whole = |e: &Entry| e.stream.as_deref().is_none_or(Stream::is_whole);
+        let wanted = move |e: &Entry| e.attached.is_none() && !e.unwanted && whole(e);
+        self.entries.iter().filter(move |(_, e)| wanted(e)).map(|(id, _)| *id)
     }
 
     /// Running entries that nobody waits for, and nobody has taken back.
@@ -220,7 +252,7 @@ mod tests {
                     let stage = Stage::Running { batch: 1 };
                     ledger.insert(
                         id,
-                        Entry { method: 0, attached: None, stage, parts: Vec::new(), unwanted: false },
+                        Entry { method: 0, attached: None, stage, parts: Vec::new(), stream: None, unwanted: false },
                     );
                     ledger.finish(id, 10, at(ms as u64));
                 }
@@ -262,7 +294,7 @@ mod tests {
             let stage = Stage::Running { batch: 1 };
             ledger.insert(
                 id(i),
-                Entry { method: 0, attached: None, stage, parts: Vec::new(), unwanted: false },
+                Entry { method: 0, attached: None, stage, parts: Vec::new(), stream: None, unwanted: false },
             );
             ledger.finish(id(i), 1, at(0));
             if i > 0 {

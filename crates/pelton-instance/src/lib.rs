@@ -8,6 +8,7 @@ mod ledger;
 mod queue;
 mod server;
 pub mod state;
+mod stream;
 mod worker;
 
 pub use server::serve;

@@ -4,6 +4,7 @@ mod flow;
 mod permits;
 mod progress;
 mod running;
+mod streams;
 
 use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
@@ -14,7 +15,7 @@ use arrow_array::RecordBatch;
 use pelton_core::call::Priority;
 use pelton_core::declaration::{Declaration, Orphans};
 use pelton_core::meter::{self, InstanceMeter};
-use pelton_core::service::{Invocation, MethodSpec};
+use pelton_core::service::{Gate, Invocation, MethodSpec};
 use pelton_core::weigh::Scales;
 use pelton_core::{Error, Fate, Kind, RequestId, RequestRun, Result, Retry, Time};
 use pelton_link::Message;
@@ -24,6 +25,7 @@ use pelton_wire::{Deadlines, Demand, Entry as ResultEntry, Frame, State as Phase
 
 use crate::ledger::{Entry, Ledger, Stage};
 use crate::queue::{Item, Queue};
+use crate::stream::Untaken;
 use flow::Flow;
 
 /// A caller that takes a request back this shortly before its deadline does so because of it.
@@ -99,6 +101,8 @@ pub struct Batch {
     pub method: u16,
     pub rows: RecordBatch,
     pub invocation: Invocation,
+    /// Shut while a stream's caller takes nothing.
+    pub gate: Gate,
 }
 
 struct Connection {
@@ -116,6 +120,7 @@ struct Connection {
     granted: Time,
     /// Whether the next requests tell how long a permit takes to be used.
     timing: bool,
+    untaken: Untaken,
 }
 
 impl Connection {
@@ -148,6 +153,10 @@ struct Running {
     latest: Option<Time>,
     /// How many of its requests nobody waits for any more.
     unwanted: usize,
+    /// Shut while its caller takes nothing.
+    gate: Gate,
+    /// Since when, and for how long before.
+    suspended: (Option<Time>, Duration),
 }
 
 impl Running {
@@ -155,6 +164,7 @@ impl Running {
     fn cancel(&mut self, now: Time) {
         self.cancelled.store(true, Ordering::Relaxed);
         self.cancelled_since.get_or_insert(now);
+        self.resume(now);
     }
 }
 
@@ -173,6 +183,8 @@ pub struct State {
     running_weight: f64,
     /// Halves of batches that failed, with their method; they go before the queue.
     split: VecDeque<(u16, Vec<Item>)>,
+    /// Streams that do not begin, because their callers have not taken what others gave.
+    parked: VecDeque<(u16, Item)>,
     scales: Scales,
     flow: Flow,
     /// The shortest time that callers wait for answers.
@@ -213,6 +225,7 @@ impl State {
             running_rows: 0,
             running_weight: 0.0,
             split: VecDeque::new(),
+            parked: VecDeque::new(),
             patience: None,
             meter: InstanceMeter::default(),
             seen: Time::ZERO,
@@ -353,7 +366,8 @@ impl State {
         let late = || self.leaves_by.is_none_or(|by| now >= by);
         let settled =
             || self.connections.values().all(|c| c.outstanding() == 0) && !self.ledger.has_undelivered();
-        self.phase == Phase::Draining && self.is_idle() && (late() || settled())
+        let done = || self.is_idle() && !self.ledger.has_unsent();
+        self.phase == Phase::Draining && done() && (late() || settled())
     }
 
     fn joined(&mut self, id: ConnectionId, client: String, epoch: u64, now: Time, actions: &mut Vec<Action>) {
@@ -382,6 +396,7 @@ impl State {
             told: 0,
             granted: now,
             timing: false,
+            untaken: Untaken::new(&self.declaration.stream),
         };
         self.connections.insert(id, connection);
         let held: Vec<RequestId> = self.ledger.unattended().filter(|id| !self.is_stopped(*id)).collect();
@@ -406,13 +421,15 @@ impl State {
                 let stops = match entry.stage {
                     Stage::Queued { .. } => true,
                     Stage::Running { .. } => self.declaration.ledger.orphans == Orphans::Cancel,
-                    Stage::Finished { .. } => false,
+                    Stage::Ended | Stage::Finished { .. } => false,
                 };
                 if stops {
                     self.abandoned_since.get_or_insert(now);
                 }
+                self.pump(request, now, &mut Vec::new());
             }
         }
+        self.unpark();
     }
 
     fn tick(&mut self, now: Time, actions: &mut Vec<Action>) {
@@ -423,6 +440,9 @@ impl State {
             self.abandoned_since = None;
             for id in self.ledger.abandoned() {
                 self.ledger.remove(id);
+            }
+            for id in self.ledger.overflowing(self.declaration.stream.kept.get()) {
+                self.discard(id, now);
             }
             if self.declaration.ledger.orphans == Orphans::Cancel {
                 let running: Vec<RequestId> = self.ledger.orphaned().collect();
@@ -452,8 +472,17 @@ impl State {
                     self.requested(from, (method, priority, alone), &deadlines, &runs, rows, now, actions);
                 }
             }
-            Frame::Attach { runs } => self.attach(from, &runs, actions),
-            Frame::Cancel { runs } => self.cancel(&runs, now),
+            Frame::Attach { runs } => self.attach(from, &runs, now, actions),
+            Frame::Resume { streams } => self.resume(from, &streams, now, actions),
+            Frame::Credit { window, total, taken } => {
+                connection.untaken.limit(window, total);
+                self.credit(from, &taken, now, actions);
+            }
+            Frame::Cancel { runs } => {
+                runs.iter().flat_map(|run| run.ids()).for_each(|id| connection.untaken.forget(id));
+                self.cancel(&runs, now);
+                self.credit(from, &[], now, actions);
+            }
             Frame::Acknowledge { runs } => self.ledger.acknowledge(&runs),
             Frame::Ping(n) => actions.push(Action::Send(from, Frame::Pong(n).into())),
             // Nothing that a caller says; a peer that does has only confused itself.
@@ -511,7 +540,9 @@ impl State {
         let (mut known, mut back) = (Vec::new(), Vec::new());
         for (offset, id) in ids.enumerate() {
             // A run that was told to stop is of no use to whoever asks again.
-            if self.ledger.get_mut(id).is_some() && !self.is_stopped(id) {
+            if self.is_cut(id) {
+                self.discard(id, now);
+            } else if self.ledger.get_mut(id).is_some() && !self.is_stopped(id) {
                 known.push(RequestRun::one(id));
                 continue;
             }
@@ -524,14 +555,16 @@ impl State {
             let ticket = self.next_ticket;
             self.next_ticket += 1;
             let (stage, attached) = (Stage::Queued { ticket }, Some(from));
-            self.ledger.insert(id, Entry { method, attached, stage, parts: Vec::new(), unwanted: false });
+            let stream = self.is_streaming(method).then(Box::default);
+            let parts = Vec::new();
+            self.ledger.insert(id, Entry { method, attached, stage, parts, stream, unwanted: false });
             let deadline = deadlines.of(offset).map(|d| now + d);
             let row = Piece { batch: chunk.clone(), offset, rows: 1 };
             let item = Item { id, ticket, row, bytes: each, weight, alone, deadline, arrived: now };
             self.queue.push(priority, method, item);
         }
         if !known.is_empty() {
-            self.attach(from, &known, actions);
+            self.attach(from, &known, now, actions);
         }
         if !back.is_empty() {
             // One lesson a frame: what it brought was permitted at once.
@@ -543,10 +576,16 @@ impl State {
     }
 
     /// Attaches a caller to what it presents: running and queued requests get a new addressee, finished ones are sent.
-    fn attach(&mut self, to: ConnectionId, runs: &[RequestRun], actions: &mut Vec<Action>) {
+    fn attach(&mut self, to: ConnectionId, runs: &[RequestRun], now: Time, actions: &mut Vec<Action>) {
         let mut unknown = Vec::new();
         let mut finished = Vec::new();
         for id in runs.iter().flat_map(|run| run.ids()) {
+            if self.ledger.get(id).is_some_and(|e| e.stream.is_some()) {
+                if !self.attach_stream(to, id, 0, now, actions) {
+                    unknown.push(id);
+                }
+                continue;
+            }
             let stopped = self.is_stopped(id);
             match self.ledger.get_mut(id).filter(|_| !stopped) {
                 Some(entry) => {
@@ -604,7 +643,7 @@ impl State {
                         }
                     }
                 }
-                Stage::Queued { .. } | Stage::Finished { .. } => {
+                Stage::Queued { .. } | Stage::Ended | Stage::Finished { .. } => {
                     self.ledger.remove(id);
                 }
             }
@@ -618,7 +657,8 @@ impl State {
         self.phase = Phase::Draining;
         self.leaves_by = Some(now + self.declaration.lease.min(FAREWELL));
         let mut back: BTreeMap<ConnectionId, Vec<RequestId>> = BTreeMap::new();
-        for item in self.queue.drain() {
+        let parked = std::mem::take(&mut self.parked).into_iter().map(|(_, item)| item);
+        for item in self.queue.drain().into_iter().chain(parked) {
             if self.ledger.is_queued(item.id, item.ticket)
                 && let Some(Entry { attached: Some(connection), .. }) = self.ledger.remove(item.id)
             {

@@ -30,6 +30,7 @@ macro_rules! scenarios {
 
 scenarios! {
     calm crashes slow cuts failures shares starts drains drains_and_cuts leaving takeover restart partition small_ledger stopping chaos
+    slow_streams streams streams_restart
 }
 
 #[test]

@@ -106,6 +106,8 @@ fn frames() -> Vec<Frame> {
         Frame::Report("{}".into()),
         Frame::Command("{}".into()),
         Frame::Holds { runs: vec![run(1, 2, 3)], last: true },
+        Frame::Credit { window: 1 << 22, total: 1 << 25, taken: vec![(run(1, 2, 1).first, 3)] },
+        Frame::Resume { streams: vec![(run(1, 2, 1).first, 4), (run(2, 0, 1).first, 1)] },
     ]
 }
 
@@ -135,7 +137,7 @@ fn every_frame_has_the_bytes_it_always_had() {
 #[test]
 fn every_frame_comes_back() {
     let kinds: std::collections::BTreeSet<u8> = frames().iter().map(Frame::kind).collect();
-    assert_eq!(kinds.len(), 23, "a kind is missing from the list above");
+    assert_eq!(kinds.len(), 26, "a kind is missing from the list above");
     for frame in frames() {
         assert_eq!(Frame::decode_meta(frame.kind(), &frame.encode_meta()), Ok(frame));
     }

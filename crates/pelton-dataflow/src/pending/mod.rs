@@ -19,9 +19,12 @@ use pelton_core::{Error, RequestId, Result};
 
 use crate::batch::Batch;
 use crate::plan::Order;
-use block::{Block, Slot};
+use block::{Block, Collected, Slot};
 pub(crate) use gather::{Emission, Shape, nullable};
 pub(crate) use saved::{SavedLane, SavedRow};
+
+/// A streamed answer of this size is taken however small the budget is.
+const LEAST: u64 = 1 << 20;
 
 /// The rows of one group.
 struct Lane {
@@ -64,6 +67,8 @@ pub(crate) struct Pending {
     first_segment: u64,
     rows: u64,
     bytes: u64,
+    /// Those of them that are results.
+    results: u64,
     budget: u64,
 }
 
@@ -79,6 +84,7 @@ impl Pending {
             first_segment: 0,
             rows: 0,
             bytes: 0,
+            results: 0,
             budget,
         }
     }
@@ -86,6 +92,35 @@ impl Pending {
     /// Whether no more is to be taken in. One batch is always taken, however big.
     pub(crate) fn is_full(&self) -> bool {
         self.bytes >= self.budget
+    }
+
+    /// Whether no more parts of streams are to be taken in but those of one, so that it can end.
+    pub(crate) fn is_overfull(&self) -> bool {
+        self.results >= self.budget
+    }
+
+    /// Bytes of the parts of a streamed answer of which the last is not there.
+    pub(crate) fn partial(&mut self, id: RequestId) -> u64 {
+        let found = self.lanes.get_mut(&id.group).and_then(|lane| lane.find(id.sequence));
+        found.map_or(0, |(block, row)| block.partial(row))
+    }
+
+    /// Refuses a part with which a streamed answer would be larger than all that may be held here: the parts of a request leave
+    /// together, once the last one is there.
+    pub(crate) fn check_size(&mut self, id: RequestId, rows: &RecordBatch) -> Result<()> {
+        let part = block::bytes(rows);
+        let before = self.partial(id);
+        let limit = self.budget.max(LEAST);
+        // The first part may be as large as a message, like the answer of a method that does not stream.
+        if before == 0 || before + part <= limit {
+            return Ok(());
+        }
+        Err(Error::limit(format!(
+            "a streamed answer is larger than {}, which is what a call operator may hold (`pending_bytes` of the job's settings); \
+             its parts leave once the last one is there",
+            pelton_core::Bytes(limit)
+        ))
+        .with_fate(pelton_core::Fate::Executed))
     }
 
     pub(crate) fn is_empty(&self) -> bool {
@@ -128,6 +163,7 @@ impl Pending {
         };
         let (ended, bytes) = block.put(row, rows, last);
         self.bytes = self.bytes.saturating_add_signed(bytes);
+        self.results = self.results.saturating_add_signed(bytes);
         if ended {
             self.ready.insert(id.group);
         }
@@ -155,11 +191,12 @@ impl Pending {
             };
             let lane = self.lanes.get_mut(&group).expect("groups that are ready have a lane");
             let mut gather = gather::Gather::new(self.operator, group);
-            let (freed, by_segment) = lane.collect(self.order, limit, &mut gather);
-            self.bytes = self.bytes.saturating_sub(freed);
-            for (segment, rows) in by_segment {
+            for (segment, collected) in lane.collect(self.order, limit, &mut gather) {
+                let Collected { rows, bytes, results } = collected;
                 self.segments[(segment - self.first_segment) as usize].open -= rows;
                 self.rows -= rows as u64;
+                self.bytes = self.bytes.saturating_sub(bytes);
+                self.results = self.results.saturating_sub(results);
             }
             if !gather.is_full() {
                 self.ready.remove(&group);
@@ -226,10 +263,11 @@ impl Pending {
     /// Puts a saved lane back. Its rows are before all that comes.
     pub(crate) fn restore(&mut self, saved: SavedLane) -> Result<()> {
         let group = saved.group;
-        let (lane, rows, bytes) = Lane::restore(saved, self.first_segment)?;
+        let (lane, rows, bytes, results) = Lane::restore(saved, self.first_segment)?;
         self.lanes.insert(group, lane);
         self.ready.insert(group);
-        self.grow(rows, bytes);
+        self.grow(rows, bytes + results);
+        self.results += results;
         Ok(())
     }
 }
@@ -242,23 +280,20 @@ impl Lane {
         Some((block, row))
     }
 
-    /// Moves what may leave into `gather`: bytes freed, and rows by segment.
-    fn collect(&mut self, order: Order, limit: u64, gather: &mut gather::Gather) -> (u64, Vec<(u64, usize)>) {
-        let mut freed = 0;
-        let mut rows = Vec::new();
+    /// Moves what may leave into `gather`; says how much, by segment.
+    fn collect(&mut self, order: Order, limit: u64, gather: &mut gather::Gather) -> Vec<(u64, Collected)> {
+        let mut all = Vec::new();
         for block in &mut self.blocks {
             if gather.is_full() || block.segment > limit {
                 break;
             }
-            let (taken, bytes) = block.collect(order, gather);
-            freed += bytes;
-            rows.push((block.segment, taken));
+            all.push((block.segment, block.collect(order, gather)));
             if order == Order::Ordered && !block.is_done() {
                 break;
             }
         }
         self.blocks.retain(|b| !b.is_done());
-        (freed, rows)
+        all
     }
 
     fn save(&self, group: u64, shape: &Shape) -> Result<SavedLane> {
@@ -270,7 +305,7 @@ impl Lane {
             for (row, slot) in block.slots.iter().enumerate() {
                 let state = match slot {
                     Slot::Gone => continue,
-                    Slot::Waiting | Slot::Partial(_) => SavedRow::Waiting,
+                    Slot::Waiting | Slot::Partial(..) => SavedRow::Waiting,
                     Slot::Failed(e) => SavedRow::failed(e),
                     Slot::Done(parts) => {
                         results.extend(parts.iter().filter(|p| p.num_rows() > 0).cloned());
@@ -289,10 +324,10 @@ impl Lane {
         Ok(saved)
     }
 
-    fn restore(saved: SavedLane, segment: u64) -> Result<(Lane, usize, u64)> {
+    fn restore(saved: SavedLane, segment: u64) -> Result<(Lane, usize, u64, u64)> {
         let mut lane = Lane { split: saved.split, next: saved.next, blocks: VecDeque::new() };
         let Some(rows) = saved.rows.clone() else {
-            return Ok((lane, 0, 0));
+            return Ok((lane, 0, 0, 0));
         };
         let batch = Batch { split: saved.split, rows };
         let bytes = batch.bytes();
@@ -316,7 +351,7 @@ impl Lane {
         }
         let count = block.slots.len();
         lane.blocks.push_back(block);
-        Ok((lane, count, bytes.saturating_add_signed(more)))
+        Ok((lane, count, bytes, more.max(0) as u64))
     }
 }
 

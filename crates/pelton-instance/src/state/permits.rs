@@ -17,8 +17,8 @@ const LEASE: Duration = Duration::from_secs(2);
 impl State {
     pub(super) fn load(&self) -> Load {
         Load {
-            queued: self.queue.rows() + self.split_rows(),
-            queued_weight: self.queue.weight() + self.split_weight(),
+            queued: self.queue.rows() + self.split_rows() + self.parked.len() as u64,
+            queued_weight: self.queue.weight() + self.split_weight() + self.parked_weight(),
             running: self.running_rows,
             running_weight: self.running_weight,
             young_weight: self.young_weight(),

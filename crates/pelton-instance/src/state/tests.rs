@@ -7,6 +7,8 @@ use arrow_array::cast::AsArray;
 use arrow_array::types::UInt64Type;
 use arrow_schema::{DataType, Field, Schema};
 
+use pelton_core::Bytes;
+use pelton_core::declaration::StreamLimits;
 use pelton_core::service::Cardinality;
 
 use super::*;
@@ -64,6 +66,12 @@ fn event(state: &State, text: &str) -> (Time, Event) {
         "return" => received(Frame::Return { rows: number(3) }),
         "attach" => received(Frame::Attach { runs: runs(words[3]) }),
         "cancel" => received(Frame::Cancel { runs: runs(words[3]) }),
+        "resume" => received(Frame::Resume { streams: vec![(id(number(3)), number(4) as u32)] }),
+        "took" => {
+            let stream = &state.declaration.stream;
+            let (window, total) = (stream.window.get(), stream.total.get());
+            received(Frame::Credit { window, total, taken: vec![(id(number(3)), number(4) as u32)] })
+        }
         "ack" => received(Frame::Acknowledge { runs: runs(words[3]) }),
         kind @ ("request" | "stream") => {
             let (from, to) = range(words[3]);
@@ -74,6 +82,7 @@ fn event(state: &State, text: &str) -> (Time, Event) {
             Event::Received { connection: number(2), message: Message { frame, rows: Some(rows(from..to)) } }
         }
         "emit" => Event::Emitted { batch: number(2), rows: rows([number(3)]) },
+        "emit-many" => Event::Emitted { batch: number(2), rows: rows(0..number(3)) },
         "end" => Event::Ended { batch: number(2), result: Ok(rows(batch_rows(number(2)))) },
         "fail" => Event::Ended { batch: number(2), result: Err(Error::user("no")) },
         "hiccup" => Event::Ended { batch: number(2), result: Err(Error::transient("not now")) },
@@ -119,12 +128,26 @@ fn show(action: &Action) -> String {
 
 /// Plays `EVENT => ACTIONS` lines.
 fn check(script: &str) -> State {
-    let mut state = state();
+    check_with(state(), script)
+}
+
+fn check_with(mut state: State, script: &str) -> State {
     let (mut told, mut expected) = (Vec::new(), Vec::new());
     for line in script.lines().map(str::trim).filter(|l| !l.is_empty()) {
         let (text, actions) = line.split_once("=>").unwrap_or((line, ""));
         let (now, event) = event(&state, text.trim());
-        let shown = state.handle(event, now).iter().map(show).filter(|s| !s.is_empty()).collect::<Vec<_>>();
+        let suspended = |state: &State| {
+            let all = state.running.iter().filter(|(_, r)| r.suspended.0.is_some());
+            all.map(|(batch, r)| (*batch, r.gate.clone())).collect::<Vec<_>>()
+        };
+        let before = suspended(&state);
+        let mut shown = state.handle(event, now).iter().map(show).filter(|s| !s.is_empty()).collect::<Vec<_>>();
+        let after = suspended(&state);
+        assert!(after.iter().all(|(_, gate)| !gate.is_open()));
+        let is_new = |(batch, _): &&(u64, _)| before.iter().all(|(b, _)| b != batch);
+        shown.extend(after.iter().filter(is_new).map(|(batch, _)| format!("hold {batch}")));
+        let went_on = |(_, gate): &&(u64, Gate)| gate.is_open();
+        shown.extend(before.iter().filter(went_on).map(|(batch, _)| format!("go-on {batch}")));
         told.push(format!("{} => {}", text.trim(), shown.join("; ")).trim().to_owned());
         expected.push(format!("{} => {}", text.trim(), actions.trim()).trim().to_owned());
     }
@@ -313,6 +336,217 @@ fn what_waits_for_a_caller_that_stays_away_is_dropped() {
          1003 end 0",
     );
     assert!(state.is_idle());
+}
+
+/// One stream has room for two parts, all together for three, and three are kept; parts are small, and count for 1 KB each.
+fn narrow() -> State {
+    let mut state = state();
+    let stream = StreamLimits { window: Bytes(1500), total: Bytes(2500), kept: Bytes(2500) };
+    state.declaration.stream = stream;
+    state.declaration.permits.rows = Some(9);
+    state
+}
+
+/// With a stream that runs.
+fn check_streaming(script: &str) -> State {
+    let begun = "0 opened => report
+         0 join 1 a 1
+         0 announce 1 1 => permit 1 1
+         1 stream 1 0 => run 0: 0
+         2 emit 0 0 => part 1 0\n";
+    check_with(narrow(), &format!("{begun}{script}"))
+}
+
+#[test]
+fn a_stream_goes_no_further_than_its_caller_takes() {
+    let state = check_streaming(
+        "3 emit 0 0 => part 1 0; hold 0
+         4 emit 0 0
+         5 took 1 0 1 => part 1 0
+         6 took 1 0 1 => go-on 0
+         7 emit 0 0 => part 1 0; hold 0
+         8 end 0 => results 1 0
+         9 took 1 0 2
+         10 ack 1 0",
+    );
+    assert_eq!((state.held(), state.ledger.bytes()), (0, 0));
+    assert!(state.connections.values().all(|c| !c.untaken.is_full() && c.untaken.parts(id(0)) == 0));
+}
+
+#[test]
+fn a_stream_that_waits_for_its_caller_stands_not_still() {
+    let mut state = check_streaming("3 emit 0 0 => part 1 0; hold 0");
+    assert_eq!(state.wake_at(), None);
+    let much_later = Time::from_origin(Duration::from_secs(24 * 3600));
+    assert_eq!(state.standstill(much_later), Duration::ZERO);
+    assert!(state.handle(Event::Tick, much_later).is_empty());
+    // Its time counts from when it could go on.
+    let taken = Frame::Credit { window: 1500, total: 2500, taken: vec![(id(0), 2)] };
+    state.handle(Event::Received { connection: 1, message: taken.into() }, much_later);
+    assert_eq!(state.wake_at(), Some(much_later + Duration::from_secs(15 * 60)));
+    state.handle(Event::Ended { batch: 0, result: Ok(rows([])) }, much_later);
+    let ran = state.meter().run.mean();
+    assert!(ran < 1e6, "the wait is not the run's: {ran} us");
+}
+
+#[test]
+fn a_stream_that_is_cancelled_or_late_is_let_go() {
+    check_streaming(
+        "3 emit 0 0 => part 1 0; hold 0
+         4 cancel 1 0 => go-on 0
+         5 emit 0 0
+         6 fail 0",
+    );
+    let state = check_with(
+        narrow(),
+        "0 opened => report
+         0 join 1 a 1
+         0 announce 1 1 => permit 1 1
+         1 stream 1 0 50 => run 0: 0
+         2 emit 0 0 => part 1 0
+         3 emit 0 0 => part 1 0; hold 0
+         51 tick => go-on 0
+         52 emit 0 0
+         53 fail 0 => user 1 0",
+    );
+    assert!(state.is_idle());
+}
+
+#[test]
+fn another_connection_goes_on_after_what_its_caller_has() {
+    // What it had taken was told, or not; nothing of the old connection counts for the new one.
+    check_streaming(
+        "3 emit 0 0 => part 1 0; hold 0
+         4 left 1 => go-on 0
+         5 emit 0 0 => hold 0
+         6 join 2 a 1 => holds 2 0
+         7 resume 2 0 2 => part 2 0; go-on 0
+         8 emit 0 0 => part 2 0; hold 0
+         9 end 0 => results 2 0",
+    );
+    check_streaming("3 resume 1 0 5 => hand-back 1 0");
+    check_streaming("3 resume 1 7 1 => hand-back 1 7");
+}
+
+#[test]
+fn a_stream_that_is_kept_whole_is_given_to_a_caller_that_was_started_again() {
+    check_streaming(
+        "3 took 1 0 1
+         4 end 0 => results 1 0
+         5 left 1
+         6 join 2 a 2 => holds 2 0
+         7 attach 2 0 => part 2 0; results 2 0",
+    );
+    // More than it has room for comes as it takes it, and is not forgotten meanwhile.
+    let state = check_streaming(
+        "3 took 1 0 1
+         4 emit 0 0 => part 1 0
+         5 left 1
+         5 emit 0 0 => hold 0
+         5 end 0
+         6 join 2 a 2 => holds 2 0
+         7 attach 2 0 => part 2 0; part 2 0
+         8 took 2 0 1 => part 2 0; results 2 0",
+    );
+    assert_eq!(state.ledger.evicted(), 0);
+}
+
+#[test]
+fn a_stream_whose_begin_is_forgotten_is_run_again() {
+    let cut = "3 took 1 0 1
+         4 emit 0 0 => part 1 0
+         5 took 1 0 1
+         6 emit 0 0 => part 1 0
+         7 took 1 0 1\n";
+    // By a caller that has nothing of it: it is not told of it, and what it asks for is begun.
+    check_streaming(&format!(
+        "{cut}
+         8 left 1 => hold 0
+         9 join 2 a 2
+         10 announce 2 1 => permit 2 1
+         11 stream 2 0 => go-on 0
+         12 fail 0 => run 1: 0
+         13 emit 1 0 => part 2 0"
+    ));
+    check_streaming(&format!(
+        "{cut}
+         8 left 1 => hold 0
+         9 join 2 a 2
+         11 attach 2 0 => hand-back 2 0; go-on 0"
+    ));
+    // Who has those parts goes on.
+    check_streaming(&format!(
+        "{cut}
+         8 left 1 => hold 0
+         9 join 2 a 1
+         11 resume 2 0 3 => go-on 0
+         12 emit 0 0 => part 2 0"
+    ));
+}
+
+#[test]
+fn a_stream_that_nobody_comes_back_for_ends_with_the_lease() {
+    let state = check_streaming(
+        "3 left 1
+         4 emit 0 0
+         5 emit 0 0 => hold 0
+         1004 tick
+         1005 tick => go-on 0
+         1006 fail 0",
+    );
+    assert!(state.is_idle());
+}
+
+#[test]
+fn streams_wait_to_begin_while_their_caller_takes_nothing_and_others_go_on() {
+    check_with(
+        narrow(),
+        "0 opened => report
+         0 join 1 a 1
+         0 join 2 b 1
+         0 announce 1 4 => permit 1 4
+         0 announce 2 1 => permit 2 1
+         1 stream 1 0..3 => run 0: 0
+         2 emit 0 0 => part 1 0
+         3 emit 0 0 => part 1 0; hold 0
+         4 end 0 => results 1 0; run 1: 1
+         5 emit 1 1 => part 1 1; hold 1
+         6 end 1 => results 1 1
+         7 stream 2 9 => run 2: 9
+         8 emit 2 9 => part 2 9
+         9 end 2 => results 2 9
+         10 request 1 3 => run 3: 3
+         11 end 3 => results 1 3
+         12 took 1 0 1 => run 4: 2
+         13 end 4 => results 1 2",
+    );
+}
+
+#[test]
+fn parts_travel_in_pieces_and_a_row_that_is_too_large_ends_its_stream() {
+    let mut state = narrow();
+    state.declaration.stream.window = Bytes(4000);
+    state.declaration.stream.total = Bytes::mib(1);
+    let begun = "0 opened => report
+         0 join 1 a 1
+         0 announce 1 1 => permit 1 1
+         1 stream 1 0 => run 0: 0\n";
+    // 500 rows of 8 bytes, in pieces of at most 1000.
+    check_with(state, &format!("{begun} 2 emit-many 0 500 => part 1 0; part 1 0; hold 0\n 3 took 1 0 1 => part 1 0"));
+    let mut state = narrow();
+    state.declaration.max_message = Bytes(4);
+    check_with(state, &format!("{begun} 2 emit 0 1 => limit 1 0\n 3 emit 0 1\n 4 fail 0"));
+}
+
+#[test]
+fn an_instance_that_drains_waits_until_its_streams_are_taken() {
+    check_streaming(
+        "3 emit 0 0 => part 1 0; hold 0
+         3 emit 0 0
+         4 drain => draining 1; report
+         5 end 0
+         6 took 1 0 1 => part 1 0; results 1 0; leave",
+    );
 }
 
 #[test]

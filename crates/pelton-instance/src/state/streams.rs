@@ -1,0 +1,253 @@
+//! Streamed answers: what is sent when, and when their methods wait.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use arrow_array::RecordBatch;
+use pelton_core::service::Cardinality;
+use pelton_core::{RequestId, RequestRun, Time, meter};
+use pelton_wire::Frame;
+use pelton_wire::body::Piece;
+
+use super::running::results;
+use super::{Action, BatchId, ConnectionId, Running, State};
+use crate::ledger::Stage;
+use crate::queue::Item;
+use crate::stream::{self, Stream};
+
+/// A window holds a few pieces of a stream, or its method would go by fits and starts.
+const PIECES: u64 = 4;
+
+impl Running {
+    /// Its caller takes nothing: it goes no further.
+    fn suspend(&mut self, now: Time) {
+        if self.cancelled_since.is_none() && self.suspended.0.is_none() {
+            self.suspended.0 = Some(now);
+            self.gate.shut();
+        }
+    }
+
+    pub(super) fn resume(&mut self, now: Time) {
+        if let Some(since) = self.suspended.0.take() {
+            self.suspended.1 += now.since(since);
+            // It could give nothing meanwhile.
+            self.progress = now;
+            self.gate.open();
+        }
+    }
+
+    /// How long it waited for its caller.
+    pub(super) fn suspended_for(&self, now: Time) -> Duration {
+        self.suspended.1 + self.suspended.0.map_or(Duration::ZERO, |since| now.since(since))
+    }
+}
+
+impl State {
+    pub(super) fn is_streaming(&self, method: u16) -> bool {
+        (self.methods.get(usize::from(method))).is_some_and(|spec| spec.cardinality == Cardinality::Many)
+    }
+
+    /// Whether the begin of a stream has been forgotten, so that it is of no use to who has nothing of it.
+    pub(super) fn is_cut(&self, id: RequestId) -> bool {
+        self.ledger.get(id).and_then(|e| e.stream.as_deref()).is_some_and(|s| !s.is_whole())
+    }
+
+    /// Forgets a request, and stops its run.
+    pub(super) fn discard(&mut self, id: RequestId, now: Time) {
+        if let Some(entry) = self.ledger.remove(id)
+            && let Stage::Running { batch } = entry.stage
+            && let Some(running) = self.running.get_mut(&batch)
+        {
+            running.cancel(now);
+        }
+        meter::count(&mut self.meter.refused, "stream-forgotten", 1);
+    }
+
+    pub(super) fn emitted(
+        &mut self,
+        batch: BatchId,
+        rows: RecordBatch,
+        now: Time,
+        actions: &mut Vec<Action>,
+    ) {
+        let (most, max) = (self.declaration.stream.window.get() / PIECES, self.declaration.max_message.get());
+        let Some(running) = self.running.get_mut(&batch) else { return };
+        running.progress = now;
+        let id = running.items[0].id;
+        let Some(entry) = self.ledger.running(id, batch) else { return };
+        let part = Piece { offset: 0, rows: rows.num_rows(), batch: Arc::new(rows) };
+        match stream::split(part, most.max(1), max) {
+            Ok(pieces) => {
+                let stream = entry.stream.get_or_insert_default();
+                pieces.into_iter().for_each(|piece| stream.push(piece));
+                self.pump(id, now, actions);
+            }
+            Err(size) => {
+                running.cancel(now);
+                let error = self.too_large(size);
+                self.fail(vec![id], &error, actions);
+            }
+        }
+    }
+
+    /// A streaming method has returned: its requests end when all of their parts are sent.
+    pub(super) fn streamed(
+        &mut self,
+        ids: &[RequestId],
+        batch: BatchId,
+        now: Time,
+        actions: &mut Vec<Action>,
+    ) {
+        for &id in ids {
+            let Some(entry) = self.ledger.running(id, batch) else { continue };
+            if entry.unwanted {
+                self.ledger.remove(id);
+                continue;
+            }
+            entry.stage = Stage::Ended;
+            self.pump(id, now, actions);
+        }
+        self.ledger.evict(now);
+    }
+
+    /// Sends of a stream what its caller has room for; lets its method go on, or wait.
+    pub(super) fn pump(&mut self, id: RequestId, now: Time, actions: &mut Vec<Action>) {
+        let kept = self.declaration.stream.kept.get();
+        let Some(entry) = self.ledger.get_mut(id) else { return };
+        let Some(stream) = entry.stream.as_deref_mut() else { return };
+        let (method, ended) = (entry.method, matches!(entry.stage, Stage::Ended));
+        let running = if let Stage::Running { batch } = entry.stage { Some(batch) } else { None };
+        let attached = entry.attached.and_then(|to| Some((to, self.connections.get_mut(&to)?)));
+        let goes_on = match attached {
+            Some((to, connection)) => {
+                let untaken = &mut connection.untaken;
+                for piece in stream.send(id, untaken) {
+                    actions.extend(results(to, method, &[(id, &piece)], false));
+                }
+                stream.forget(untaken.parts(id), kept);
+                let goes_on = !stream.has_unsent() && untaken.room(id);
+                untaken.wait(id, if ended { stream.has_unsent() } else { !goes_on });
+                if ended && !stream.has_unsent() {
+                    let none = RecordBatch::new_empty(self.methods[usize::from(method)].output.clone());
+                    let end = Piece { batch: Arc::new(none), offset: 0, rows: 0 };
+                    actions.extend(results(to, method, &[(id, &end)], true));
+                }
+                goes_on
+            }
+            // For whoever comes back to it, as much as is kept.
+            None => stream.is_whole() && stream.bytes() < kept,
+        };
+        if ended && (entry.attached.is_none() || !stream.has_unsent()) {
+            let bytes = stream.bytes() + 1;
+            self.ledger.finish(id, bytes, now);
+        } else if let Some(running) = running.and_then(|batch| self.running.get_mut(&batch)) {
+            if goes_on {
+                running.resume(now);
+            } else {
+                if entry.attached.is_none() {
+                    self.abandoned_since.get_or_insert(now);
+                }
+                running.suspend(now);
+            }
+        }
+    }
+
+    /// A caller has taken some parts, or given streams up: there is room for others.
+    pub(super) fn credit(
+        &mut self,
+        from: ConnectionId,
+        taken: &[(RequestId, u32)],
+        now: Time,
+        actions: &mut Vec<Action>,
+    ) {
+        let Some(connection) = self.connections.get_mut(&from) else { return };
+        for (id, parts) in taken {
+            connection.untaken.taken(*id, *parts);
+        }
+        let mut streams = connection.untaken.waiting();
+        // Those that do not wait may forget what was taken.
+        streams.extend(taken.iter().map(|(id, _)| *id));
+        streams.sort_unstable();
+        streams.dedup();
+        for id in streams {
+            if self.ledger.get(id).is_some_and(|e| e.attached == Some(from) && !matches!(e.stage, Stage::Finished { .. }))
+            {
+                self.pump(id, now, actions);
+            }
+        }
+        self.unpark();
+    }
+
+    /// Attaches a caller to streams of which it has some parts.
+    pub(super) fn resume(
+        &mut self,
+        to: ConnectionId,
+        streams: &[(RequestId, u32)],
+        now: Time,
+        actions: &mut Vec<Action>,
+    ) {
+        let unknown: Vec<RequestId> = (streams.iter())
+            .filter(|(id, parts)| !self.attach_stream(to, *id, u64::from(*parts), now, actions))
+            .map(|(id, _)| *id)
+            .collect();
+        if !unknown.is_empty() {
+            let runs = RequestRun::pack(unknown);
+            actions.push(Action::Send(to, Frame::HandBack { runs }.into()));
+        }
+    }
+
+    /// Attaches a caller to a stream, from this part on. False: it is not here, or not any more.
+    pub(super) fn attach_stream(
+        &mut self,
+        to: ConnectionId,
+        id: RequestId,
+        after: u64,
+        now: Time,
+        actions: &mut Vec<Action>,
+    ) -> bool {
+        if self.is_stopped(id) {
+            return false;
+        }
+        let Some(entry) = self.ledger.get_mut(id) else { return false };
+        if !entry.stream.as_deref_mut().is_some_and(|stream: &mut Stream| stream.rewind(after)) {
+            self.discard(id, now);
+            return false;
+        }
+        entry.attached = Some(to);
+        match entry.stage {
+            Stage::Running { batch } => {
+                if std::mem::take(&mut entry.unwanted)
+                    && let Some(running) = self.running.get_mut(&batch)
+                {
+                    running.unwanted -= 1;
+                }
+            }
+            Stage::Finished { .. } => self.ledger.reopen(id),
+            Stage::Queued { .. } | Stage::Ended => {}
+        }
+        self.pump(id, now, actions);
+        self.ledger.evict(now);
+        true
+    }
+
+    /// Whether a stream must not begin yet: its caller has not taken what others gave.
+    pub(super) fn must_wait(&self, item: &Item) -> bool {
+        let attached = self.ledger.get(item.id).and_then(|e| e.attached);
+        attached.and_then(|id| self.connections.get(&id)).is_some_and(|c| c.untaken.is_full())
+    }
+
+    /// Puts streams that may begin now back to where they waited.
+    pub(super) fn unpark(&mut self) {
+        for (method, item) in std::mem::take(&mut self.parked).into_iter().rev() {
+            if self.must_wait(&item) {
+                self.parked.push_front((method, item));
+            } else {
+                self.queue.push_back_first(method, item);
+            }
+        }
+    }
+
+    pub(super) fn parked_weight(&self) -> f64 {
+        self.parked.iter().map(|(_, item)| item.weight).sum()
+    }
+}
