@@ -188,7 +188,7 @@ mod tests {
     use arrow_schema::Schema;
     use futures::FutureExt;
     use pelton_core::BoxFuture;
-    use pelton_core::service::{Context, Emitter, Invocation, Started};
+    use pelton_core::service::{Cardinality, Context, Emitter, Invocation, Started};
     use pelton_core::time::{Clock, Time};
 
     use super::*;
@@ -268,7 +268,7 @@ mod tests {
         ];
         let method = MethodSpec {
             output: Arc::new(Schema::new(output)),
-            cardinality: pelton_core::service::Cardinality::Many,
+            cardinality: Cardinality::Many,
             ..method()
         };
         let context = context(options);
