@@ -172,8 +172,8 @@ pub struct StreamLimits {
     /// The same for all streams of one caller's process together, over all instances. A stream of which nothing is under way may still
     /// give one part, so that none is held up by the others for good.
     pub total: Bytes,
-    /// Bytes of a stream that its caller has taken and that an instance keeps while the stream runs, for a caller that is started again.
-    /// Of a longer one the begin is forgotten, and a restarted caller has it run again.
+    /// Bytes of the streams that run that an instance keeps after they were taken, for a caller that is started again. Where there are
+    /// more, the begin of one that has more than its share is forgotten, and a restarted caller has it run again.
     pub kept: Bytes,
 }
 
@@ -301,7 +301,7 @@ impl Default for LedgerLimits {
 
 impl Default for StreamLimits {
     fn default() -> Self {
-        StreamLimits { window: Bytes::mib(4), total: Bytes::mib(32), kept: Bytes::mib(16) }
+        StreamLimits { window: Bytes::mib(4), total: Bytes::mib(32), kept: Bytes::mib(64) }
     }
 }
 

@@ -132,16 +132,6 @@ impl Ledger {
         self.entries.values().any(|e| matches!(e.stage, Stage::Ended))
     }
 
-    /// Streams that run for nobody, and have given as much as is kept.
-    pub(crate) fn overflowing(&self, kept: u64) -> Vec<RequestId> {
-        let full = |s: &Stream| !s.is_whole() || s.bytes() >= kept;
-        let overflowing = |e: &Entry| {
-            let running = matches!(e.stage, Stage::Running { .. });
-            e.attached.is_none() && running && e.stream.as_deref().is_some_and(full)
-        };
-        self.entries.iter().filter(|(_, e)| overflowing(e)).map(|(id, _)| *id).collect()
-    }
-
     /// Forgets finished entries that their callers have. Entries that are not finished stay.
     pub(crate) fn acknowledge(&mut self, runs: &[RequestRun]) {
         for run in runs {

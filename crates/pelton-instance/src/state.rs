@@ -157,6 +157,8 @@ struct Running {
     gate: Gate,
     /// Since when, and for how long before.
     suspended: (Option<Time>, Duration),
+    /// Bytes of its stream that are here.
+    kept: u64,
 }
 
 impl Running {
@@ -441,7 +443,7 @@ impl State {
             for id in self.ledger.abandoned() {
                 self.ledger.remove(id);
             }
-            for id in self.ledger.overflowing(self.declaration.stream.kept.get()) {
+            for id in self.stranded() {
                 self.discard(id, now);
             }
             if self.declaration.ledger.orphans == Orphans::Cancel {

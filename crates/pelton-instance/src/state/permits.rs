@@ -53,7 +53,8 @@ impl State {
         };
         let bytes = of_outstanding(|c| c.like.row_bytes as f64) as u64;
         let weight = of_outstanding(|c| c.like.row_weight);
-        let held = load.rows() + outstanding;
+        // What waits for callers that take nothing does not keep others from the service.
+        let held = load.rows() - self.stalled() + outstanding;
         let budget = self.flow.permits(&self.declaration, self.target(), load, now);
         let (all_weight, growth) = self.flow.weight_budget(&self.declaration, now);
         let room = permit::Room {

@@ -203,6 +203,7 @@ impl State {
             unwanted: 0,
             gate: Gate::default(),
             suspended: (None, Duration::ZERO),
+            kept: 0,
         };
         let gate = running.gate.clone();
         self.running.insert(id, running);

@@ -112,11 +112,14 @@ impl State {
 
     /// Sends of a stream what its caller has room for; lets its method go on, or wait.
     pub(super) fn pump(&mut self, id: RequestId, now: Time, actions: &mut Vec<Action>) {
-        let kept = self.declaration.stream.kept.get();
         let Some(entry) = self.ledger.get_mut(id) else { return };
         let Some(stream) = entry.stream.as_deref_mut() else { return };
         let (method, ended) = (entry.method, matches!(entry.stage, Stage::Ended));
         let running = if let Stage::Running { batch } = entry.stage { Some(batch) } else { None };
+        // What the other streams that run leave of it, and not less than its share.
+        let others = self.running.iter().filter(|(batch, _)| Some(**batch) != running);
+        let all = self.declaration.stream.kept.get();
+        let kept = all.saturating_sub(others.map(|(_, r)| r.kept).sum()).max(all / self.running.len().max(1) as u64);
         let attached = entry.attached.and_then(|to| Some((to, self.connections.get_mut(&to)?)));
         let goes_on = match attached {
             Some((to, connection)) => {
@@ -141,6 +144,7 @@ impl State {
             let bytes = stream.bytes() + 1;
             self.ledger.finish(id, bytes, now);
         } else if let Some(running) = running.and_then(|batch| self.running.get_mut(&batch)) {
+            running.kept = stream.bytes();
             if goes_on {
                 running.resume(now);
             } else {
@@ -234,6 +238,30 @@ impl State {
     pub(super) fn must_wait(&self, item: &Item) -> bool {
         let attached = self.ledger.get(item.id).and_then(|e| e.attached);
         attached.and_then(|id| self.connections.get(&id)).is_some_and(|c| c.untaken.is_full())
+    }
+
+    /// Streams that run for nobody, and have given as much as is kept.
+    pub(super) fn stranded(&self) -> Vec<RequestId> {
+        let suspended = self.running.values().filter(|r| r.suspended.0.is_some());
+        let ids = suspended.flat_map(|r| r.items.iter().map(|item| item.id));
+        ids.filter(|id| self.ledger.get(*id).is_some_and(|e| e.attached.is_none())).collect()
+    }
+
+    /// Rows that use nothing of the service, and wait for callers to take what was given: streams that run and are held back, those that
+    /// wait behind as many of these as may run, and those that may not begin. Not of methods that have the service to themselves.
+    pub(super) fn stalled(&self) -> u64 {
+        let mut stalled = self.parked.len() as u64;
+        for (method, spec) in self.methods.iter().enumerate() {
+            let Some(bound) = spec.concurrency.filter(|_| spec.cardinality == Cardinality::Many) else { continue };
+            let method = method as u16;
+            let running = || self.running.values().filter(|r| r.method == method);
+            let suspended = running().filter(|r| r.suspended.0.is_some()).count();
+            stalled += suspended as u64;
+            if suspended >= bound {
+                stalled += self.queue.rows_of(method);
+            }
+        }
+        stalled
     }
 
     /// Puts streams that may begin now back to where they waited.

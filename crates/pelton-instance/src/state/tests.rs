@@ -484,6 +484,55 @@ fn a_stream_whose_begin_is_forgotten_is_run_again() {
     ));
 }
 
+/// The same with methods that run two requests side by side.
+fn side_by_side() -> State {
+    let mut state = narrow();
+    let spec = |name, cardinality| MethodSpec { concurrency: Some(2), ..spec(name, cardinality) };
+    state.methods = vec![spec("call", Cardinality::One), spec("stream", Cardinality::Many)].into();
+    state
+}
+
+#[test]
+fn streams_that_are_held_back_take_no_permits_from_calls() {
+    let mut state = side_by_side();
+    state.declaration.permits.rows = Some(3);
+    check_with(
+        state,
+        "0 opened => report
+         0 join 1 a 1
+         0 announce 1 3 => permit 1 3
+         1 stream 1 0..3 => run 0: 0; run 1: 1
+         2 announce 1 4
+         3 emit 0 0 => part 1 0
+         4 emit 0 0 => part 1 0; permit 1 4; hold 0
+         5 request 1 9 => run 2: 9
+         6 end 2 => results 1 9",
+    );
+}
+
+#[test]
+fn streams_share_what_is_kept() {
+    let state = side_by_side();
+    // The first has more than its half when the second needs room.
+    let state = check_with(
+        state,
+        "0 opened => report
+         0 join 1 a 1
+         0 announce 1 2 => permit 1 2
+         1 stream 1 0..2 => run 0: 0; run 1: 1
+         2 emit 0 0 => part 1 0
+         3 took 1 0 1
+         4 emit 0 0 => part 1 0
+         5 took 1 0 1
+         6 emit 1 1 => part 1 1
+         7 took 1 1 1
+         8 emit 0 0 => part 1 0
+         9 left 1 => hold 0
+         10 join 2 a 2 => holds 2 1",
+    );
+    assert!(state.is_cut(id(0)) && !state.is_cut(id(1)));
+}
+
 #[test]
 fn a_stream_that_nobody_comes_back_for_ends_with_the_lease() {
     let state = check_streaming(
