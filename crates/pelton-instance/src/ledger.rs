@@ -132,6 +132,13 @@ impl Ledger {
         self.entries.values().any(|e| matches!(e.stage, Stage::Ended))
     }
 
+    /// Streams that nobody waits for, and that only this client could have gone on with.
+    pub(crate) fn cut_streams_of(&self, client: &str) -> Vec<RequestId> {
+        let cut = |s: &Stream| !s.is_whole() && s.owner == client;
+        let theirs = |e: &Entry| e.attached.is_none() && e.stream.as_deref().is_some_and(cut);
+        self.entries.iter().filter(|(_, e)| theirs(e)).map(|(id, _)| *id).collect()
+    }
+
     /// Forgets finished entries that their callers have. Entries that are not finished stay.
     pub(crate) fn acknowledge(&mut self, runs: &[RequestRun]) {
         for run in runs {
@@ -242,7 +249,14 @@ mod tests {
                     let stage = Stage::Running { batch: 1 };
                     ledger.insert(
                         id,
-                        Entry { method: 0, attached: None, stage, parts: Vec::new(), stream: None, unwanted: false },
+                        Entry {
+                            method: 0,
+                            attached: None,
+                            stage,
+                            parts: Vec::new(),
+                            stream: None,
+                            unwanted: false,
+                        },
                     );
                     ledger.finish(id, 10, at(ms as u64));
                 }

@@ -379,13 +379,16 @@ impl State {
             actions.push(Action::Close(id));
             return;
         }
-        *newest = epoch;
+        let restarted = std::mem::replace(newest, epoch) < epoch;
         // A client has one connection. What is still under way on an older one must not be heard any more: the client
         // believes it lost, and may have had it run elsewhere.
         let older = self.connections.iter().filter(|(_, c)| c.client == client).map(|(id, _)| *id);
         for other in older.collect::<Vec<_>>() {
             actions.push(Action::Close(other));
             self.left(other, now);
+        }
+        if restarted {
+            self.forget_streams_of(&client, now);
         }
         let connection = Connection {
             client,

@@ -18,6 +18,8 @@ pub(crate) struct Stream {
     next: u64,
     parts: VecDeque<(Piece, u64)>,
     bytes: u64,
+    /// The client that has some of it.
+    pub(crate) owner: String,
 }
 
 impl Stream {
@@ -193,7 +195,8 @@ mod tests {
     }
 
     fn texts(lengths: &[usize]) -> Piece {
-        let column: ArrayRef = Arc::new(StringArray::from_iter_values(lengths.iter().map(|n| "x".repeat(*n))));
+        let column: ArrayRef =
+            Arc::new(StringArray::from_iter_values(lengths.iter().map(|n| "x".repeat(*n))));
         let batch = RecordBatch::try_from_iter([("text", column)]).unwrap();
         Piece { offset: 0, rows: lengths.len(), batch: Arc::new(batch) }
     }
@@ -260,7 +263,8 @@ mod tests {
     #[test]
     fn parts_are_divided_by_rows_and_rows_are_not() {
         let check = |lengths: &[usize], most, max, expected: Result<&[usize], u64>| {
-            let pieces = split(texts(lengths), most, max).map(|p| p.iter().map(|p| p.rows).collect::<Vec<_>>());
+            let pieces =
+                split(texts(lengths), most, max).map(|p| p.iter().map(|p| p.rows).collect::<Vec<_>>());
             assert_eq!(pieces, expected.map(<[usize]>::to_vec), "{lengths:?}");
         };
         check(&[10, 10], 1000, 1000, Ok(&[2]));

@@ -70,17 +70,19 @@ pub(crate) fn part(
     let first = number * u64::from(rows);
     let hashes: Vec<u64> = (first..first + u64::from(rows)).map(|n| mix(row ^ mix(n + 1))).collect();
     let is_sized = |t: &DataType| matches!(t, DataType::Utf8 | DataType::Binary);
-    let echo = |field: &Field| {
-        request.column_by_name(field.name()).filter(|c| c.data_type() == field.data_type())
-    };
-    let sized = output.fields().iter().filter(|f| is_sized(f.data_type()) && echo(f).is_none()).count() as u64;
+    let echo =
+        |field: &Field| request.column_by_name(field.name()).filter(|c| c.data_type() == field.data_type());
+    let sized =
+        output.fields().iter().filter(|f| is_sized(f.data_type()) && echo(f).is_none()).count() as u64;
     let each = bytes.map(|bytes| (bytes / (u64::from(rows) * sized.max(1))) as usize);
     let columns = output.fields().iter().map(|field| {
         if let Some(column) = echo(field) {
             return Ok(arrow_select::take::take(column, &UInt32Array::from(vec![0; rows as usize]), None)?);
         }
         Ok(match (field.data_type(), field.name().as_str()) {
-            (DataType::UInt64, "part") => Arc::new(UInt64Array::from(vec![number; rows as usize])) as ArrayRef,
+            (DataType::UInt64, "part") => {
+                Arc::new(UInt64Array::from(vec![number; rows as usize])) as ArrayRef
+            }
             (DataType::Int64, "part") => Arc::new(Int64Array::from(vec![number as i64; rows as usize])),
             (DataType::Utf8, _) if each.is_some() => {
                 let text = |h: &u64| filled(format!("{h:016x}").into_bytes(), each.unwrap_or_default());
@@ -266,11 +268,8 @@ mod tests {
             field("part", DataType::UInt64),
             field("rest", DataType::Binary),
         ];
-        let method = MethodSpec {
-            output: Arc::new(Schema::new(output)),
-            cardinality: Cardinality::Many,
-            ..method()
-        };
+        let method =
+            MethodSpec { output: Arc::new(Schema::new(output)), cardinality: Cardinality::Many, ..method() };
         let context = context(options);
         let clock = context.clock.clone();
         let definition = crate::in_place_of(std::slice::from_ref(&method)).unwrap();

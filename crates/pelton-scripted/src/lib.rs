@@ -330,7 +330,12 @@ impl Scripted {
 }
 
 /// Waits, as long as somebody waits for what comes.
-async fn pause(clock: &dyn Clock, time: Duration, invocation: &Invocation, ignore_cancel: bool) -> Result<()> {
+async fn pause(
+    clock: &dyn Clock,
+    time: Duration,
+    invocation: &Invocation,
+    ignore_cancel: bool,
+) -> Result<()> {
     let until = clock.now() + time;
     let mut left = time;
     while !left.is_zero() {

@@ -335,9 +335,9 @@ fn show_progress(progress: &Progress) -> serde_json::Value {
             "splits_done": n.splits_done, "splits_total": n.splits_total,
         })
     });
-    let checkpoint = progress.checkpoint.map(|c| {
-        serde_json::json!({ "number": c.number, "took_ms": c.took.as_millis() as u64, "bytes": c.bytes })
-    });
+    let checkpoint = progress.checkpoint.map(
+        |c| serde_json::json!({ "number": c.number, "took_ms": c.took.as_millis() as u64, "bytes": c.bytes }),
+    );
     serde_json::json!({
         "nodes": nodes.collect::<Vec<_>>(), "checkpoint": checkpoint, "aborted": progress.aborted,
         "restarts": progress.restarts, "failure": progress.failure,

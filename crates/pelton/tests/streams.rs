@@ -131,7 +131,10 @@ fn pid(services: &Services, service: &str) -> u32 {
 
 fn within_memory(services: &Services, service: &str, what: &str) {
     let (caller, instance) = (peak(std::process::id()), peak(pid(services, service)));
-    assert!(caller < MEMORY && instance < MEMORY, "{what}: {caller} KB at the caller, {instance} KB at the instance");
+    assert!(
+        caller < MEMORY && instance < MEMORY,
+        "{what}: {caller} KB at the caller, {instance} KB at the instance"
+    );
     println!("   {what}: at most {} MB here, {} MB at the instance", caller >> 10, instance >> 10);
 }
 
@@ -141,8 +144,13 @@ async fn take_all(services: &Services, service: &str, n: i64) -> Result<usize> {
     let (mut next, mut bytes) = (0, 0);
     while let Some(part) = answers.next().await {
         let part = part?;
-        for (number, payload) in
-            part.rows.column(0).as_primitive::<Int64Type>().values().iter().zip(part.rows.column(1).as_binary::<i32>())
+        for (number, payload) in part
+            .rows
+            .column(0)
+            .as_primitive::<Int64Type>()
+            .values()
+            .iter()
+            .zip(part.rows.column(1).as_binary::<i32>())
         {
             let payload = payload.expect("it is not null");
             assert_eq!((part.request, *number, payload[0]), (0, next, next as u8));

@@ -52,7 +52,14 @@ impl Credits {
     }
 
     /// A part was given to its caller, who says when it is taken, or who has it at once.
-    pub(crate) fn delivered(&mut self, id: RequestId, peer: PeerKey, rows: &RecordBatch, paced: bool, now: Time) {
+    pub(crate) fn delivered(
+        &mut self,
+        id: RequestId,
+        peer: PeerKey,
+        rows: &RecordBatch,
+        paced: bool,
+        now: Time,
+    ) {
         let bytes = body::bytes(rows) + OVERHEAD;
         if !paced {
             return self.owe(id, peer, 1, bytes, now);
@@ -139,7 +146,8 @@ impl State {
 
     /// Says how much may be under way on a new connection, where that is not what was declared for all together.
     pub(super) fn announce_credit(&mut self, key: PeerKey, actions: &mut Vec<Action>) {
-        if self.instances > 1 && self.methods.iter().any(|m| m.cardinality == pelton_core::service::Cardinality::Many)
+        if self.instances > 1
+            && self.methods.iter().any(|m| m.cardinality == pelton_core::service::Cardinality::Many)
         {
             actions.push(Action::Send(key, self.credit(Vec::new()).into()));
         }

@@ -421,7 +421,12 @@ fn part_bytes(part: &Piece) -> u64 {
 }
 
 /// One result frame: the parts' rows behind one another.
-pub(super) fn results(to: ConnectionId, method: u16, parts: &[(RequestId, &Piece)], last: bool) -> Option<Action> {
+pub(super) fn results(
+    to: ConnectionId,
+    method: u16,
+    parts: &[(RequestId, &Piece)],
+    last: bool,
+) -> Option<Action> {
     let rows = gather(parts.iter().map(|(_, part)| *part)).ok()?;
     let mut entries: Vec<ResultEntry> = Vec::new();
     for (id, part) in parts {

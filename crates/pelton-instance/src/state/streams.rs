@@ -63,6 +63,13 @@ impl State {
         meter::count(&mut self.meter.refused, "stream-forgotten", 1);
     }
 
+    /// A client was started again, and has nothing of the streams whose begin has been forgotten.
+    pub(super) fn forget_streams_of(&mut self, client: &str, now: Time) {
+        for id in self.ledger.cut_streams_of(client) {
+            self.discard(id, now);
+        }
+    }
+
     pub(super) fn emitted(
         &mut self,
         batch: BatchId,
@@ -119,10 +126,14 @@ impl State {
         // What the other streams that run leave of it, and not less than its share.
         let others = self.running.iter().filter(|(batch, _)| Some(**batch) != running);
         let all = self.declaration.stream.kept.get();
-        let kept = all.saturating_sub(others.map(|(_, r)| r.kept).sum()).max(all / self.running.len().max(1) as u64);
+        let kept =
+            all.saturating_sub(others.map(|(_, r)| r.kept).sum()).max(all / self.running.len().max(1) as u64);
         let attached = entry.attached.and_then(|to| Some((to, self.connections.get_mut(&to)?)));
         let goes_on = match attached {
             Some((to, connection)) => {
+                if stream.owner != connection.client {
+                    stream.owner.clone_from(&connection.client);
+                }
                 let untaken = &mut connection.untaken;
                 for piece in stream.send(id, untaken) {
                     actions.extend(results(to, method, &[(id, &piece)], false));
@@ -174,7 +185,10 @@ impl State {
         streams.sort_unstable();
         streams.dedup();
         for id in streams {
-            if self.ledger.get(id).is_some_and(|e| e.attached == Some(from) && !matches!(e.stage, Stage::Finished { .. }))
+            if self
+                .ledger
+                .get(id)
+                .is_some_and(|e| e.attached == Some(from) && !matches!(e.stage, Stage::Finished { .. }))
             {
                 self.pump(id, now, actions);
             }
@@ -252,7 +266,9 @@ impl State {
     pub(super) fn stalled(&self) -> u64 {
         let mut stalled = self.parked.len() as u64;
         for (method, spec) in self.methods.iter().enumerate() {
-            let Some(bound) = spec.concurrency.filter(|_| spec.cardinality == Cardinality::Many) else { continue };
+            let Some(bound) = spec.concurrency.filter(|_| spec.cardinality == Cardinality::Many) else {
+                continue;
+            };
             let method = method as u16;
             let running = || self.running.values().filter(|r| r.method == method);
             let suspended = running().filter(|r| r.suspended.0.is_some()).count();

@@ -141,7 +141,8 @@ fn check_with(mut state: State, script: &str) -> State {
             all.map(|(batch, r)| (*batch, r.gate.clone())).collect::<Vec<_>>()
         };
         let before = suspended(&state);
-        let mut shown = state.handle(event, now).iter().map(show).filter(|s| !s.is_empty()).collect::<Vec<_>>();
+        let mut shown =
+            state.handle(event, now).iter().map(show).filter(|s| !s.is_empty()).collect::<Vec<_>>();
         let after = suspended(&state);
         assert!(after.iter().all(|(_, gate)| !gate.is_open()));
         let is_new = |(batch, _): &&(u64, _)| before.iter().all(|(b, _)| b != batch);
@@ -462,16 +463,23 @@ fn a_stream_whose_begin_is_forgotten_is_run_again() {
     check_streaming(&format!(
         "{cut}
          8 left 1 => hold 0
-         9 join 2 a 2
+         9 join 2 a 2 => go-on 0
          10 announce 2 1 => permit 2 1
-         11 stream 2 0 => go-on 0
+         11 stream 2 0
          12 fail 0 => run 1: 0
          13 emit 1 0 => part 2 0"
     ));
     check_streaming(&format!(
         "{cut}
          8 left 1 => hold 0
-         9 join 2 a 2
+         9 join 2 a 2 => go-on 0
+         11 attach 2 0 => hand-back 2 0"
+    ));
+    // By another client it is not forgotten, unless that asks for it.
+    check_streaming(&format!(
+        "{cut}
+         8 left 1 => hold 0
+         9 join 2 b 2
          11 attach 2 0 => hand-back 2 0; go-on 0"
     ));
     // Who has those parts goes on.
@@ -528,9 +536,9 @@ fn streams_share_what_is_kept() {
          7 took 1 1 1
          8 emit 0 0 => part 1 0
          9 left 1 => hold 0
-         10 join 2 a 2 => holds 2 1",
+         10 join 2 a 2 => holds 2 1; go-on 0",
     );
-    assert!(state.is_cut(id(0)) && !state.is_cut(id(1)));
+    assert!(state.ledger.get(id(0)).is_none() && state.ledger.get(id(1)).is_some());
 }
 
 #[test]
@@ -581,7 +589,10 @@ fn parts_travel_in_pieces_and_a_row_that_is_too_large_ends_its_stream() {
          0 announce 1 1 => permit 1 1
          1 stream 1 0 => run 0: 0\n";
     // 500 rows of 8 bytes, in pieces of at most 1000.
-    check_with(state, &format!("{begun} 2 emit-many 0 500 => part 1 0; part 1 0; hold 0\n 3 took 1 0 1 => part 1 0"));
+    check_with(
+        state,
+        &format!("{begun} 2 emit-many 0 500 => part 1 0; part 1 0; hold 0\n 3 took 1 0 1 => part 1 0"),
+    );
     let mut state = narrow();
     state.declaration.max_message = Bytes(4);
     check_with(state, &format!("{begun} 2 emit 0 1 => limit 1 0\n 3 emit 0 1\n 4 fail 0"));

@@ -120,14 +120,13 @@ impl Stage {
         let real: Vec<u64> = keys.map(|key| key_of(id(key))).collect();
         self.book.opened(&ids, method, timeout);
         let arguments = probe::arguments(&real);
-        let submission =
-            Submission {
-                timeout,
-                priority,
-                acknowledge,
-                paced,
-                ..Submission::new(method, ids.clone(), arguments)
-            };
+        let submission = Submission {
+            timeout,
+            priority,
+            acknowledge,
+            paced,
+            ..Submission::new(method, ids.clone(), arguments)
+        };
         let untaken = paced.then(|| self.untaken.clone());
         let page = Page { book: self.book.clone(), generation: self.book.generation(), untaken };
         client.submit(submission, Arc::new(page));
