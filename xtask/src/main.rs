@@ -7,6 +7,7 @@ mod ci;
 mod demo;
 mod digits;
 mod fetch;
+mod fuzz;
 mod java;
 mod model;
 mod peers;
@@ -49,6 +50,8 @@ enum Command {
     Demo(demo::Arguments),
     /// Play flow control against modelled backends, or the service plane under faults, in virtual time
     Sim(sim::Arguments),
+    /// Hostile input for frames, bodies, handshakes, links, and the states of client and instance, guided by what it reaches
+    Fuzz(fuzz::Arguments),
     /// Kill a job and its instances at random moments, let them hang, crawl and be out of reach, and check every row of the output
     Chaos(chaos::Arguments),
     /// Measure what calls cost, how full batches are, and a real model in a pipeline; `bench flow`: overload, beside other servers; `bench recovery`: kills and
@@ -75,6 +78,7 @@ fn run(command: &Command) -> anyhow::Result<()> {
         Command::Ci => ci::run(&places),
         Command::Demo(arguments) => demo::run(&places, arguments),
         Command::Sim(arguments) => sim::run(&places, arguments),
+        Command::Fuzz(arguments) => fuzz::run(&places, arguments),
         Command::Chaos(arguments) => chaos::run(&places, arguments),
         Command::Bench(arguments) => bench::run(&places, arguments),
     }

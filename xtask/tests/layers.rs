@@ -18,7 +18,7 @@ const MAY_KNOW: [(&str, &[&str]); 20] = [
     ("pelton-dataflow", &["pelton-core", "pelton-env"]),
     ("pelton-remote", &["pelton-core", "pelton-env", "pelton-policy", "pelton-wire"]),
     ("pelton-files", &["pelton-core", "pelton-dataflow", "pelton-env"]),
-    ("pelton-objects", &["pelton-core", "pelton-dataflow", "pelton-env", "pelton-files"]),
+    ("pelton-objects", &["pelton-core", "pelton-dataflow", "pelton-env", "pelton-files", "pelton-policy"]),
     ("pelton-postgres", &["pelton-core", "pelton-dataflow", "pelton-env"]),
     ("pelton-text", &["pelton-core", "pelton-dataflow"]),
     ("pelton-models", &["pelton-core", "pelton-dataflow"]),
@@ -33,6 +33,7 @@ const MAY_KNOW: [(&str, &[&str]); 20] = [
             "pelton-files",
             "pelton-instance",
             "pelton-objects",
+            "pelton-policy",
             "pelton-postgres",
             "pelton-remote",
             "pelton-scripted",
@@ -44,18 +45,20 @@ const MAY_KNOW: [(&str, &[&str]); 20] = [
     ("xtask", &[]),
 ];
 
-/// The simulator puts the parts together as it likes; nothing depends on it.
-const ANYTHING: [&str; 1] = ["pelton-sim"];
+/// The simulator and the fuzz targets put the parts together as they like; nothing depends on them.
+const ANYTHING: [&str; 2] = ["pelton-fuzz", "pelton-sim"];
 
 /// What only these may link: heavy crates stay at the edge.
-const HEAVY: [(&str, &[&str]); 9] = [
+const HEAVY: [(&str, &[&str]); 11] = [
     ("candle-core", &["pelton-models"]),
     ("tokenizers", &["pelton-models", "pelton-text"]),
     ("rten", &["pelton-models"]),
     ("parquet", &["pelton-files", "pelton-objects"]),
     ("object_store", &["pelton-objects"]),
+    ("reqwest", &["pelton-objects"]),
     ("tokio-postgres", &["pelton-postgres"]),
     ("hyper", &["pelton-remote"]),
+    ("libfuzzer-sys", &["pelton-fuzz"]),
     ("prost", &["pelton-remote"]),
     ("tokio-rustls", &["pelton-postgres", "pelton-remote"]),
 ];

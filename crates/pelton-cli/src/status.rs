@@ -57,6 +57,15 @@ fn show(report: &JobReport) {
                 "    {:<20} {:<9} process {pid:<8} held {:<6} executed {:<9} batches {:<7} restarts {}",
                 i.instance, i.phase, i.held, i.executed, i.batches, i.restarts
             );
+            let ledger = &i.meter.ledger;
+            if ledger.on_disk > 0 || ledger.evicted > 0 {
+                println!(
+                    "      results before their checkpoint: {} on disk ({}), {} forgotten",
+                    ledger.on_disk,
+                    pelton::Bytes(ledger.disk_bytes),
+                    ledger.evicted
+                );
+            }
             if let Some(error) = &i.last_error {
                 println!("      last error: {error} (log: {})", i.log);
             }
@@ -90,6 +99,9 @@ fn show(report: &JobReport) {
         if number("pending") > 0 {
             print!(" pending {}", number("pending"));
         }
+        if number("stored_keys") > 0 {
+            print!(" stored {} keys, {}", number("stored_keys"), pelton::Bytes(number("stored_bytes")));
+        }
         println!();
     }
     show_recovery(&report.progress);
@@ -100,10 +112,10 @@ fn show_recovery(progress: &serde_json::Value) {
     if let Some(number) = progress["checkpoint"]["number"].as_u64() {
         let of = |key: &str| progress["checkpoint"][key].as_u64().unwrap_or(0);
         let aborted = progress["aborted"].as_u64().unwrap_or(0);
+        let (bytes, new) = (Bytes(of("bytes")), Bytes(of("new")));
         println!(
-            "  checkpoint {number}  took {} ms, {}; {aborted} aborted",
-            of("took_ms"),
-            Bytes(of("bytes"))
+            "  checkpoint {number}  took {} ms, {bytes}, {new} of it new; {aborted} aborted",
+            of("took_ms")
         );
     }
     if let Some(failure) = progress["failure"].as_str() {

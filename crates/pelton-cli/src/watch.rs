@@ -6,6 +6,7 @@ use std::io::{IsTerminal, Write as _};
 use std::time::Duration;
 
 use anyhow::Result;
+use pelton::Bytes;
 use pelton::control::{JobReport, RemoteReport, ServiceReport, query, rundir};
 use pelton::env::real::Host;
 use pelton::meter::{CallerMeter, Histogram, InstanceMeter, Tally};
@@ -176,10 +177,25 @@ fn show(text: &mut String, service: &ServiceReport, seen: &Seen) {
         ("tried again after", &c.retries),
         ("left alone after", &c.ejections),
         ("ended", &c.ended),
+        ("counted by the service", &i.counted),
     ] {
         if !tally.is_empty() {
             let _ = writeln!(text, "  {what}: {}", list(tally));
         }
+    }
+    let l = &i.ledger;
+    if !l.is_empty() {
+        let _ = writeln!(
+            text,
+            "  results before their checkpoint: {} on disk now ({}); {} written ({}), {} read back, {} forgotten{}",
+            l.on_disk,
+            Bytes(l.disk_bytes),
+            l.spilled,
+            Bytes(l.spilled_bytes),
+            l.loaded,
+            l.evicted,
+            if l.damaged > 0 { format!(", {} of them damaged", l.damaged) } else { String::new() }
+        );
     }
     if i.split > 0 {
         let _ = writeln!(text, "  batches run again in halves: {}", i.split);

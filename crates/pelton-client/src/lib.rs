@@ -3,6 +3,7 @@
 //! A [`Client`] holds the backlog, tells the instances how much it has, sends what they permit, and sees each request to exactly
 //! one end: through deaths of instances, lost connections and retries. [`state`] decides; [`client`] is the loop.
 
+mod claims;
 mod client;
 pub mod peer;
 mod requests;

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use pelton_core::call::{Priority, Receiver};
 use pelton_core::id::stable_hash;
-use pelton_core::{RequestId, Time};
+use pelton_core::{RequestId, RequestRun, Time};
 use pelton_wire::body::Piece;
 
 use crate::peer::PeerKey;
@@ -161,6 +161,12 @@ impl Requests {
 
     pub(crate) fn len(&self) -> usize {
         self.all.len()
+    }
+
+    /// Those of a run.
+    pub(crate) fn within(&self, run: RequestRun) -> Vec<RequestId> {
+        let last = RequestId { sequence: run.first.sequence + u64::from(run.count - 1), ..run.first };
+        self.all.range(run.first..=last).map(|(id, _)| *id).collect()
     }
 
     /// Those that are like this.

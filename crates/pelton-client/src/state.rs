@@ -26,6 +26,7 @@ use pelton_wire::{Deadlines, Demand, Frame, Welcome};
 use rand::RngExt;
 use rand::rngs::StdRng;
 
+use crate::claims::Claims;
 use crate::peer::{ConnectionId, Peer, PeerKey};
 use crate::requests::{Lane, Place, Request, Requests, Target};
 use credit::Credits;
@@ -106,7 +107,7 @@ pub struct State {
     /// Ended requests whose results wait at an instance for the caller's acknowledgement.
     ended: BTreeMap<RequestId, PeerKey>,
     /// What instances hold that is not in flight from here: where each is.
-    held: BTreeMap<RequestId, PeerKey>,
+    held: Claims,
     /// The instances that were there at the start, as far as they have not said what they hold. None: no start yet.
     awaited: BTreeSet<InstanceId>,
     /// Whether it has been told of any instances.
@@ -149,7 +150,7 @@ impl State {
             salt,
             next_peer: 0,
             ended: BTreeMap::new(),
-            held: BTreeMap::new(),
+            held: Claims::default(),
             awaited: BTreeSet::new(),
             told: false,
             holding: false,

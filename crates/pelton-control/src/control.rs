@@ -1,5 +1,6 @@
 //! All services of a job: their supervisors, those who follow their endpoints, and those who look.
 
+use std::io::ErrorKind;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Duration;
@@ -80,10 +81,34 @@ struct ServiceState {
     ever_ready: bool,
 }
 
+/// Instances run on this machine, so the folder for their results has to be here.
+fn check_spill(env: &Env, declaration: &Declaration) -> Result<()> {
+    let Some(folder) = &declaration.ledger.spill else { return Ok(()) };
+    let bad = |what: String| {
+        let (service, folder) = (&declaration.name, folder.display());
+        let next = "name one that exists and can be written to, or leave `ledger.spill` out";
+        Err(Error::invalid(format!("service `{service}`: `ledger.spill` is {folder}, {what}; {next}")))
+    };
+    match env.storage.look(folder) {
+        Ok(Some(there)) if there.folder => match env.storage.scratch(folder) {
+            Ok(_) => Ok(()),
+            Err(e) if matches!(e.kind(), ErrorKind::PermissionDenied | ErrorKind::ReadOnlyFilesystem) => {
+                bad(format!("where no file can be made: {e}"))
+            }
+            // It may pass; an instance goes on without it.
+            Err(_) => Ok(()),
+        },
+        Ok(Some(_)) => bad("which is not a folder".into()),
+        Ok(None) => bad("and there is no such folder on this machine".into()),
+        Err(e) => bad(format!("which cannot be looked at: {e}")),
+    }
+}
+
 impl Control {
     /// Takes over the instances that `survey` found, starts those that are missing, and returns at once.
     pub fn start(env: &Env, settings: Settings, survey: Survey) -> Result<Control> {
         let Settings { logs, services, .. } = settings;
+        services.iter().try_for_each(|declaration| check_spill(env, declaration))?;
         let Survey { directory, card, mut adopted, incarnations } = survey;
         let (job, token) = (card.job.clone(), card.token().to_owned());
         std::fs::create_dir_all(&logs)
@@ -340,7 +365,9 @@ impl Shared {
             status,
         };
         let Ok(Link { sender, mut receiver }) = visitor.welcome(env, welcome).await else { return };
+        let room = sender.room();
         while let Ok(Some(message)) = receiver.next().await {
+            room.wait().await;
             match message.frame {
                 Frame::Query => {
                     let report = serde_json::to_string(&self.job_report()).expect("a report is plain data");

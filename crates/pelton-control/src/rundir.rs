@@ -263,8 +263,11 @@ fn entries(base: &Path) -> Result<Vec<(PathBuf, Card)>> {
         Err(e) => return Err(Error::from(e).context(format_args!("reading {}", base.display()))),
     };
     let paths = entries.flatten().map(|e| e.path());
-    let card = |path: &Path| serde_json::from_slice::<Card>(&fs::read(path.join(CARD)).ok()?).ok();
-    Ok(paths.filter_map(|path| card(&path).map(|card| (path, card))).collect())
+    Ok(paths.filter_map(|path| read_card(&path.join(CARD)).map(|card| (path, card))).collect())
+}
+
+fn read_card(path: &Path) -> Option<Card> {
+    serde_json::from_slice(&fs::read(path).ok()?).ok()
 }
 
 /// The jobs of this user, by start. Folders of jobs of which nothing runs any more are removed on the way: a process that was killed
@@ -275,11 +278,23 @@ pub fn jobs(base: &Path) -> Result<Vec<Found>> {
         if card.is_current() {
             found.push(Found { control: Address::Unix(control_socket(&path)), card, path });
         } else if !records(&path).iter().any(|r| is_alive(r.pid, r.born)) {
-            let _ = fs::remove_dir_all(&path);
+            remove(&path, &card);
         }
     }
     found.sort_by_key(|f| f.card.started);
     Ok(found)
+}
+
+/// Removes a folder with this card, unless a run has taken it over since the card was read.
+fn remove(path: &Path, card: &Card) {
+    let taken = path.join(format!("{CARD}.{}", std::process::id()));
+    if fs::rename(path.join(CARD), &taken).is_err() {
+        return;
+    }
+    match read_card(&taken) {
+        Some(now) if now != *card => _ = fs::rename(&taken, path.join(CARD)),
+        _ => _ = fs::remove_dir_all(path),
+    }
 }
 
 #[cfg(test)]
@@ -342,5 +357,12 @@ mod tests {
         drop(dir);
         assert!(jobs(&base).unwrap().is_empty());
         assert!(!left.exists() && kept.exists());
+        // Looked at before another run had it.
+        let (path, before) = entries(&base).unwrap().pop().unwrap();
+        let mut next = Card { job: "n-1".into(), ..card("/b", "l") };
+        let (dir, _) = RunDir::take(&base, &mut next).unwrap();
+        assert_eq!(dir.path(), path);
+        remove(&path, &before);
+        assert_eq!(read_card(&path.join(CARD)), Some(next));
     }
 }

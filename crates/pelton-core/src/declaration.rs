@@ -12,7 +12,7 @@
 //! model = "models/minilm"
 //! ```
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
@@ -142,12 +142,22 @@ pub struct Weight {
 }
 
 /// How much an instance remembers of requests that ended and that no checkpoint covers yet.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct LedgerLimits {
+    /// Results in memory. What is beyond it goes to `spill`, or is forgotten, oldest first; what is forgotten has to run again
+    /// if somebody asks for it.
     pub bytes: Bytes,
+    /// A result that is older is forgotten, wherever it is.
     #[serde(with = "humantime_serde")]
     pub age: Duration,
+    /// The folder, on the instance's machine, whose disk takes the results that `bytes` has no room for; an absolute path. Nothing is
+    /// left there when the instance ends, however it does. None: they are forgotten. A file system in memory, as `/tmp` often is,
+    /// is of no use here.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub spill: Option<PathBuf>,
+    /// What one instance may take there; beyond it the oldest are forgotten.
+    pub spill_bytes: Bytes,
     /// What becomes of requests that run for a caller who is gone and has not come back within the lease.
     pub orphans: Orphans,
 }
@@ -217,6 +227,9 @@ mod defaults {
     }
     pub(super) fn max_message() -> Bytes {
         Bytes::mib(64)
+    }
+    pub(super) fn spill_bytes() -> Bytes {
+        Bytes::mib(10 << 10)
     }
     pub(super) fn max_backlog() -> Bytes {
         Bytes::mib(1024)
@@ -295,7 +308,13 @@ impl Default for PermitBudget {
 
 impl Default for LedgerLimits {
     fn default() -> Self {
-        LedgerLimits { bytes: Bytes::mib(256), age: Duration::from_secs(600), orphans: Orphans::default() }
+        LedgerLimits {
+            bytes: Bytes::mib(256),
+            age: Duration::from_secs(600),
+            spill: None,
+            spill_bytes: defaults::spill_bytes(),
+            orphans: Orphans::default(),
+        }
     }
 }
 
@@ -429,6 +448,24 @@ impl Declaration {
                 "`stream.window` is {window} and `stream.total` {total}: neither may be 0, and the total not be less than one window"
             ));
         }
+        match &self.ledger.spill {
+            Some(folder) if !folder.is_absolute() => {
+                return bad(format!(
+                    "`ledger.spill` is `{}`; it must be an absolute path, as in `/var/tmp`",
+                    folder.display()
+                ));
+            }
+            Some(_) if self.ledger.spill_bytes < Bytes::kib(64) => {
+                return bad(format!(
+                    "`ledger.spill_bytes` is {}; at least 64 KiB, or leave `ledger.spill` out",
+                    self.ledger.spill_bytes
+                ));
+            }
+            None if self.ledger.spill_bytes != defaults::spill_bytes() => {
+                return bad("`ledger.spill_bytes` is of no use without a folder in `ledger.spill`".into());
+            }
+            _ => {}
+        }
         if self.retry.attempts == 0 || self.retry.starts == 0 {
             return bad("`retry.attempts` and `retry.starts` must be at least 1".into());
         }
@@ -534,7 +571,8 @@ mod tests {
     #[test]
     fn a_declaration_reads_back_as_written() {
         let text = "name = \"embedder\"\ninstances = 2\ntimeout = \"3s\"\non_error = \"error-output\"\n\
-                    [batch]\nrows = 8\nbytes = \"1MiB\"\nlinger = \"5ms\"\n[options]\nmodel = \"m\"\n";
+                    [batch]\nrows = 8\nbytes = \"1MiB\"\nlinger = \"5ms\"\n[ledger]\nspill = \"/var/tmp\"\nspill_bytes = \"1GiB\"\n\
+                    [options]\nmodel = \"m\"\n";
         let d = Declaration::from_toml(text, "test.toml").unwrap();
         assert_eq!(d.instances, Instances::fixed(2));
         assert_eq!(
@@ -547,6 +585,8 @@ mod tests {
             }
         );
         assert_eq!(d.on_error, ErrorPolicy::ErrorOutput);
+        let spill = (d.ledger.spill.as_deref(), d.ledger.spill_bytes);
+        assert_eq!(spill, (Some(Path::new("/var/tmp")), Bytes::mib(1024)));
         let again: Declaration = serde_json::from_str(&serde_json::to_string(&d).unwrap()).unwrap();
         assert_eq!(again, d);
         let range = Declaration::from_toml("name = \"a\"\ninstances = { min = 3, max = 3 }", "t").unwrap();
@@ -567,6 +607,13 @@ mod tests {
             ("name = \"a\"\n[batch]\nbytes = \"huge\"", "huge"),
             ("name = \"a\"\n[permits]\nrows = 1", "`permits.rows`"),
             ("name = \"a\"\n[stream]\nwindow = \"1GiB\"", "`stream.total`"),
+            (
+                "name = \"a\"\n[ledger]\nspill = \"spilled\"",
+                "`ledger.spill` is `spilled`; it must be an absolute",
+            ),
+            ("name = \"a\"\n[ledger]\nspill = \"\"", "`ledger.spill`"),
+            ("name = \"a\"\n[ledger]\nspill = \"/var/tmp\"\nspill_bytes = 5", "`ledger.spill_bytes` is 5 B"),
+            ("name = \"a\"\n[ledger]\nspill_bytes = \"1GiB\"", "`ledger.spill_bytes` is of no use without"),
             ("name = \"a\"\n[resources]\ngpu = 1.0", "`resources.gpu`"),
             ("name = \"a\"\n[resources]\ncpu = 0.0", "`resources`"),
             ("name = \"a\"\non_error = \"shrug\"", "shrug"),

@@ -10,6 +10,7 @@ pub mod error;
 pub mod gate;
 pub mod id;
 pub mod meter;
+pub mod object;
 pub mod quantity;
 pub mod remote;
 pub mod service;
@@ -19,6 +20,7 @@ pub mod weigh;
 pub use declaration::Declaration;
 pub use error::{Error, Fate, Kind, Result, Retry};
 pub use id::{RequestId, RequestRun};
+pub use object::ObjectRef;
 pub use quantity::Bytes;
 pub use time::Time;
 

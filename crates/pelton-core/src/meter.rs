@@ -24,12 +24,12 @@ impl Histogram {
         if self.counts.len() <= bucket {
             self.counts.resize(bucket + 1, 0);
         }
-        self.counts[bucket] += times;
+        self.counts[bucket] = self.counts[bucket].saturating_add(times);
         self.sum = self.sum.saturating_add(value.saturating_mul(times));
     }
 
     pub fn count(&self) -> u64 {
-        self.counts.iter().sum()
+        self.counts.iter().fold(0, |all, n| all.saturating_add(*n))
     }
 
     /// The sum of all values.
@@ -47,7 +47,7 @@ impl Histogram {
         let wanted = (share.clamp(0.0, 1.0) * self.count() as f64).ceil().max(1.0) as u64;
         let mut seen = 0;
         for (bucket, count) in self.counts.iter().enumerate() {
-            seen += count;
+            seen = u64::saturating_add(seen, *count);
             if seen >= wanted {
                 return begin(bucket + 1).saturating_sub(1);
             }
@@ -60,7 +60,7 @@ impl Histogram {
             self.counts.resize(other.counts.len(), 0);
         }
         for (mine, theirs) in self.counts.iter_mut().zip(&other.counts) {
-            *mine += theirs;
+            *mine = mine.saturating_add(*theirs);
         }
         self.sum = self.sum.saturating_add(other.sum);
     }
@@ -94,7 +94,7 @@ pub type Tally = BTreeMap<String, u64>;
 pub fn count(tally: &mut Tally, reason: &str, times: u64) {
     if times > 0 {
         match tally.get_mut(reason) {
-            Some(n) => *n += times,
+            Some(n) => *n = n.saturating_add(times),
             None => {
                 tally.insert(reason.to_owned(), times);
             }
@@ -116,6 +116,54 @@ pub fn since(tally: &Tally, earlier: &Tally) -> Tally {
         (n > 0).then(|| (reason.clone(), n))
     };
     tally.iter().filter_map(fresh).collect()
+}
+
+/// What became of results that were finished and not acknowledged yet.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct LedgerMeter {
+    /// Results that had to be forgotten before they were acknowledged.
+    pub evicted: u64,
+    /// Of those, the ones that came back from disk other than they were written, or not at all.
+    pub damaged: u64,
+    /// Results that were written to disk, and their bytes.
+    pub spilled: u64,
+    pub spilled_bytes: u64,
+    /// Results that somebody asked for and that were read back.
+    pub loaded: u64,
+    /// Results on disk or on their way there now.
+    pub on_disk: u64,
+    /// What they take there now, with what the files still hold of others.
+    pub disk_bytes: u64,
+}
+
+impl LedgerMeter {
+    /// Whether there is nothing to tell.
+    pub fn is_empty(&self) -> bool {
+        *self == LedgerMeter::default()
+    }
+
+    pub fn merge(&mut self, other: &LedgerMeter) {
+        self.evicted += other.evicted;
+        self.damaged += other.damaged;
+        self.spilled += other.spilled;
+        self.spilled_bytes += other.spilled_bytes;
+        self.loaded += other.loaded;
+        self.on_disk += other.on_disk;
+        self.disk_bytes += other.disk_bytes;
+    }
+
+    /// What was counted since an older copy; what is a state and not a count stays.
+    pub fn since(&self, earlier: &LedgerMeter) -> LedgerMeter {
+        LedgerMeter {
+            evicted: self.evicted.saturating_sub(earlier.evicted),
+            damaged: self.damaged.saturating_sub(earlier.damaged),
+            spilled: self.spilled.saturating_sub(earlier.spilled),
+            spilled_bytes: self.spilled_bytes.saturating_sub(earlier.spilled_bytes),
+            loaded: self.loaded.saturating_sub(earlier.loaded),
+            ..self.clone()
+        }
+    }
 }
 
 /// Where the time of an instance's requests goes, and why its batches closed. Times in microseconds.
@@ -144,6 +192,12 @@ pub struct InstanceMeter {
     pub batch_limit: u64,
     /// What it makes of the declared memory: 1 is all of it.
     pub memory_belief: f64,
+    /// Left out where there is nothing to tell.
+    #[serde(skip_serializing_if = "LedgerMeter::is_empty")]
+    pub ledger: LedgerMeter,
+    /// What the service itself counts.
+    #[serde(skip_serializing_if = "Tally::is_empty")]
+    pub counted: Tally,
 }
 
 impl InstanceMeter {
@@ -159,6 +213,8 @@ impl InstanceMeter {
         self.permits += other.permits;
         self.batch_limit = self.batch_limit.max(other.batch_limit);
         self.memory_belief = other.memory_belief;
+        self.ledger.merge(&other.ledger);
+        merge(&mut self.counted, &other.counted);
     }
 
     /// What was measured since an older copy; what is a state and not a count stays.
@@ -172,6 +228,8 @@ impl InstanceMeter {
             refused: since(&self.refused, &earlier.refused),
             failed: since(&self.failed, &earlier.failed),
             split: self.split.saturating_sub(earlier.split),
+            ledger: self.ledger.since(&earlier.ledger),
+            counted: since(&self.counted, &earlier.counted),
             ..self.clone()
         }
     }
@@ -249,6 +307,12 @@ mod tests {
         let mut again = earlier.clone();
         again.merge(&fresh);
         assert_eq!(again.sum(), all.sum());
+        let earlier = LedgerMeter { evicted: 1, spilled: 2, on_disk: 3, ..LedgerMeter::default() };
+        let all = LedgerMeter { evicted: 4, spilled: 2, on_disk: 2, ..LedgerMeter::default() };
+        let mut fresh = all.since(&earlier);
+        assert_eq!(fresh, LedgerMeter { evicted: 3, on_disk: 2, ..LedgerMeter::default() });
+        fresh.merge(&earlier);
+        assert_eq!(fresh, LedgerMeter { evicted: 4, spilled: 2, on_disk: 5, ..LedgerMeter::default() });
         let (mut a, mut b) = (Tally::new(), Tally::new());
         count(&mut a, "x", 1);
         count(&mut b, "x", 3);

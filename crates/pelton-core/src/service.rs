@@ -1,7 +1,7 @@
 //! What a service is: a type with `open`, named methods over record batches, and `close`.
 
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
 
 use arrow_array::RecordBatch;
 use arrow_schema::{Fields, Schema, SchemaRef};
@@ -10,6 +10,7 @@ use crate::BoxFuture;
 use crate::declaration::Resources;
 use crate::error::{Error, Result};
 pub use crate::gate::{Emitter, Gate};
+use crate::meter::{self, Tally};
 use crate::time::{Clock, Time};
 
 /// A model, or anything else that is loaded once and called often.
@@ -45,6 +46,8 @@ pub struct Context {
     pub seed: u64,
     /// Where the service says how full its memory is, if it knows.
     pub gauge: Gauge,
+    /// Where the service counts what it does besides.
+    pub counters: Counters,
     /// Ends the process at once, as a crash would. For services that test what happens then.
     pub crash: Arc<dyn Fn(&str) + Send + Sync>,
 }
@@ -77,6 +80,30 @@ impl Gauge {
         let total = f64::from_bits(self.value.1.load(Ordering::Relaxed));
         let used = f64::from_bits(self.value.0.load(Ordering::Relaxed));
         (total > 0.0).then_some((used, total))
+    }
+}
+
+/// What a service counts: bytes that it read elsewhere, answers that it had already. Shown with its instance
+/// ([`InstanceMeter::counted`](crate::meter::InstanceMeter::counted)). Cheap to clone; all clones count together.
+#[derive(Clone, Debug, Default)]
+pub struct Counters {
+    counted: Arc<Mutex<Tally>>,
+}
+
+impl Counters {
+    /// Names of counters; more are not counted.
+    const MOST: usize = 64;
+
+    pub fn add(&self, what: &str, n: u64) {
+        let mut counted = self.counted.lock().unwrap_or_else(PoisonError::into_inner);
+        if counted.len() < Counters::MOST || counted.contains_key(what) {
+            meter::count(&mut counted, what, n);
+        }
+    }
+
+    /// All that was counted so far.
+    pub fn read(&self) -> Tally {
+        self.counted.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 }
 

@@ -11,6 +11,9 @@ use crate::declaration::Weight;
 use crate::error::{Error, Result};
 use crate::service::MethodSpec;
 
+/// No row weighs more: sums of weights stay numbers, whatever a column holds.
+pub const HEAVIEST: f64 = 1e15;
+
 /// The columns that hold weights.
 #[derive(Clone, Debug)]
 pub struct Scales {
@@ -70,10 +73,10 @@ fn is_number(data_type: &DataType) -> bool {
 }
 
 impl Weights {
-    /// Never below zero, always a number; what is missing or makes no sense counts as without a column.
+    /// Never below zero nor above [`HEAVIEST`], always a number; what is missing or makes no sense counts as without a column.
     pub fn at(&self, row: usize) -> f64 {
         let value = self.column.as_ref().filter(|c| row < c.len() && c.is_valid(row)).map(|c| number(c, row));
-        value.filter(|v| v.is_finite() && *v >= 0.0).unwrap_or(self.otherwise)
+        value.filter(|v| v.is_finite() && *v >= 0.0).map_or(self.otherwise, |v| v.min(HEAVIEST))
     }
 }
 

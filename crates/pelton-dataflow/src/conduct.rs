@@ -10,6 +10,7 @@ use pelton_env::{Env, Place, Task};
 use tokio::sync::{mpsc, oneshot, watch};
 
 use crate::checkpoint::coordinator::{Coordinator, Decision, Pace};
+use crate::checkpoint::folder::Size;
 use crate::checkpoint::manifest::{Manifest, VERSION};
 use crate::checkpoint::store::Store;
 use crate::job::{End, Options, Summary, Wish};
@@ -27,7 +28,7 @@ const REFRESH: Duration = Duration::from_millis(200);
 
 enum Event {
     Report(Report),
-    Written(Result<u64>),
+    Written(Result<Size>),
     Wish(Wish),
     Savepoint(Request),
     Tick,
@@ -37,7 +38,7 @@ enum Event {
 struct Writing {
     number: u64,
     is_final: bool,
-    done: oneshot::Receiver<Result<u64>>,
+    done: oneshot::Receiver<Result<Size>>,
     _task: Task,
 }
 
@@ -333,14 +334,14 @@ impl Conductor {
             identity: self.topology.identity.clone(),
             finished: is_final,
             staged: staged.clone(),
-            rows: String::new(),
+            files: Vec::new(),
             parts: Vec::new(),
         };
         let (store, savepoints) = (self.store.clone(), self.savepoints.take(number));
         let (tell, done) = oneshot::channel();
         let task = self.env.spawn(Place::Dedicated, async move {
             let write = move |store: &Store| {
-                let bytes = store.write(manifest.clone(), &named)?;
+                let size = store.write(manifest.clone(), &named)?;
                 for (name, sink) in &sinks {
                     let staged = staged.get(name).map_or(&[][..], Vec::as_slice);
                     if !staged.is_empty() {
@@ -349,7 +350,7 @@ impl Conductor {
                 }
                 savepoints.into_iter().for_each(|s| s.write(&**store.storage(), &manifest, &named));
                 store.collect()?;
-                Ok(bytes)
+                Ok(size)
             };
             let written = write(&store).map_err(|e: Error| e.context(format!("checkpoint {number}")));
             // The folder is free as soon as the job hears of it.
@@ -359,13 +360,13 @@ impl Conductor {
         self.writing = Some(Writing { number, is_final, done, _task: task });
     }
 
-    fn note_written(&mut self, bytes: Result<u64>) -> Result<Option<End>> {
+    fn note_written(&mut self, size: Result<Size>) -> Result<Option<End>> {
         let writing = self.writing.take().expect("something was written");
-        let bytes = bytes?;
+        let Size { bytes, new } = size?;
         let took = self.coordinator.written(self.env.now());
         self.checkpoints += 1;
         self.aborted_in_a_row = 0;
-        self.latest.checkpoint = Some(LastCheckpoint { number: writing.number, took, bytes });
+        self.latest.checkpoint = Some(LastCheckpoint { number: writing.number, took, bytes, new });
         self.controls.iter().for_each(|c| c.tell(Command::Completed(writing.number)));
         if writing.is_final {
             return Ok(Some(End::Finished));
@@ -399,7 +400,7 @@ impl Conductor {
 }
 
 /// Waits for what is being written; for ever if nothing is.
-async fn written(writing: &mut Option<Writing>) -> Result<u64> {
+async fn written(writing: &mut Option<Writing>) -> Result<Size> {
     match writing {
         Some(writing) => {
             let ended = (&mut writing.done).await;

@@ -38,8 +38,12 @@ impl Topology {
                 if !matches!(node.work, Work::Sink(_)) {
                     writeln!(text, "    gives ({})", show_columns(&node.output))?;
                 }
-                if node.call.is_some() {
+                if let Some(call) = &node.call {
                     writeln!(text, "    holds up to {} of rows and results a task", budgets.pending)?;
+                    if let Some(changes) = &call.changelog {
+                        let limit = changes.max_bytes;
+                        writeln!(text, "    stores up to {limit} of results for retractions a task")?;
+                    }
                 }
             }
             for output in &stage.outputs {
@@ -68,6 +72,12 @@ fn what(node: &Checked) -> String {
             let by_key = call.key.as_ref().map_or(String::new(), |k| format!(", one after another by `{k}`"));
             let with =
                 call.affinity.as_ref().map_or(String::new(), |k| format!(", `{k}` stays with one instance"));
+            let changes = call.changelog.as_ref().map_or(String::new(), |c| {
+                let (key, kinds) = (c.key.join(", "), &c.operation);
+                format!(
+                    "; a changelog by ({key}), row kinds in `{kinds}`: retractions get the stored results"
+                )
+            });
             let errors = match &call.on_error {
                 ErrorPolicy::Fail => "an error fails the job",
                 ErrorPolicy::ErrorOutput => "errors go to the error output",
@@ -79,7 +89,7 @@ fn what(node: &Checked) -> String {
                 "new ids after a restart for rows that no checkpoint covers, as an earlier call decides what comes"
             };
             format!(
-                "{}.{}({}); {order}{by_key}{with}; {timeout}{attempt}; {errors}; {again}",
+                "{}.{}({}); {order}{by_key}{with}{changes}; {timeout}{attempt}; {errors}; {again}",
                 call.service,
                 call.method,
                 call.arguments.join(", ")

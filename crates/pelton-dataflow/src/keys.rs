@@ -25,3 +25,16 @@ pub(crate) fn of(column: &ArrayRef) -> Vec<u64> {
     };
     (0..column.len()).map(key).collect()
 }
+
+/// One value as JSON, which no other value of the column is written as. None where there is none.
+pub(crate) fn show(column: &ArrayRef, row: usize) -> Option<String> {
+    match column.data_type() {
+        _ if column.is_null(row) => None,
+        DataType::Utf8 => Some(serde_json::Value::from(column.as_string::<i32>().value(row)).to_string()),
+        DataType::Int32 => Some(column.as_primitive::<Int32Type>().value(row).to_string()),
+        DataType::Int64 => Some(column.as_primitive::<Int64Type>().value(row).to_string()),
+        DataType::UInt32 => Some(column.as_primitive::<UInt32Type>().value(row).to_string()),
+        DataType::UInt64 => Some(column.as_primitive::<UInt64Type>().value(row).to_string()),
+        _ => None,
+    }
+}

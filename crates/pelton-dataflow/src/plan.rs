@@ -5,6 +5,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use pelton_core::Bytes;
 use pelton_core::call::{ErrorPolicy, Priority};
 
 use crate::operator::Operator;
@@ -63,6 +64,45 @@ pub enum Order {
     Unordered,
 }
 
+/// That a call's input is a changelog: rows that insert, update and delete.
+///
+/// Each row says what it does in its *row kind*, in the short words of Apache Flink's `org.apache.flink.types.RowKind`: `+I` inserts a row,
+/// `+U` is what a row is after an update; `-U` takes back what it was before one, `-D` deletes it. `+I` and `+U` are called, and the result
+/// that is given out is stored under the row's key. `-U` and `-D` (retractions) are never sent to the service: they get the stored
+/// result, and it is forgotten; where an error went to the error output, the retraction goes there with the same error. So each answer that
+/// was given out is taken back as it was given out, whatever the model would say today.
+///
+/// The call must be ordered, and rows of one key must come in one source split, in order. A retraction of a key with nothing stored, another row
+/// kind and a key with a null are errors of that row.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Changelog {
+    /// The input column (text) that has the row kind.
+    pub operation: String,
+    /// The input columns (text or whole numbers) that together say which row is meant.
+    pub key: Vec<String>,
+    /// What the stored keys and results of one subtask may take, in memory and in every checkpoint. With more, the job fails.
+    pub max_bytes: Bytes,
+}
+
+impl Changelog {
+    /// The most that a limit can be: what a split has stored is written as one table.
+    pub const MOST: Bytes = Bytes::mib(1024);
+
+    /// With 256 MiB of stored results a subtask.
+    pub fn new(operation: &str, key: &[&str]) -> Self {
+        Changelog {
+            operation: operation.to_owned(),
+            key: key.iter().map(|k| (*k).to_owned()).collect(),
+            max_bytes: Bytes::mib(256),
+        }
+    }
+
+    /// Another limit for the stored results of one subtask.
+    pub fn max_bytes(self, max_bytes: Bytes) -> Self {
+        Changelog { max_bytes, ..self }
+    }
+}
+
 /// A call of a service's method, once for each row.
 #[derive(Clone, Debug)]
 pub struct Call {
@@ -80,6 +120,8 @@ pub struct Call {
     pub key: Option<String>,
     /// The input column of keys (text or whole numbers) whose rows go to the same instance as long as it is there.
     pub affinity: Option<String>,
+    /// Its input inserts, updates and deletes.
+    pub changelog: Option<Changelog>,
     pub priority: Priority,
     pub on_error: ErrorPolicy,
 }
@@ -96,6 +138,7 @@ impl Call {
             attempt_timeout: None,
             key: None,
             affinity: None,
+            changelog: None,
             priority: Priority::default(),
             on_error: ErrorPolicy::default(),
         }
@@ -111,7 +154,7 @@ pub enum Work {
     },
     /// Bad rows go to the error port where something consumes it; where nothing does, the first fails the job.
     Map(Arc<dyn Operator>),
-    Call(Call),
+    Call(Box<Call>),
     Sink(Arc<dyn Sink>),
 }
 
@@ -175,7 +218,7 @@ impl Plan {
     }
 
     pub fn call(&mut self, name: &str, parallelism: u32, input: impl Into<Output>, call: Call) -> NodeId {
-        let node = self.add(name, parallelism, Work::Call(call));
+        let node = self.add(name, parallelism, Work::Call(Box::new(call)));
         self.connect(input, node);
         node
     }

@@ -29,6 +29,9 @@ pub struct NodeProgress {
     pub splits_total: u64,
     /// Rows of a call that wait for their answer, or for their turn.
     pub pending: u64,
+    /// Keys of a changelog whose results a call has stored, and what they take.
+    pub stored_keys: u64,
+    pub stored_bytes: u64,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -36,8 +39,10 @@ pub struct LastCheckpoint {
     pub number: u64,
     /// From the decision until the outputs were visible.
     pub took: Duration,
-    /// What it wrote.
+    /// How big it is.
     pub bytes: u64,
+    /// How much of that had changed since the one before, and was written.
+    pub new: u64,
 }
 
 /// What the subtasks of a node count in.
@@ -50,6 +55,8 @@ pub(crate) struct Counters {
     pub(crate) splits_done: AtomicU64,
     pub(crate) splits_total: AtomicU64,
     pub(crate) pending: AtomicU64,
+    pub(crate) stored_keys: AtomicU64,
+    pub(crate) stored_bytes: AtomicU64,
 }
 
 impl Counters {
@@ -63,6 +70,8 @@ impl Counters {
             splits_done: self.splits_done.load(Relaxed),
             splits_total: self.splits_total.load(Relaxed),
             pending: self.pending.load(Relaxed),
+            stored_keys: self.stored_keys.load(Relaxed),
+            stored_bytes: self.stored_bytes.load(Relaxed),
         }
     }
 }

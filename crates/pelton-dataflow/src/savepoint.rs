@@ -151,17 +151,18 @@ impl Request {
         self.refuse(finishing());
     }
 
-    /// Writes this checkpoint, whose output is visible, to the folder. A failure is for whoever asked, and not the job's.
+    /// Writes this checkpoint, whose output is visible, to the folder, and all of it: it shall need nothing of the job's. A failure is for whoever
+    /// asked, and not the job's.
     pub(crate) fn write(self, storage: &dyn Storage, manifest: &Manifest, parts: &[(String, State)]) {
         let manifest = without_output(manifest, manifest.generation);
         let checkpoint = manifest.number;
-        let written = folder::write(storage, &self.folder, manifest, parts, || Ok(()));
+        let written = folder::write(storage, &self.folder, manifest, parts, None, || Ok(()));
         if written.is_err() {
             // What is there is of no use, and takes room.
             let names = storage.list(&self.folder).unwrap_or_default();
             names.iter().for_each(|name| _ = storage.remove_file(&self.folder.join(name)));
         }
-        let saved = written.map(|bytes| Saved { checkpoint, bytes });
+        let saved = written.map(|w| Saved { checkpoint, bytes: w.size.bytes });
         let context = || {
             format!("savepoint {} was not written; the job is none the worse for it", self.folder.display())
         };
@@ -173,7 +174,7 @@ fn without_output(manifest: &Manifest, generation: u64) -> Manifest {
     Manifest {
         generation,
         staged: Default::default(),
-        rows: String::new(),
+        files: Vec::new(),
         parts: Vec::new(),
         ..manifest.clone()
     }
@@ -197,7 +198,8 @@ pub(crate) fn load(store: &Store, from: &Path, fresh: bool) -> Result<Loaded> {
             folder::MANIFEST
         )));
     }
-    folder::read(&**storage, from).map_err(|e| {
+    let read = folder::read(&**storage, from).map(|(loaded, _)| loaded);
+    read.map_err(|e| {
         Error::storage(format!("savepoint {} cannot be read: {e}; start from another one", from.display()))
     })
 }

@@ -64,7 +64,10 @@ fn identity(nodes: &[Checked], edges: &[Edge], stages: &[Stage]) -> Vec<String> 
     for node in nodes {
         let what = match &node.work {
             Work::Call(call) => {
-                format!("call {}.{}({})", call.service, call.method, call.arguments.join(", "))
+                let changes = call.changelog.as_ref().map_or(String::new(), |c| {
+                    format!(" of a changelog by ({}), row kinds in `{}`,", c.key.join(", "), c.operation)
+                });
+                format!("call {}.{}({}){changes}", call.service, call.method, call.arguments.join(", "))
             }
             other => other.kind().to_owned(),
         };

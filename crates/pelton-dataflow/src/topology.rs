@@ -2,6 +2,7 @@
 
 use arrow_array::RecordBatch;
 use arrow_schema::SchemaRef;
+use pelton_core::Bytes;
 use pelton_core::service::MethodSpec;
 
 use crate::plan::{Edge, NodeId, Port, Work};
@@ -49,12 +50,23 @@ pub struct CallShape {
     pub key: Option<usize>,
     /// The column of what keeps rows with one instance, in the input.
     pub affinity: Option<usize>,
+    /// Where a changelog has its columns.
+    pub changelog: Option<ChangelogShape>,
     /// The one row of the method's output columns that stands for a failed call.
     pub default: Option<RecordBatch>,
     /// Whether rows that are read again come in the same order and number, so that a row gets the id it had before.
     /// Not so behind another call whose answers decide what comes. Such a call's ids carry the generation, so that an id
     /// never means two rows: rows that no checkpoint covers are then sent anew.
     pub replayable: bool,
+}
+
+/// A changelog's columns in the input, and its limit.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ChangelogShape {
+    /// The column of row kinds, which is text.
+    pub operation: usize,
+    pub key: Vec<usize>,
+    pub max_bytes: Bytes,
 }
 
 /// Nodes that run fused in one task: a head, and the maps that follow it.

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use arrow_schema::{Field, Schema, SchemaRef};
+use arrow_schema::{DataType, Field, Schema, SchemaRef};
 use pelton_core::call::{ErrorPolicy, no_such_method};
 use pelton_core::id::stable_hash;
 use pelton_core::service::{Cardinality, MethodSpec, show_columns};
@@ -12,10 +12,10 @@ use pelton_core::{Error, Result};
 use crate::batch::error_schema;
 use crate::default::default_row;
 use crate::keys;
-use crate::plan::{Call, Node, NodeId, OnError, Order, Output, Plan, Port, Work};
+use crate::plan::{Call, Changelog, Node, NodeId, OnError, Order, Output, Plan, Port, Work};
 use crate::sink::Guarantee;
 use crate::stage::cut;
-use crate::topology::{CallShape, Checked, Topology};
+use crate::topology::{CallShape, ChangelogShape, Checked, Topology};
 
 impl Plan {
     /// Checks everything; `services` says what the services can do, `None` where there is no such service.
@@ -29,6 +29,7 @@ impl Plan {
             let call = match &node.work {
                 Work::Call(call) => {
                     let input = input.as_ref().expect("a call has an input");
+                    self.check_changes(at, call)?;
                     Some(check_call(node, call, input, services, self.is_replayable(at, &checked))?)
                 }
                 _ => None,
@@ -201,6 +202,34 @@ impl Plan {
         before.all(|n| steady(n) && self.is_replayable(n, checked))
     }
 
+    /// Retractions must come behind what they take back, and leave behind it.
+    fn check_changes(&self, at: usize, call: &Call) -> Result<()> {
+        if call.changelog.is_none() {
+            return Ok(());
+        }
+        let name = &self.nodes[at].name;
+        if call.order == Order::Unordered {
+            return Err(Error::invalid(format!(
+                "call `{name}` takes a changelog and is unordered, so a retraction could leave before what it takes back; make it ordered"
+            )));
+        }
+        match self.unordered_before(at) {
+            Some(before) => Err(Error::invalid(format!(
+                "call `{name}` takes a changelog, and call `{before}` before it is unordered, so a retraction could come before what it \
+                 takes back; make `{before}` ordered"
+            ))),
+            None => Ok(()),
+        }
+    }
+
+    fn unordered_before(&self, at: usize) -> Option<&str> {
+        let mut before = self.edges.iter().filter(|e| e.to.0 == at).map(|e| e.from.node);
+        before.find_map(|node| match &self.nodes[node.0].work {
+            Work::Call(call) if call.order == Order::Unordered => Some(self.name(node)),
+            _ => self.unordered_before(node.0),
+        })
+    }
+
     fn is_behind_call(&self, at: usize) -> bool {
         let mut before = self.edges.iter().filter(|e| e.to.0 == at).map(|e| e.from.node.0);
         before.any(|n| matches!(self.nodes[n].work, Work::Call(_)) || self.is_behind_call(n))
@@ -306,6 +335,7 @@ fn check_call(
     };
     let key = column(&call.key, "keeps the order by")?;
     let affinity = column(&call.affinity, "keeps rows with one instance by")?;
+    let changelog = call.changelog.as_ref().map(|c| check_changelog(&what, c, input)).transpose()?;
     let default = match &call.on_error {
         ErrorPolicy::Default(_) if method.cardinality == Cardinality::Many => {
             return Err(Error::invalid(format!(
@@ -321,7 +351,39 @@ fn check_call(
         }
         ErrorPolicy::Fail | ErrorPolicy::ErrorOutput => None,
     };
-    Ok(CallShape { method, index, arguments, key, affinity, default, replayable })
+    Ok(CallShape { method, index, arguments, key, affinity, changelog, default, replayable })
+}
+
+fn check_changelog(what: &str, changelog: &Changelog, input: &Schema) -> Result<ChangelogShape> {
+    let Changelog { operation, key, max_bytes } = changelog;
+    let Some((column, field)) = input.column_with_name(operation) else {
+        return Err(Error::invalid(format!(
+            "{what} takes row kinds from column `{operation}`, which its input does not have; it has ({})",
+            show_columns(input)
+        )));
+    };
+    if *field.data_type() != DataType::Utf8 {
+        return Err(Error::invalid(format!(
+            "{what} takes row kinds from column `{operation}`, which is {}; a row kind is a text: +I, -U, +U or -D",
+            field.data_type()
+        )));
+    }
+    if key.is_empty() || key.contains(operation) {
+        return Err(Error::invalid(format!(
+            "{what} takes a changelog by ({}); name the columns that say which row is meant, and not that of the row kind",
+            key.join(", ")
+        )));
+    }
+    if max_bytes.get() == 0 || *max_bytes > Changelog::MOST {
+        return Err(Error::invalid(format!(
+            "{what} may store {max_bytes} of results a task; choose more than nothing and at most {}, and more tasks where that is too \
+             little",
+            Changelog::MOST
+        )));
+    }
+    let columns = key.iter().map(|key| key_column(what, "stores results by", key, input));
+    let key = columns.collect::<Result<_>>()?;
+    Ok(ChangelogShape { operation: column, key, max_bytes: *max_bytes })
 }
 
 fn key_column(what: &str, does: &str, key: &str, input: &Schema) -> Result<usize> {

@@ -14,7 +14,7 @@ use crate::edge::{Receiver, edge};
 use crate::inputs::Inputs;
 use crate::job::Options;
 use crate::outbox::{Outbox, Target};
-use crate::pending::{Pending, Shape};
+use crate::pending::{Pending, Shape, Stored};
 use crate::plan::{Port, Work};
 use crate::progress::{Counters, add};
 use crate::splits::merge;
@@ -234,10 +234,12 @@ impl Maker<'_> {
                 let result = shape.method.output.clone();
                 let rows =
                     Shape { result, output: node.output.clone(), cardinality: shape.method.cardinality };
-                let pending = Pending::new(node.number, call.order, rows, self.options.pending_bytes.get());
+                let stored = shape.changelog.clone();
+                let stored = stored.map(|c| Stored::new(&node.name, c, shape.default.clone()));
+                let budget = self.options.pending_bytes.get();
+                let pending = Pending::new(node.number, call.order, rows, budget, stored);
                 let terms = Terms {
                     name: node.name.clone(),
-                    operator: node.number,
                     shape,
                     timeout: call.timeout,
                     attempt_timeout: call.attempt_timeout,

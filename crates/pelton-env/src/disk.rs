@@ -5,7 +5,7 @@ use std::io::{self, ErrorKind, Read, Seek, Write};
 use std::os::unix::fs::{FileExt, MetadataExt};
 use std::path::Path;
 
-use crate::storage::{Entry, Lock, Storage, WriteFile};
+use crate::storage::{Entry, Lock, Scratch, Storage, WriteFile};
 
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Disk;
@@ -13,6 +13,18 @@ pub struct Disk;
 impl WriteFile for File {
     fn sync(&mut self) -> io::Result<()> {
         self.sync_all()
+    }
+}
+
+impl Scratch for File {
+    fn write_at(&mut self, offset: u64, bytes: &[u8]) -> io::Result<()> {
+        self.write_all_at(bytes, offset)
+    }
+
+    fn read_at(&mut self, offset: u64, bytes: usize) -> io::Result<Vec<u8>> {
+        let mut content = vec![0; bytes];
+        self.read_exact_at(&mut content, offset)?;
+        Ok(content)
     }
 }
 
@@ -71,6 +83,11 @@ impl Storage for Disk {
         File::open(path)?.sync_all()
     }
 
+    /// Never had a name (`O_TMPFILE`) where the file system can do that; elsewhere it has one until it is open.
+    fn scratch(&self, folder: &Path) -> io::Result<Box<dyn Scratch>> {
+        Ok(Box::new(tempfile::tempfile_in(folder)?))
+    }
+
     fn lock(&self, path: &Path, note: &str) -> io::Result<Lock> {
         let mut file = File::options().read(true).write(true).create(true).truncate(false).open(path)?;
         match file.try_lock() {
@@ -86,5 +103,25 @@ impl Storage for Disk {
         file.rewind()?;
         file.write_all(note.as_bytes())?;
         Ok(Lock::Held(Box::new(file)))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_scratch_file_has_no_name_and_gives_back_its_room() {
+        let folder = tempfile::tempdir().unwrap();
+        let names = || fs::read_dir(folder.path()).unwrap().count();
+        let mut file = Disk.scratch(folder.path()).unwrap();
+        file.write_at(5, b"world").unwrap();
+        file.write_at(0, b"hello").unwrap();
+        assert_eq!(file.read_at(3, 4).unwrap(), b"lowo");
+        assert_eq!(file.read_at(8, 4).unwrap_err().kind(), ErrorKind::UnexpectedEof);
+        assert_eq!(names(), 0, "it has no name while it is open");
+        assert!(Disk.scratch(&folder.path().join("missing")).is_err());
+        drop(file);
+        assert_eq!(names(), 0);
     }
 }

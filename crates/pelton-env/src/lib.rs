@@ -32,7 +32,7 @@ pub struct Env {
     pub processes: Arc<dyn Processes>,
     pub tasks: Arc<dyn Tasks>,
     pub entropy: Arc<dyn Entropy>,
-    /// For what must outlive this process. What is read once and made by others is read where it is.
+    /// For what must outlive this process, and for what must not. What is read once and made by others is read where it is.
     pub storage: Arc<dyn Storage>,
     /// Ends this process at once, as a crash would.
     pub crash: Arc<dyn Fn(&str) + Send + Sync>,

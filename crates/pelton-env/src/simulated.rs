@@ -11,7 +11,7 @@ use std::sync::{Arc, Mutex, MutexGuard};
 use rand::rngs::StdRng;
 use rand::{RngExt, SeedableRng};
 
-use crate::storage::{Entry, Lock, Storage, WriteFile};
+use crate::storage::{Entry, Lock, Scratch, Storage, WriteFile};
 
 /// What happens at an operation.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -46,6 +46,10 @@ struct Inner {
     /// Below this folder there is room for so many operations, and then this error number.
     full: Option<(PathBuf, u64, i32)>,
     locks: BTreeMap<PathBuf, String>,
+    /// Files without a name.
+    scratch: BTreeMap<u64, Vec<u8>>,
+    /// So many reads of such files give something else than was written.
+    garbled: u64,
     /// What was done last, for messages.
     last: String,
 }
@@ -82,6 +86,8 @@ impl Machine {
             fault: None,
             full: None,
             locks: BTreeMap::new(),
+            scratch: BTreeMap::new(),
+            garbled: 0,
             last: String::new(),
         })))
     }
@@ -152,6 +158,17 @@ impl Machine {
         }
     }
 
+    /// The next so many reads of files without a name give something else than was written there.
+    pub fn garble(&self, reads: u64) {
+        self.lock().garbled = reads;
+    }
+
+    /// How many files without a name there are, and how many bytes they take.
+    pub fn scratch(&self) -> (usize, u64) {
+        let inner = self.lock();
+        (inner.scratch.len(), inner.scratch.values().map(|content| content.len() as u64).sum())
+    }
+
     fn lock(&self) -> MutexGuard<'_, Inner> {
         self.0.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
     }
@@ -180,6 +197,7 @@ impl Inner {
     fn begin(&mut self) {
         self.process += 1;
         self.locks.clear();
+        self.scratch.clear();
     }
 
     fn find(&self, path: &Path) -> io::Result<u64> {
@@ -562,6 +580,20 @@ impl Storage for Simulated {
         })
     }
 
+    fn scratch(&self, folder: &Path) -> io::Result<Box<dyn Scratch>> {
+        let file = self.operate("create scratch", folder, Needs::Room, |inner, _| {
+            match inner.nodes[&inner.find(folder)?] {
+                Node::Folder { .. } => {}
+                Node::File { .. } => return Err(ErrorKind::NotADirectory.into()),
+            }
+            let file = inner.operations;
+            inner.scratch.insert(file, Vec::new());
+            Ok(file)
+        })?;
+        let disk = Simulated { machine: self.machine.clone(), process: self.process };
+        Ok(Box::new(ScratchFile { disk, file, folder: folder.to_owned() }))
+    }
+
     fn lock(&self, path: &Path, note: &str) -> io::Result<Lock> {
         let taken = self.operate("lock", path, Needs::Room, |inner, _| {
             if let Some(note) = inner.locks.get(path) {
@@ -633,6 +665,50 @@ impl WriteFile for Writer {
             }
             Ok(())
         })
+    }
+}
+
+#[derive(Debug)]
+struct ScratchFile {
+    disk: Simulated,
+    file: u64,
+    folder: PathBuf,
+}
+
+impl Scratch for ScratchFile {
+    fn write_at(&mut self, offset: u64, bytes: &[u8]) -> io::Result<()> {
+        let (file, from) = (self.file, offset as usize);
+        self.disk.operate("write", &self.folder, Needs::Room, |inner, whole| {
+            let bytes = &bytes[..if whole { bytes.len() } else { inner.rng.random_range(0..=bytes.len()) }];
+            if let Some(content) = inner.scratch.get_mut(&file) {
+                content.resize(content.len().max(from + bytes.len()), 0);
+                content[from..from + bytes.len()].copy_from_slice(bytes);
+            }
+            Ok(())
+        })
+    }
+
+    fn read_at(&mut self, offset: u64, bytes: usize) -> io::Result<Vec<u8>> {
+        let (file, from) = (self.file, offset as usize);
+        self.disk.operate("read", &self.folder, Needs::Nothing, |inner, _| {
+            let content = inner.scratch.get(&file).and_then(|content| content.get(from..from + bytes));
+            let mut content = content.map(<[u8]>::to_vec).ok_or(ErrorKind::UnexpectedEof)?;
+            if inner.garbled > 0 && !content.is_empty() {
+                inner.garbled -= 1;
+                let at = inner.rng.random_range(0..content.len());
+                content[at] ^= 1 << inner.rng.random_range(0..8);
+            }
+            Ok(content)
+        })
+    }
+}
+
+impl Drop for ScratchFile {
+    fn drop(&mut self) {
+        let mut inner = self.disk.machine.lock();
+        if inner.process == self.disk.process {
+            inner.scratch.remove(&self.file);
+        }
     }
 }
 
@@ -750,5 +826,29 @@ mod tests {
         file.sync().unwrap();
         machine.reboot();
         assert_eq!(machine.files(&path("/"))["a"], b"");
+    }
+
+    #[test]
+    fn files_without_a_name_go_with_their_process_and_fail_as_others_do() {
+        let machine = Machine::new(1);
+        let disk = machine.process();
+        let mut file = disk.scratch(&path("/")).unwrap();
+        file.write_at(2, b"text").unwrap();
+        assert_eq!(file.read_at(0, 6).unwrap(), b"\0\0text");
+        assert_eq!(file.read_at(3, 6).unwrap_err().kind(), ErrorKind::UnexpectedEof);
+        assert_eq!(machine.scratch(), (1, 6));
+        machine.garble(1);
+        assert_ne!(file.read_at(2, 4).unwrap(), b"text");
+        assert_eq!(file.read_at(2, 4).unwrap(), b"text");
+        machine.fill(&path("/"), 0);
+        assert_eq!(file.write_at(6, b"more").unwrap_err().kind(), ErrorKind::StorageFull);
+        assert_eq!(disk.scratch(&path("/")).unwrap_err().kind(), ErrorKind::StorageFull);
+        machine.mend();
+        drop(file);
+        assert_eq!(machine.scratch(), (0, 0));
+        let mut file = disk.scratch(&path("/")).unwrap();
+        machine.process();
+        assert!(file.write_at(0, b"text").is_err(), "that process is gone");
+        assert_eq!((machine.scratch(), machine.files(&path("/")).len()), ((0, 0), 0));
     }
 }

@@ -1,7 +1,8 @@
 //! Files and folders that must outlive a cut of the power: checkpoints, and what sinks stage.
 //!
 //! What a process has written, it sees; what is durable is another matter. A file's content is durable once the file was
-//! synced, a name once its folder was synced. Of the rest a cut may leave all, nothing or a part.
+//! synced, a name once its folder was synced. Of the rest a cut may leave all, nothing or a part. What is of no use to another
+//! process goes to a [`Scratch`] file, of which nothing is ever left.
 
 use std::any::Any;
 use std::fmt::Debug;
@@ -36,6 +37,8 @@ pub trait Storage: Debug + Send + Sync + 'static {
     fn remove_folder(&self, path: &Path) -> io::Result<()>;
     /// Makes the names in a folder durable.
     fn sync_folder(&self, path: &Path) -> io::Result<()>;
+    /// An empty file in this folder without a name: it is gone when it is dropped, and with this process, however that ends.
+    fn scratch(&self, folder: &Path) -> io::Result<Box<dyn Scratch>>;
     /// Makes this file, if it is missing, and holds it for this process alone. `note` is written into it, for others to read.
     fn lock(&self, path: &Path, note: &str) -> io::Result<Lock>;
 }
@@ -44,6 +47,14 @@ pub trait Storage: Debug + Send + Sync + 'static {
 pub trait WriteFile: Write + Debug + Send {
     /// Makes what was written durable.
     fn sync(&mut self) -> io::Result<()>;
+}
+
+/// A file that nobody else sees (see [`Storage::scratch`]). Nothing of it has to be durable: nobody looks for it after this process.
+pub trait Scratch: Debug + Send {
+    /// All of these bytes, from there on. After an error some of them may be there.
+    fn write_at(&mut self, offset: u64, bytes: &[u8]) -> io::Result<()>;
+    /// So many bytes from there; an error if the file ends before.
+    fn read_at(&mut self, offset: u64, bytes: usize) -> io::Result<Vec<u8>>;
 }
 
 /// What a name stands for.

@@ -15,15 +15,17 @@ const OPTIONS: MatchOptions = MatchOptions {
     require_literal_leading_dot: false,
 };
 
+/// Extensions and patterns that were checked.
 #[derive(Debug)]
-pub(crate) struct Filter {
+pub struct Filter {
     extensions: BTreeSet<String>,
     globs: Vec<Pattern>,
     exclude: Vec<Pattern>,
 }
 
 impl Filter {
-    pub(crate) fn new(selection: &Selection) -> Result<Filter> {
+    /// Of a selection's `extensions`, `globs` and `exclude`.
+    pub fn new(selection: &Selection) -> Result<Filter> {
         let mut extensions = BTreeSet::new();
         for given in &selection.extensions {
             let extension = given.strip_prefix('.').unwrap_or(given);
@@ -42,7 +44,7 @@ impl Filter {
         })
     }
 
-    pub(crate) fn takes(&self, path: &Path, uri: &str) -> bool {
+    pub fn takes(&self, path: &Path, uri: &str) -> bool {
         let extension = || path.extension().map(|e| e.to_string_lossy().to_lowercase());
         let name = uri.rsplit('/').next().unwrap_or(uri);
         let text = |glob: &Pattern| if glob.as_str().contains('/') { uri } else { name };

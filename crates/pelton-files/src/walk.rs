@@ -102,6 +102,12 @@ fn distinct(splits: &[Split]) -> Result<()> {
     }
 }
 
+/// A file's version: `SIZE-NANOSECONDS`, its size and when it was modified.
+pub fn version(metadata: &Metadata) -> String {
+    let modified = metadata.modified().ok().and_then(|m| m.duration_since(UNIX_EPOCH).ok());
+    format!("{}-{}", metadata.len(), modified.map_or(0, |m| m.as_nanos()))
+}
+
 struct Walk<'a> {
     base: PathBuf,
     filter: &'a Filter,
@@ -216,9 +222,7 @@ impl Walk<'_> {
         let Some(metadata) = metadata else {
             return self.push(path, 0, String::new());
         };
-        let modified = metadata.modified().ok().and_then(|m| m.duration_since(UNIX_EPOCH).ok());
-        let version = format!("{}-{}", metadata.len(), modified.map_or(0, |m| m.as_nanos()));
-        self.push(path, metadata.len(), version);
+        self.push(path, metadata.len(), version(metadata));
     }
 
     fn push(&mut self, path: &Path, bytes: u64, version: String) {

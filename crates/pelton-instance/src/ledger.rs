@@ -1,16 +1,28 @@
 //! An instance's memory of requests by id: queued, running, finished.
 //!
 //! It is why a request is never run twice: a caller that presents an id again is attached to what runs, or gets what is
-//! stored. Finished entries stay until they are acknowledged, within bounds of bytes and time; what has to go earlier is counted.
+//! stored. Finished entries stay until they are acknowledged, within bounds of bytes and time; the oldest go to disk where that is
+//! declared ([`disk`]), and what has to be forgotten earlier is counted.
 
-use std::collections::{BTreeMap, VecDeque};
+mod disk;
+
+use std::collections::BTreeMap;
 
 use pelton_core::declaration::LedgerLimits;
+use pelton_core::meter::LedgerMeter;
 use pelton_core::{RequestId, RequestRun, Time};
 use pelton_wire::body::Piece;
 
+use crate::spill::{self, Block, Extent, Order};
 use crate::state::{BatchId, ConnectionId};
 use crate::stream::Stream;
+use disk::Disk;
+
+/// How much more than is declared may be in memory while it is written, or waits for that. Where results come faster than the disk
+/// takes them for longer, the oldest are forgotten.
+const BEHIND: u64 = 64 << 20;
+/// Most results in a block.
+const BLOCK_RESULTS: usize = 16 << 10;
 
 #[derive(Clone, Debug)]
 pub(crate) enum Stage {
@@ -28,6 +40,19 @@ pub(crate) enum Stage {
     Finished {
         bytes: u64,
         order: u64,
+        place: Place,
+    },
+}
+
+/// Where a result is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Place {
+    Memory,
+    /// On its way to disk, and in memory until it is there.
+    Leaving,
+    /// On disk. `wanted`: it is sent to who is attached as soon as it is read.
+    Disk {
+        wanted: bool,
     },
 }
 
@@ -37,7 +62,7 @@ pub(crate) struct Entry {
     /// Who waits for it, if anybody.
     pub(crate) attached: Option<ConnectionId>,
     pub(crate) stage: Stage,
-    /// What it gave so far.
+    /// What it gave so far; nothing while that is on disk.
     pub(crate) parts: Vec<Piece>,
     /// The same, of a streaming method.
     pub(crate) stream: Option<Box<Stream>>,
@@ -45,35 +70,88 @@ pub(crate) struct Entry {
     pub(crate) unwanted: bool,
 }
 
+impl Entry {
+    /// Whether a caller who is connected waits for it, and it is not this one.
+    pub(crate) fn is_of_another(&self, connection: Option<ConnectionId>) -> bool {
+        connection.is_some() && self.attached.is_some() && self.attached != connection
+    }
+
+    pub(crate) fn is_on_disk(&self) -> bool {
+        matches!(self.stage, Stage::Finished { place: Place::Disk { .. }, .. })
+    }
+
+    /// What is stored of it.
+    fn result(&self) -> Vec<Piece> {
+        self.stream.as_deref().map_or_else(|| self.parts.clone(), Stream::kept)
+    }
+
+    /// Its result is on disk.
+    fn went(&mut self) {
+        self.parts = Vec::new();
+        if let Some(stream) = &mut self.stream {
+            stream.went();
+        }
+    }
+
+    /// Its result is on disk, and somebody waits for it.
+    fn is_wanted(&self) -> bool {
+        self.attached.is_some()
+            && matches!(self.stage, Stage::Finished { place: Place::Disk { wanted: true }, .. })
+    }
+}
+
+/// A result that was read back, for somebody who waits for it.
+#[derive(Debug)]
+pub(crate) struct Delivery {
+    pub(crate) to: ConnectionId,
+    pub(crate) method: u16,
+    pub(crate) id: RequestId,
+    pub(crate) parts: Vec<Piece>,
+}
+
 #[derive(Debug)]
 pub(crate) struct Ledger {
     limits: LedgerLimits,
     entries: BTreeMap<RequestId, Entry>,
-    /// Finished ones, oldest first; those acknowledged since are skipped when their turn comes.
-    finished: VecDeque<(Time, u64, RequestId)>,
+    /// Finished ones in the order of their ends, oldest first.
+    finished: BTreeMap<u64, (Time, RequestId)>,
     next_order: u64,
-    bytes: u64,
-    evicted: u64,
+    /// Of finished ones that are in memory and not on their way to disk.
+    resident: u64,
+    /// Those that ended before this one were given to the disk, or are gone.
+    given: u64,
+    disk: Disk,
+    /// Those that had to be forgotten while somebody waited for them.
+    lost: Vec<(ConnectionId, RequestId)>,
+    counts: LedgerMeter,
 }
 
 impl Ledger {
     pub(crate) fn new(limits: LedgerLimits) -> Self {
         Ledger {
+            disk: Disk::new(&limits),
             limits,
             entries: BTreeMap::new(),
-            finished: VecDeque::new(),
+            finished: BTreeMap::new(),
             next_order: 0,
-            bytes: 0,
-            evicted: 0,
+            resident: 0,
+            given: 0,
+            lost: Vec::new(),
+            counts: LedgerMeter::default(),
         }
     }
 
+    /// Of finished results in memory, those included that are being written.
     pub(crate) fn bytes(&self) -> u64 {
-        self.bytes
+        self.resident + self.disk.writing()
     }
 
     pub(crate) fn evicted(&self) -> u64 {
-        self.evicted
+        self.counts.evicted
+    }
+
+    pub(crate) fn meter(&self) -> LedgerMeter {
+        LedgerMeter { on_disk: self.disk.results(), disk_bytes: self.disk.bytes(), ..self.counts.clone() }
     }
 
     /// Whether this place in the queue is still this request's.
@@ -100,10 +178,19 @@ impl Ledger {
 
     pub(crate) fn remove(&mut self, id: RequestId) -> Option<Entry> {
         let entry = self.entries.remove(&id)?;
-        if let Stage::Finished { bytes, .. } = entry.stage {
-            self.bytes -= bytes;
+        if let Stage::Finished { bytes, order, place } = entry.stage {
+            self.unlist(bytes, order, place);
         }
         Some(entry)
+    }
+
+    /// A finished one is no longer among these.
+    fn unlist(&mut self, bytes: u64, order: u64, place: Place) {
+        self.finished.remove(&order);
+        match place {
+            Place::Memory => self.resident -= bytes,
+            Place::Leaving | Place::Disk { .. } => self.disk.left(order),
+        }
     }
 
     /// The entry's last part is there.
@@ -111,20 +198,19 @@ impl Ledger {
         if let Some(entry) = self.entries.get_mut(&id) {
             let order = self.next_order;
             self.next_order += 1;
-            entry.stage = Stage::Finished { bytes, order };
-            self.bytes += bytes;
-            self.finished.push_back((now, order, id));
+            entry.stage = Stage::Finished { bytes, order, place: Place::Memory };
+            self.resident += bytes;
+            self.finished.insert(order, (now, id));
         }
     }
 
     /// A caller asks for the parts of a stream that has finished: it is not, until they are sent.
     pub(crate) fn reopen(&mut self, id: RequestId) {
         if let Some(entry) = self.entries.get_mut(&id)
-            && let Stage::Finished { bytes, .. } = std::mem::replace(&mut entry.stage, Stage::Ended)
+            && let Stage::Finished { bytes, order, place } = std::mem::replace(&mut entry.stage, Stage::Ended)
         {
-            self.bytes -= bytes;
+            self.unlist(bytes, order, place);
         }
-        self.tidy();
     }
 
     /// Whether parts of streams that have ended wait for room.
@@ -139,19 +225,23 @@ impl Ledger {
         self.entries.iter().filter(|(_, e)| theirs(e)).map(|(id, _)| *id).collect()
     }
 
-    /// Forgets finished entries that their callers have. Entries that are not finished stay.
-    pub(crate) fn acknowledge(&mut self, runs: &[RequestRun]) {
+    /// Those of a run that are here.
+    pub(crate) fn within(&self, run: RequestRun) -> impl Iterator<Item = RequestId> {
+        let last = RequestId { sequence: run.first.sequence + u64::from(run.count - 1), ..run.first };
+        self.entries.range(run.first..=last).map(|(id, _)| *id)
+    }
+
+    /// Forgets finished entries that this caller has. Entries that are not finished stay, and those that another one waits for.
+    pub(crate) fn acknowledge(&mut self, from: ConnectionId, runs: &[RequestRun]) {
         for run in runs {
-            let last = RequestId { sequence: run.first.sequence + u64::from(run.count - 1), ..run.first };
-            let ids: Vec<RequestId> = (self.entries.range(run.first..=last))
-                .filter(|(_, e)| matches!(e.stage, Stage::Finished { .. }))
-                .map(|(id, _)| *id)
-                .collect();
+            let may_go =
+                |e: &Entry| matches!(e.stage, Stage::Finished { .. }) && !e.is_of_another(Some(from));
+            let ids: Vec<RequestId> =
+                self.within(*run).filter(|id| self.entries.get(id).is_some_and(may_go)).collect();
             for id in ids {
                 self.remove(id);
             }
         }
-        self.tidy();
     }
 
     /// Ids of the entries that this connection waits for.
@@ -179,132 +269,194 @@ impl Ledger {
         self.entries.iter().filter(|(_, e)| abandoned(e)).map(|(id, _)| *id).collect()
     }
 
-    /// Forgets what is beyond the bounds, oldest first.
+    /// Keeps to the bounds, oldest first: what is too old is forgotten, what there is no room for is given to the disk or forgotten.
     pub(crate) fn evict(&mut self, now: Time) {
-        while let Some(&(since, order, id)) = self.finished.front() {
-            if is_live(&self.entries, order, id) {
-                if self.bytes <= self.limits.bytes.get() && now.since(since) < self.limits.age {
-                    return;
-                }
-                self.remove(id);
-                self.evicted += 1;
-            }
-            self.finished.pop_front();
+        while let Some((_, &(since, id))) = self.finished.first_key_value()
+            && now.since(since) >= self.limits.age
+        {
+            self.forget(id);
         }
+        let most = self.limits.bytes.get();
+        if self.resident <= most {
+            return;
+        }
+        // A little more than it must, so that not each result is a write of its own.
+        let enough = most - most / 8;
+        while self.resident > enough
+            && let Some((_, &(_, oldest))) = self.finished.range(self.given..).next()
+        {
+            let late = match self.disk.is_on(now) {
+                true if self.spill(enough) => continue,
+                on => on && self.disk.writing() > 0,
+            };
+            if self.resident <= most || (late && self.bytes() <= most + BEHIND) {
+                return;
+            }
+            self.forget(oldest);
+        }
+    }
+
+    /// Gives the oldest results in memory to the disk, as one block; `false` if it cannot take more just now.
+    fn spill(&mut self, enough: u64) -> bool {
+        let size = self.disk.block_bytes();
+        let behind = |bytes, writing| writing > 0 && writing + bytes > BEHIND;
+        if behind(size, self.disk.writing()) {
+            return false;
+        }
+        let mut block = Block { first: 0, segment: 0, method: 0, results: Vec::new() };
+        let (mut end, mut bytes) = (0, 0);
+        for (&order, &(_, id)) in self.finished.range(self.given..) {
+            let entry = &self.entries[&id];
+            let Stage::Finished { bytes: own, .. } = entry.stage else { continue };
+            let full = bytes + own > size || self.resident - bytes <= enough;
+            let another = block.method != entry.method || block.results.len() == BLOCK_RESULTS;
+            if !block.results.is_empty() && (full || another) {
+                break;
+            }
+            if block.results.is_empty() {
+                (block.first, block.method) = (order, entry.method);
+            }
+            block.results.push((order, entry.result()));
+            (end, bytes) = (order + 1, bytes + own);
+        }
+        // One result may be larger than a block is meant to be.
+        if behind(bytes, self.disk.writing()) {
+            return false;
+        }
+        let results = block.results.len() as u64;
+        while !self.disk.has_room(bytes, results) {
+            let Some(oldest) = self.disk.oldest_written(bytes, results) else { return false };
+            self.forget_block(oldest);
+        }
+        block.segment = self.disk.begin(block.first, end, results, bytes);
+        for (order, _) in &block.results {
+            self.move_to(*order, Place::Leaving);
+        }
+        self.resident -= bytes;
+        self.given = end;
+        self.disk.order(Order::Write(block));
+        true
+    }
+
+    /// The disk has a block, or does not take it.
+    pub(crate) fn written(&mut self, first: u64, result: Result<Extent, spill::Failed>, now: Time) {
+        match result {
+            Ok(extent) => {
+                for order in self.orders_of(first) {
+                    if let Some(entry) = self.move_to(order, Place::Disk { wanted: false }) {
+                        entry.went();
+                        let Stage::Finished { bytes, .. } = entry.stage else { continue };
+                        self.counts.spilled += 1;
+                        self.counts.spilled_bytes += bytes;
+                    }
+                }
+                self.disk.written(first, extent);
+            }
+            Err(spill::Failed) => {
+                self.forget_block(first);
+                self.disk.failed(first, now);
+            }
+        }
+        self.evict(now);
+    }
+
+    /// Somebody waits for a result that is on disk.
+    pub(crate) fn want(&mut self, id: RequestId) {
+        if let Some(Entry { stage: Stage::Finished { order, place, .. }, .. }) = self.entries.get_mut(&id)
+            && let Place::Disk { wanted } = place
+        {
+            *wanted = true;
+            self.disk.want(*order);
+        }
+    }
+
+    /// A block was read, or is not what it was. Gives the results in it that somebody waits for.
+    pub(crate) fn loaded(
+        &mut self,
+        first: u64,
+        result: Result<Vec<(u64, Vec<Piece>)>, spill::Failed>,
+    ) -> Vec<Delivery> {
+        let mut deliveries = Vec::new();
+        // Otherwise all of it was acknowledged or forgotten meanwhile.
+        if self.disk.loaded(first) {
+            match result {
+                Ok(results) => {
+                    for (order, parts) in results {
+                        let Some(&(_, id)) = self.finished.get(&order) else { continue };
+                        let Some(entry) = self.entries.get_mut(&id) else { continue };
+                        if let (true, Some(to)) = (entry.is_wanted(), entry.attached) {
+                            deliveries.push(Delivery { to, method: entry.method, id, parts });
+                        }
+                        self.move_to(order, Place::Disk { wanted: false });
+                    }
+                    self.counts.loaded += deliveries.len() as u64;
+                }
+                Err(spill::Failed) => {
+                    self.counts.damaged += self.orders_of(first).len() as u64;
+                    self.forget_block(first);
+                }
+            }
+        }
+        self.disk.load_next();
+        deliveries
+    }
+
+    /// What the disk shall do, in this order.
+    pub(crate) fn take_orders(&mut self) -> Vec<Order> {
+        self.disk.take_orders()
+    }
+
+    /// Requests whose callers have to hear that nothing is known of them any more.
+    pub(crate) fn take_lost(&mut self) -> Vec<(ConnectionId, RequestId)> {
+        std::mem::take(&mut self.lost)
     }
 
     /// When the oldest result is to be forgotten, acknowledged or not.
     pub(crate) fn expires_at(&self) -> Option<Time> {
-        self.finished.front().map(|(since, ..)| *since + self.limits.age)
+        self.finished.first_key_value().map(|(_, (since, _))| *since + self.limits.age)
     }
 
-    /// Whether results wait for callers that are not there.
+    /// Whether results wait for callers that are not there, or for the disk.
     pub(crate) fn has_undelivered(&self) -> bool {
-        self.entries.values().any(|e| e.attached.is_none() && matches!(e.stage, Stage::Finished { .. }))
+        let undelivered =
+            |e: &Entry| e.is_wanted() || e.attached.is_none() && matches!(e.stage, Stage::Finished { .. });
+        self.entries.values().any(undelivered)
     }
 
-    /// Keeps the list of finished ones from growing with those that are acknowledged.
-    fn tidy(&mut self) {
-        while self.finished.front().is_some_and(|&(_, order, id)| !is_live(&self.entries, order, id)) {
-            self.finished.pop_front();
+    fn move_to(&mut self, order: u64, to: Place) -> Option<&mut Entry> {
+        let (_, id) = self.finished.get(&order)?;
+        let entry = self.entries.get_mut(id)?;
+        if let Stage::Finished { place, .. } = &mut entry.stage {
+            *place = to;
         }
-        if self.finished.len() > 2 * self.entries.len() + 64 {
-            let entries = &self.entries;
-            self.finished.retain(|&(_, order, id)| is_live(entries, order, id));
+        Some(entry)
+    }
+
+    /// What is left of a block.
+    fn orders_of(&self, first: u64) -> Vec<u64> {
+        self.disk
+            .range(first)
+            .map_or_else(Vec::new, |range| self.finished.range(range).map(|(o, _)| *o).collect())
+    }
+
+    fn forget_block(&mut self, first: u64) {
+        for order in self.orders_of(first) {
+            if let Some(&(_, id)) = self.finished.get(&order) {
+                self.forget(id);
+            }
         }
     }
-}
 
-fn is_live(entries: &BTreeMap<RequestId, Entry>, order: u64, id: RequestId) -> bool {
-    matches!(entries.get(&id), Some(Entry { stage: Stage::Finished { order: o, .. }, .. }) if *o == order)
+    /// Forgets a finished one that nobody has acknowledged.
+    fn forget(&mut self, id: RequestId) {
+        if let Some(entry) = self.remove(id) {
+            self.counts.evicted += 1;
+            if let (true, Some(to)) = (entry.is_wanted(), entry.attached) {
+                self.lost.push((to, id));
+            }
+        }
+    }
 }
 
 #[cfg(test)]
-mod tests {
-    use std::time::Duration;
-
-    use pelton_core::Bytes;
-
-    use super::*;
-
-    fn id(sequence: u64) -> RequestId {
-        RequestId { operator: 1, group: 1, sequence }
-    }
-
-    fn at(ms: u64) -> Time {
-        Time::from_origin(Duration::from_millis(ms))
-    }
-
-    /// What is left, how many bytes, and how many were evicted after `+3` (3 finishes, 10 bytes), `-3` (is acknowledged) and `e`
-    /// (evict), one a millisecond, with room for 25 bytes and 10 ms.
-    fn check(script: &str, left: &[u64], bytes: u64, evicted: u64) {
-        let limits =
-            LedgerLimits { bytes: Bytes(25), age: Duration::from_millis(10), ..LedgerLimits::default() };
-        let mut ledger = Ledger::new(limits);
-        for (ms, word) in script.split_whitespace().enumerate() {
-            let (what, number) = word.split_at(1);
-            match what {
-                "+" => {
-                    let id = id(number.parse().unwrap());
-                    let stage = Stage::Running { batch: 1 };
-                    ledger.insert(
-                        id,
-                        Entry {
-                            method: 0,
-                            attached: None,
-                            stage,
-                            parts: Vec::new(),
-                            stream: None,
-                            unwanted: false,
-                        },
-                    );
-                    ledger.finish(id, 10, at(ms as u64));
-                }
-                "-" => ledger.acknowledge(&[RequestRun::one(id(number.parse().unwrap()))]),
-                "e" => ledger.evict(at(ms as u64)),
-                "." => {}
-                other => panic!("{other}"),
-            }
-        }
-        let ids: Vec<u64> = ledger.entries.keys().map(|id| id.sequence).collect();
-        assert_eq!((ids.as_slice(), ledger.bytes(), ledger.evicted()), (left, bytes, evicted), "{script}");
-        assert!(ledger.finished.len() <= 2 * ledger.entries.len() + 64);
-    }
-
-    #[test]
-    fn it_keeps_what_fits() {
-        check("+1 +2 e", &[1, 2], 20, 0);
-        check("+1 +2 +3 e", &[2, 3], 20, 1);
-        check("+1 +2 -1 +3 e", &[2, 3], 20, 0);
-        check("+1 . . . . . . . . . e", &[], 0, 1);
-        check("+1 . . . . . . . . e", &[1], 10, 0);
-    }
-
-    #[test]
-    fn an_id_that_ended_twice_is_as_old_as_its_last_end() {
-        check("+1 -1 . . . . . . +1 . . . e", &[1], 10, 0);
-        check("+2 +1 -1 . . . . . +1 . e", &[1], 10, 1);
-    }
-
-    #[test]
-    fn acknowledged_ones_take_no_room_behind_one_that_is_not() {
-        let script: Vec<String> = (1..5000).map(|i| format!("+{i} -{i}")).collect();
-        let mut ledger = Ledger::new(LedgerLimits {
-            bytes: Bytes(25),
-            age: Duration::from_secs(60),
-            ..LedgerLimits::default()
-        });
-        for i in 0..script.len() as u64 {
-            let stage = Stage::Running { batch: 1 };
-            ledger.insert(
-                id(i),
-                Entry { method: 0, attached: None, stage, parts: Vec::new(), stream: None, unwanted: false },
-            );
-            ledger.finish(id(i), 1, at(0));
-            if i > 0 {
-                ledger.acknowledge(&[RequestRun::one(id(i))]);
-            }
-        }
-        assert!(ledger.finished.len() < 100, "{}", ledger.finished.len());
-    }
-}
+mod tests;

@@ -5,13 +5,14 @@ use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Duration;
 
 use pelton_core::declaration::Declaration;
-use pelton_core::service::{Context, Definition, Gauge};
+use pelton_core::service::{Context, Counters, Definition, Gauge};
 use pelton_core::{Error, Result};
 use pelton_env::{Connection, Env, Place};
 use pelton_link::{Caller, Door, Link, Sender};
-use pelton_wire::{Bootstrap, Frame, Role, Welcome};
+use pelton_wire::{Bootstrap, Frame, Role, Status, Welcome};
 use tokio::sync::{Notify, mpsc, oneshot, watch};
 
+use crate::spill::{self, Store};
 use crate::state::{Action, ConnectionId, Event, State};
 use crate::worker::{self, Job};
 
@@ -34,6 +35,7 @@ pub async fn serve(env: Env, bootstrap: Bootstrap, definition: Definition) -> Re
         .map_err(|e| Error::from(e).context(format_args!("listening at {}", bootstrap.address)))?;
     let (worker, jobs) = mpsc::unbounded_channel();
     let (leave, mut left) = watch::channel(None);
+    let (orders, ordered) = spill::orders();
     let declaration = &bootstrap.declaration;
     let server = Server {
         env: env.clone(),
@@ -41,6 +43,7 @@ pub async fn serve(env: Env, bootstrap: Bootstrap, definition: Definition) -> Re
             state: State::new(declaration.clone(), definition.methods.clone()),
             callers: BTreeMap::new(),
             worker: worker.clone(),
+            disk: orders,
             next_connection: 0,
             gauged: None,
         }),
@@ -52,11 +55,12 @@ pub async fn serve(env: Env, bootstrap: Bootstrap, definition: Definition) -> Re
         leave,
         abort: Notify::new(),
         gauge: Gauge::default(),
+        counters: Counters::default(),
         bootstrap: bootstrap.clone(),
     };
     let server = Arc::new(server);
 
-    let context = context(&env, &bootstrap, declaration, server.gauge.clone());
+    let context = context(&env, &bootstrap, declaration, server.gauge.clone(), server.counters.clone());
     let events = {
         let server = Arc::downgrade(&server);
         move |event| {
@@ -65,6 +69,11 @@ pub async fn serve(env: Env, bootstrap: Bootstrap, definition: Definition) -> Re
             }
         }
     };
+    let _disk = declaration.ledger.spill.as_deref().map(|folder| {
+        let limit = declaration.ledger.spill_bytes;
+        let store = Store::new(env.storage.clone(), folder, limit, definition.methods.clone());
+        env.spawn(Place::Dedicated, spill::work(env.clone(), store, ordered, events.clone()))
+    });
     let _worker = env.spawn(Place::Dedicated, worker::work(definition, context, jobs, events));
     let _timer = env.spawn(Place::Network, server.clone().tick());
     let _lease = env.spawn(Place::Network, server.clone().watch_lease(declaration.lease));
@@ -119,7 +128,13 @@ pub async fn serve(env: Env, bootstrap: Bootstrap, definition: Definition) -> Re
     Ok(why.unwrap_or_default())
 }
 
-fn context(env: &Env, bootstrap: &Bootstrap, declaration: &Declaration, gauge: Gauge) -> Context {
+fn context(
+    env: &Env,
+    bootstrap: &Bootstrap,
+    declaration: &Declaration,
+    gauge: Gauge,
+    counters: Counters,
+) -> Context {
     Context {
         service: declaration.name.clone(),
         instance: bootstrap.instance.number,
@@ -128,6 +143,7 @@ fn context(env: &Env, bootstrap: &Bootstrap, declaration: &Declaration, gauge: G
         clock: env.clock.clone(),
         seed: env.entropy.seed(),
         gauge,
+        counters,
         crash: env.crash.clone(),
     }
 }
@@ -150,12 +166,15 @@ struct Server {
     abort: Notify,
     /// What the service says of its memory.
     gauge: Gauge,
+    /// What the service counts.
+    counters: Counters,
 }
 
 struct Inner {
     state: State,
     callers: BTreeMap<ConnectionId, Connected>,
     worker: mpsc::UnboundedSender<Job>,
+    disk: spill::Orders,
     next_connection: ConnectionId,
     /// What the state knows of the gauge.
     gauged: Option<(f64, f64)>,
@@ -202,6 +221,7 @@ impl Server {
                 Action::Run(batch) => {
                     let _ = inner.worker.send(Job::Run(batch));
                 }
+                Action::Disk(order) => inner.disk.send(order),
                 Action::Report => self.changed.send_modify(|n| *n += 1),
                 Action::Leave => self.depart(DRAINED),
                 Action::Abort(dump) => {
@@ -273,6 +293,12 @@ impl Server {
         }
     }
 
+    fn status(&self) -> Status {
+        let mut status = self.lock().state.status(std::process::id(), self.env.now());
+        status.meter.counted = self.counters.read();
+        status
+    }
+
     fn welcome(&self, version: u16) -> Welcome {
         Welcome {
             version,
@@ -280,7 +306,7 @@ impl Server {
             config: self.bootstrap.config.clone(),
             methods: self.definition.methods.to_vec(),
             max_message: self.bootstrap.declaration.max_message,
-            status: self.lock().state.status(std::process::id(), self.env.now()),
+            status: self.status(),
         }
     }
 
@@ -293,6 +319,7 @@ impl Server {
         let welcome = self.welcome(caller.version);
         let Ok(Link { sender, mut receiver }) = caller.welcome(&self.env, welcome).await else { return };
         let close = Arc::new(Notify::new());
+        let room = sender.room();
         let id = {
             let mut inner = self.lock();
             inner.next_connection += 1;
@@ -306,7 +333,8 @@ impl Server {
             let next = tokio::select! {
                 biased;
                 () = close.notified() => break,
-                next = receiver.next() => next,
+                // Who does not read what it asked for is not listened to until it does.
+                next = async { room.wait().await; receiver.next().await } => next,
             };
             match next {
                 Ok(Some(message)) => self.apply(Event::Received { connection: id, message }),
@@ -327,16 +355,21 @@ impl Server {
         let mut changed = self.changed.subscribe();
         let welcome = self.welcome(caller.version);
         let Ok(Link { sender, mut receiver }) = caller.welcome(&self.env, welcome).await else { return };
+        let room = sender.room();
         let _lease = controls.then(|| Lease::take(&self.supervised));
         let report = async {
             loop {
                 let _ = self.env.within(HEARTBEAT, changed.changed()).await;
-                let status = self.lock().state.status(std::process::id(), self.env.now());
+                if !room.is_there() {
+                    continue;
+                }
+                let status = self.status();
                 sender.send(Frame::Status(Box::new(status)));
             }
         };
         let listen = async {
             while let Ok(Some(message)) = receiver.next().await {
+                room.wait().await;
                 match message.frame {
                     Frame::Ping(n) => sender.send(Frame::Pong(n)),
                     Frame::Drain if controls => self.apply(Event::Drain),

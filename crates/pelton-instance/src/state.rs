@@ -4,6 +4,7 @@ mod flow;
 mod permits;
 mod progress;
 mod running;
+mod spilled;
 mod streams;
 
 use std::collections::{BTreeMap, VecDeque};
@@ -16,7 +17,7 @@ use pelton_core::call::Priority;
 use pelton_core::declaration::{Declaration, Orphans};
 use pelton_core::meter::{self, InstanceMeter};
 use pelton_core::service::{Gate, Invocation, MethodSpec};
-use pelton_core::weigh::Scales;
+use pelton_core::weigh::{HEAVIEST, Scales};
 use pelton_core::{Error, Fate, Kind, RequestId, RequestRun, Result, Retry, Time};
 use pelton_link::Message;
 use pelton_policy::permit;
@@ -25,6 +26,7 @@ use pelton_wire::{Deadlines, Demand, Entry as ResultEntry, Frame, State as Phase
 
 use crate::ledger::{Entry, Ledger, Stage};
 use crate::queue::{Item, Queue};
+use crate::spill::{Extent, Failed, Order};
 use crate::stream::Untaken;
 use flow::Flow;
 
@@ -33,6 +35,8 @@ const LATE: Duration = Duration::from_millis(100);
 
 /// How long one that drains waits for callers that lost their connection and have not taken their results.
 const FAREWELL: Duration = Duration::from_secs(5);
+/// Most clients whose epochs are known; of more, some that are not connected are taken for new ones when they come again.
+const MOST_CLIENTS: usize = 1 << 14;
 /// Most requests in one frame that says what is held here.
 const HOLDS_AT_ONCE: usize = 1 << 16;
 
@@ -68,6 +72,16 @@ pub enum Event {
         batch: BatchId,
         result: Result<RecordBatch>,
     },
+    /// The disk has a block of results, or does not take it.
+    Written {
+        first: u64,
+        result: std::result::Result<Extent, Failed>,
+    },
+    /// The disk gives a block of results, or does not: each result with its order.
+    Loaded {
+        first: u64,
+        result: std::result::Result<Vec<(u64, Vec<Piece>)>, Failed>,
+    },
     /// The service says that so much of so much memory is used.
     Gauge {
         used: f64,
@@ -86,6 +100,8 @@ pub enum Action {
     /// Another process of the same client has taken over.
     Close(ConnectionId),
     Run(Batch),
+    /// Results go to disk, come from there, or are of no use there any more.
+    Disk(Order),
     /// Tell those who look that the status changed.
     Report,
     /// Drained: nothing is held any more.
@@ -114,6 +130,8 @@ struct Connection {
     returned: u64,
     /// Permits that it neither used nor gave back in time.
     expired: u64,
+    /// It let permits expire and has used none since: others go first.
+    wastes: bool,
     /// How many rows it believes are held here.
     told: u64,
     /// When permits were given to it while it had none, or it last used some.
@@ -126,7 +144,12 @@ struct Connection {
 impl Connection {
     /// Permits that are out.
     fn outstanding(&self) -> u64 {
-        self.permitted.saturating_sub(self.arrived + self.returned + self.expired)
+        self.permitted.saturating_sub(self.used())
+    }
+
+    /// Permits that are used, given back, or expired.
+    fn used(&self) -> u64 {
+        self.arrived.saturating_add(self.returned).saturating_add(self.expired)
     }
 
     fn demand(&self) -> permit::Demand {
@@ -213,7 +236,7 @@ pub struct State {
 impl State {
     pub fn new(declaration: Declaration, methods: Arc<[MethodSpec]>) -> Self {
         State {
-            ledger: Ledger::new(declaration.ledger),
+            ledger: Ledger::new(declaration.ledger.clone()),
             scales: Scales::new(&declaration.weight),
             flow: Flow::new(&declaration, &methods),
             declaration,
@@ -289,6 +312,7 @@ impl State {
         InstanceMeter {
             batch_limit: batch_limit as u64,
             memory_belief: self.flow.belief(),
+            ledger: self.ledger.meter(),
             ..self.meter.clone()
         }
     }
@@ -346,6 +370,8 @@ impl State {
             Event::Received { connection, message } => self.received(connection, message, now, &mut actions),
             Event::Emitted { batch, rows } => self.emitted(batch, rows, now, &mut actions),
             Event::Ended { batch, result } => self.ended(batch, result, now, &mut actions),
+            Event::Written { first, result } => self.ledger.written(first, result, now),
+            Event::Loaded { first, result } => self.loaded(first, result, now, &mut actions),
             Event::Gauge { used, total } => {
                 self.flow.reported(used, total);
                 self.preempt(now);
@@ -353,6 +379,7 @@ impl State {
             Event::Drain => self.drain(now, &mut actions),
             Event::Tick => self.tick(now, &mut actions),
         }
+        self.tell_disk(&mut actions);
         self.run_batches(now, &mut actions);
         self.grant(now, &mut actions);
         self.tell_load(&mut actions);
@@ -398,12 +425,14 @@ impl State {
             arrived: 0,
             returned: 0,
             expired: 0,
+            wastes: false,
             told: 0,
             granted: now,
             timing: false,
             untaken: Untaken::new(&self.declaration.stream),
         };
         self.connections.insert(id, connection);
+        self.forget_clients();
         let held: Vec<RequestId> = self.ledger.unattended().filter(|id| !self.is_stopped(*id)).collect();
         let frames = held.len().div_ceil(HOLDS_AT_ONCE).max(1);
         for frame in 0..frames {
@@ -413,6 +442,18 @@ impl State {
         }
         if self.phase == Phase::Draining {
             actions.push(Action::Send(id, Frame::Draining.into()));
+        }
+    }
+
+    /// Keeps the list of epochs from growing with every name that ever came.
+    fn forget_clients(&mut self) {
+        if self.epochs.len() <= MOST_CLIENTS {
+            return;
+        }
+        let connections = &self.connections;
+        let is_connected = |client: &String| connections.values().any(|c| c.client == *client);
+        if let Some(gone) = self.epochs.keys().find(|client| !is_connected(client)).cloned() {
+            self.epochs.remove(&gone);
         }
     }
 
@@ -451,7 +492,7 @@ impl State {
             }
             if self.declaration.ledger.orphans == Orphans::Cancel {
                 let running: Vec<RequestId> = self.ledger.orphaned().collect();
-                self.cancel(&RequestRun::pack(running), now);
+                self.cancel(None, &RequestRun::pack(running), now);
             }
         }
         if self.leaves_by.is_some_and(|by| now >= by) {
@@ -464,6 +505,9 @@ impl State {
         match message.frame {
             Frame::Announce { rows, like } => {
                 connection.announced = rows;
+                // No row is larger than a message, whatever a caller says of its own.
+                let row_bytes = like.row_bytes.min(self.declaration.max_message.get());
+                let like = Demand { row_bytes, row_weight: like.row_weight.min(HEAVIEST), ..like };
                 if connection.like.patience != like.patience {
                     connection.like = like;
                     self.patience = self.connections.values().filter_map(|c| c.like.patience).min();
@@ -471,7 +515,12 @@ impl State {
                     connection.like = like;
                 }
             }
-            Frame::Return { rows } => connection.returned = rows,
+            Frame::Return { rows } => {
+                // Only what was permitted can be given back, and what was given back stays so.
+                let unused = connection.permitted - connection.arrived;
+                connection.returned = rows.min(unused).max(connection.returned);
+                connection.wastes = false;
+            }
             Frame::Request { method, priority, alone, deadlines, runs } => {
                 if let Some(rows) = message.rows {
                     self.requested(from, (method, priority, alone), &deadlines, &runs, rows, now, actions);
@@ -484,11 +533,11 @@ impl State {
                 self.credit(from, &taken, now, actions);
             }
             Frame::Cancel { runs } => {
-                runs.iter().flat_map(|run| run.ids()).for_each(|id| connection.untaken.forget(id));
-                self.cancel(&runs, now);
+                runs.iter().for_each(|run| connection.untaken.forget(*run));
+                self.cancel(Some(from), &runs, now);
                 self.credit(from, &[], now, actions);
             }
-            Frame::Acknowledge { runs } => self.ledger.acknowledge(&runs),
+            Frame::Acknowledge { runs } => self.ledger.acknowledge(from, &runs),
             Frame::Ping(n) => actions.push(Action::Send(from, Frame::Pong(n).into())),
             // Nothing that a caller says; a peer that does has only confused itself.
             _ => actions.push(Action::Close(from)),
@@ -528,8 +577,8 @@ impl State {
             self.flow.answered(now.since(connection.granted));
         }
         connection.granted = now;
-        let used = connection.arrived + connection.returned + connection.expired;
-        let late = used.saturating_sub(connection.permitted);
+        connection.wastes = false;
+        let late = connection.used().saturating_sub(connection.permitted);
         connection.expired -= late;
         if late > 0 {
             meter::count(&mut self.meter.refused, "expired-permit", count);
@@ -545,7 +594,8 @@ impl State {
         let (mut known, mut back) = (Vec::new(), Vec::new());
         for (offset, id) in ids.enumerate() {
             // A run that was told to stop is of no use to whoever asks again.
-            if self.is_cut(id) {
+            let anothers = self.ledger.get(id).is_some_and(|e| e.is_of_another(Some(from)));
+            if self.is_cut(id) && !anothers {
                 self.discard(id, now);
             } else if self.ledger.get_mut(id).is_some() && !self.is_stopped(id) {
                 known.push(RequestRun::one(id));
@@ -582,17 +632,21 @@ impl State {
 
     /// Attaches a caller to what it presents: running and queued requests get a new addressee, finished ones are sent.
     fn attach(&mut self, to: ConnectionId, runs: &[RequestRun], now: Time, actions: &mut Vec<Action>) {
-        let mut unknown = Vec::new();
+        let (mut unknown, mut anothers) = (Vec::new(), Vec::new());
         let mut finished = Vec::new();
+        let mut on_disk = Vec::new();
         for id in runs.iter().flat_map(|run| run.ids()) {
-            if self.ledger.get(id).is_some_and(|e| e.stream.is_some()) {
-                if !self.attach_stream(to, id, 0, now, actions) {
+            if let Some(entry) = self.ledger.get(id).filter(|e| e.stream.is_some()) {
+                if entry.is_of_another(Some(to)) {
+                    anothers.push(id);
+                } else if !self.attach_stream(to, id, 0, now, actions) {
                     unknown.push(id);
                 }
                 continue;
             }
             let stopped = self.is_stopped(id);
             match self.ledger.get_mut(id).filter(|_| !stopped) {
+                Some(entry) if entry.is_of_another(Some(to)) => anothers.push(id),
                 Some(entry) => {
                     entry.attached = Some(to);
                     if std::mem::take(&mut entry.unwanted)
@@ -600,6 +654,10 @@ impl State {
                         && let Some(running) = self.running.get_mut(&batch)
                     {
                         running.unwanted -= 1;
+                    }
+                    if entry.is_on_disk() {
+                        on_disk.push(id);
+                        continue;
                     }
                     let last = matches!(entry.stage, Stage::Finished { .. });
                     let method = entry.method;
@@ -614,10 +672,12 @@ impl State {
         for (method, id, part, last) in finished {
             self.send_parts(to, method, &[(id, part)], last, actions);
         }
+        on_disk.into_iter().for_each(|id| self.ledger.want(id));
         if !unknown.is_empty() {
             let runs = RequestRun::pack(unknown);
             actions.push(Action::Send(to, Frame::HandBack { runs }.into()));
         }
+        refuse(to, anothers, actions);
     }
 
     /// Whether it runs in a batch that was told that nobody waits for it.
@@ -628,10 +688,11 @@ impl State {
         self.running.get(batch).is_some_and(|r| r.cancelled.load(Ordering::Relaxed))
     }
 
-    /// Queued requests are dropped; running ones are told, once nobody waits for any of their batch.
-    fn cancel(&mut self, runs: &[RequestRun], now: Time) {
-        for id in runs.iter().flat_map(|run| run.ids()) {
-            let Some(entry) = self.ledger.get_mut(id) else { continue };
+    /// Queued requests are dropped; running ones are told, once nobody waits for any of their batch. Those that another caller waits for
+    /// stay as they are.
+    fn cancel(&mut self, from: Option<ConnectionId>, runs: &[RequestRun], now: Time) {
+        for id in runs.iter().flat_map(|run| self.ledger.within(*run)).collect::<Vec<_>>() {
+            let Some(entry) = self.ledger.get_mut(id).filter(|e| !e.is_of_another(from)) else { continue };
             match entry.stage {
                 Stage::Running { batch } => {
                     entry.attached = None;
@@ -679,6 +740,17 @@ impl State {
         }
         actions.push(Action::Report);
     }
+}
+
+/// A caller asks for requests that another one waits for.
+fn refuse(to: ConnectionId, anothers: Vec<RequestId>, actions: &mut Vec<Action>) {
+    let Some(first) = anothers.first() else { return };
+    let message = format!(
+        "{} requests from {first} on are those of another client, which is connected; ids are not shared between clients",
+        anothers.len()
+    );
+    let error = Error::new(Kind::Denied, Fate::Refused, Retry::Never, message);
+    actions.push(Action::Send(to, Frame::Failure { runs: RequestRun::pack(anothers), error }.into()));
 }
 
 #[cfg(test)]

@@ -1,9 +1,10 @@
 //! A streamed answer at the instance: which of its parts wait, and which are kept; and what a caller has under way.
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::sync::Arc;
 
 use pelton_core::declaration::StreamLimits;
-use pelton_core::{RequestId, Result};
+use pelton_core::{RequestId, RequestRun, Result};
 use pelton_wire::body::{self, Piece};
 
 /// What a part counts for beside its rows: columns and frames take room too, and a part may be one short word.
@@ -16,6 +17,9 @@ pub(crate) struct Stream {
     first: u64,
     /// The number of the next to send to whoever is attached.
     next: u64,
+    /// The number of the next that the method gives.
+    end: u64,
+    /// From `first` to `end`; none while they are on disk.
     parts: VecDeque<(Piece, u64)>,
     bytes: u64,
     /// The client that has some of it.
@@ -27,6 +31,24 @@ impl Stream {
         let bytes = size(&piece);
         self.bytes += bytes;
         self.parts.push_back((piece, bytes));
+        self.end += 1;
+    }
+
+    /// The parts that are kept.
+    pub(crate) fn kept(&self) -> Vec<Piece> {
+        self.parts.iter().map(|(piece, _)| piece.clone()).collect()
+    }
+
+    /// They are on disk, and not here.
+    pub(crate) fn went(&mut self) {
+        self.parts = VecDeque::new();
+        self.bytes = 0;
+    }
+
+    /// They are here again.
+    pub(crate) fn came_back(&mut self, pieces: Vec<Piece>) {
+        self.parts = own(pieces).into_iter().map(|piece| (piece.clone(), size(&piece))).collect();
+        self.bytes = self.parts.iter().map(|(_, bytes)| bytes).sum();
     }
 
     /// Bytes of the parts that are kept, sent or not.
@@ -40,12 +62,12 @@ impl Stream {
     }
 
     pub(crate) fn has_unsent(&self) -> bool {
-        self.next < self.first + self.parts.len() as u64
+        self.next < self.end
     }
 
     /// Begins anew after so many parts; false if they are not there any more, or never were.
     pub(crate) fn rewind(&mut self, after: u64) -> bool {
-        let there = (self.first..=self.first + self.parts.len() as u64).contains(&after);
+        let there = (self.first..=self.end).contains(&after);
         if there {
             self.next = after;
         }
@@ -77,6 +99,17 @@ impl Stream {
             self.bytes -= bytes;
         }
     }
+}
+
+/// The same in buffers of their own: what was read from disk has results of others in it, and is not there twice for ever.
+fn own(pieces: Vec<Piece>) -> Vec<Piece> {
+    let Ok(rows) = body::gather(&pieces).and_then(|rows| body::copy(&rows)) else { return pieces };
+    let (batch, mut offset) = (Arc::new(rows), 0);
+    let piece = |old: Piece| {
+        offset += old.rows;
+        Piece { batch: batch.clone(), offset: offset - old.rows, rows: old.rows }
+    };
+    pieces.into_iter().map(piece).collect()
 }
 
 fn size(piece: &Piece) -> u64 {
@@ -161,10 +194,16 @@ impl Untaken {
         self.streams.get(&id).map_or(0, |(sizes, _)| sizes.len() as u64)
     }
 
-    /// Nothing of it will be taken any more.
-    pub(crate) fn forget(&mut self, id: RequestId) {
-        self.taken(id, u32::MAX);
-        self.waiting.remove(&id);
+    /// Nothing of these will be taken any more.
+    pub(crate) fn forget(&mut self, run: RequestRun) {
+        let last = RequestId { sequence: run.first.sequence + u64::from(run.count - 1), ..run.first };
+        let range = run.first..=last;
+        let ids = self.streams.range(range.clone()).map(|(id, _)| *id);
+        let ids: Vec<RequestId> = ids.chain(self.waiting.range(range).copied()).collect();
+        for id in ids {
+            self.taken(id, u32::MAX);
+            self.waiting.remove(&id);
+        }
     }
 
     /// A stream waits for room, or does not.

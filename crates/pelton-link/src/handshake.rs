@@ -15,6 +15,9 @@ use crate::{Link, Methods};
 /// A peer that takes longer than this to say who it is is not waited for.
 const PATIENCE: Duration = Duration::from_secs(10);
 
+/// Longest name of a client or job, in bytes.
+const LONGEST_NAME: usize = 256;
+
 /// Connects and greets. The error's fate is `NotSent`: no request has been near this connection.
 pub async fn connect(
     env: &Env,
@@ -102,6 +105,12 @@ impl Door {
     fn check(&self, greeting: &Greeting) -> Result<u16> {
         if !same_secret(&greeting.token, &self.token) {
             return Err(Error::new(Kind::Denied, Fate::Refused, Retry::Never, "the token is not this job's"));
+        }
+        let longest = greeting.client.len().max(greeting.job.len());
+        if longest > LONGEST_NAME {
+            return Err(Error::protocol(format!(
+                "a name of {longest} bytes in a greeting is over the limit of {LONGEST_NAME}"
+            )));
         }
         greeting.agree(VERSION, VERSION)
     }

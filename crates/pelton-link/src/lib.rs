@@ -15,7 +15,7 @@ use std::sync::Arc;
 
 pub use handshake::{Caller, Door, connect, greeting};
 pub use receive::Receiver;
-pub use send::Sender;
+pub use send::{Room, Sender};
 
 /// A frame and the record batch that it carries.
 #[derive(Clone, Debug, PartialEq)]

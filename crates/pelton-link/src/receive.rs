@@ -1,4 +1,4 @@
-//! The receiving half: whole frames, their lengths checked before anything is allocated.
+//! The receiving half: whole frames, their lengths checked before anything is allocated for them.
 
 use arrow_schema::SchemaRef;
 use bytes::BytesMut;
@@ -8,6 +8,9 @@ use pelton_wire::{Frame, HEADER, Header, body};
 use tokio::io::{AsyncRead, AsyncReadExt};
 
 use crate::{Message, Methods};
+
+/// What a claimed length gets room for at once. More of it comes as the bytes do, so that a claim costs little.
+const AHEAD: usize = 1 << 20;
 
 /// Yields the peer's messages.
 pub struct Receiver {
@@ -82,10 +85,13 @@ impl Receiver {
             return Ok(self.buffer.split_to(n));
         }
         let have = self.buffer.len().min(n);
-        let mut part = BytesMut::with_capacity(n);
+        let mut part = BytesMut::with_capacity(n.min(AHEAD));
         part.extend_from_slice(&self.buffer.split_to(have));
         while part.len() < n {
             let missing = n - part.len();
+            if part.len() == part.capacity() {
+                part.reserve(part.len().min(missing));
+            }
             let mut limited = bytes::BufMut::limit(&mut part, missing);
             if self.read.read_buf(&mut limited).await.map_err(|e| broken(&e))? == 0 {
                 return Err(cut_off());

@@ -2,27 +2,62 @@
 
 use std::collections::VecDeque;
 use std::io::{self, IoSlice};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use bytes::{Buf, Bytes};
 use pelton_env::{Env, Place};
-use pelton_wire::body::Encoder;
+use pelton_wire::body::{Encoder, bytes};
 use pelton_wire::{Frame, Header};
 use tokio::io::{AsyncWrite, AsyncWriteExt};
+use tokio::sync::Notify;
 use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender, error::TryRecvError, unbounded_channel};
 
 use crate::Message;
 
 /// Small frames are written together, up to about this many bytes.
 const TOGETHER: usize = 64 << 10;
+/// A queue of so many bytes is long.
+const LONG: u64 = 16 << 20;
+/// What a message counts for beside its rows.
+const EACH: u64 = 256;
 
 /// Pushes messages towards the peer. Cheap to clone; the connection ends when the last clone is gone and all is written.
 ///
-/// The queues have no limit of their own: what is in them is bounded by permits on the way to an instance, and by
-/// what the instance holds on the way back.
+/// The queues have no limit of their own: what is in them is bounded by permits on the way to an instance, and on the way back by
+/// what the instance holds, if it hears no more from whoever does not read (see [`Room`]).
 #[derive(Clone)]
 pub struct Sender {
-    urgent: UnboundedSender<Message>,
-    ordered: UnboundedSender<Message>,
+    urgent: UnboundedSender<Queued>,
+    ordered: UnboundedSender<Queued>,
+    backlog: Arc<Backlog>,
+}
+
+/// A message, and what it counts for in the backlog.
+struct Queued {
+    message: Message,
+    bytes: u64,
+}
+
+/// Bytes that the peer has not taken yet.
+#[derive(Default)]
+struct Backlog {
+    bytes: AtomicU64,
+    /// The connection has ended: nothing waits any more.
+    over: AtomicBool,
+    less: Notify,
+}
+
+impl Backlog {
+    fn taken(&self, bytes: u64) {
+        self.bytes.fetch_sub(bytes, Ordering::AcqRel);
+        self.less.notify_waiters();
+    }
+
+    fn end(&self) {
+        self.over.store(true, Ordering::Release);
+        self.less.notify_waiters();
+    }
 }
 
 impl Sender {
@@ -30,34 +65,69 @@ impl Sender {
     pub fn send(&self, message: impl Into<Message>) {
         let message = message.into();
         let queue = if message.frame.keeps_order() { &self.ordered } else { &self.urgent };
-        let _ = queue.send(message);
+        let bytes = EACH + message.rows.as_ref().map_or(0, bytes);
+        self.backlog.bytes.fetch_add(bytes, Ordering::AcqRel);
+        let _ = queue.send(Queued { message, bytes });
+    }
+
+    /// Where those wait who answer what the peer asks. It keeps no connection open.
+    pub fn room(&self) -> Room {
+        Room(self.backlog.clone())
     }
 
     pub(crate) fn start(env: &Env, write: Box<dyn AsyncWrite + Send + Sync + Unpin>) -> Sender {
         let (urgent, urgent_queue) = unbounded_channel();
         let (ordered, ordered_queue) = unbounded_channel();
+        let backlog = Arc::new(Backlog::default());
+        let shared = backlog.clone();
         env.spawn(Place::Network, async move {
-            let mut writer = Writer { write, pending: VecDeque::new(), encoder: Encoder::default() };
+            let mut writer =
+                Writer { write, pending: VecDeque::new(), encoder: Encoder::default(), backlog: &shared };
             if let Err(e) = writer.run(urgent_queue, ordered_queue).await {
                 tracing::debug!("a connection could not be written to: {e}");
             }
+            shared.end();
         })
         .detach();
-        Sender { urgent, ordered }
+        Sender { urgent, ordered, backlog }
     }
 }
 
-struct Writer {
+/// Room for more, on one connection.
+#[derive(Clone)]
+pub struct Room(Arc<Backlog>);
+
+impl Room {
+    /// Waits while much is queued that the peer has not taken. Who answers what a peer asks waits here before it reads on: a peer that asks
+    /// and never reads would fill the memory otherwise. Only one side of a connection may do so.
+    pub async fn wait(&self) {
+        loop {
+            let less = self.0.less.notified();
+            if self.is_there() {
+                return;
+            }
+            less.await;
+        }
+    }
+
+    /// Whether nobody has to wait.
+    pub fn is_there(&self) -> bool {
+        self.0.over.load(Ordering::Acquire) || self.0.bytes.load(Ordering::Acquire) <= LONG
+    }
+}
+
+struct Writer<'a> {
     write: Box<dyn AsyncWrite + Send + Sync + Unpin>,
     pending: VecDeque<Bytes>,
     encoder: Encoder,
+    backlog: &'a Backlog,
 }
 
-impl Writer {
+impl Writer<'_> {
     async fn run(
         &mut self,
-        mut urgent: UnboundedReceiver<Message>,
-        mut ordered: UnboundedReceiver<Message>,
+        mut urgent: UnboundedReceiver<Queued>,
+        mut ordered: UnboundedReceiver<Queued>,
     ) -> io::Result<()> {
         loop {
             let next = tokio::select! {
@@ -66,15 +136,20 @@ impl Writer {
                 Some(message) = ordered.recv() => message,
                 else => break,
             };
-            self.encode(next)?;
+            let mut bytes = next.bytes;
+            self.encode(next.message)?;
             // Whatever else is there goes out with it, what overtakes first.
             while self.queued() < TOGETHER {
                 match urgent.try_recv().or_else(|_: TryRecvError| ordered.try_recv()) {
-                    Ok(message) => self.encode(message)?,
+                    Ok(next) => {
+                        bytes += next.bytes;
+                        self.encode(next.message)?;
+                    }
                     Err(_) => break,
                 }
             }
             self.flush().await?;
+            self.backlog.taken(bytes);
         }
         self.write.shutdown().await
     }
@@ -135,4 +210,48 @@ pub(crate) async fn write_frame(
     bytes.extend(meta);
     write.write_all(&bytes).await?;
     write.flush().await
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use pelton_env::real::Host;
+    use tokio::io::AsyncReadExt;
+
+    use super::*;
+
+    #[test]
+    fn who_does_not_read_gets_no_more_answers() {
+        let host = Host::new(1, 1).unwrap();
+        let (ours, mut theirs) = tokio::io::duplex(1 << 10);
+        host.block_on(async {
+            let sender = Sender::start(host.env(), Box::new(ours));
+            let room = sender.room();
+            room.wait().await;
+            let pongs = LONG / EACH + 1000;
+            (0..pongs).for_each(|n| sender.send(Frame::Pong(n)));
+            let soon = Duration::from_millis(50);
+            assert!(host.env().within(soon, room.wait()).await.is_none(), "nothing is read");
+            let mut read = vec![0; 20 * pongs as usize];
+            theirs.read_exact(&mut read).await.unwrap();
+            room.wait().await;
+            // A connection that is gone makes nobody wait.
+            (0..pongs).for_each(|n| sender.send(Frame::Pong(n)));
+            drop(theirs);
+            room.wait().await;
+        });
+    }
+
+    #[test]
+    fn room_keeps_no_connection_open() {
+        let host = Host::new(1, 1).unwrap();
+        let (ours, mut theirs) = tokio::io::duplex(1 << 10);
+        host.block_on(async {
+            let sender = Sender::start(host.env(), Box::new(ours));
+            let _room = sender.room();
+            drop(sender);
+            assert_eq!(theirs.read(&mut [0; 1]).await.unwrap(), 0);
+        });
+    }
 }

@@ -1,4 +1,7 @@
-//! Object stores as sinks, exactly once: S3 and servers that speak its language, and folders by the same interface.
+//! Object stores: as sinks, exactly once (S3 and servers that speak its language, and folders by the same interface); as sources of
+//! references to objects; and as what such references are read from, where they are needed.
+//!
+//! [`Objects`] is the sink, [`Listing`] the source, [`ObjectReader`] reads.
 //!
 //! A part is uploaded below `_staging/` when its checkpoint is prepared, and copied to its final name, inside the store, when the
 //! checkpoint is complete. Names are never used twice, so a copy can be repeated by any process on any machine. An upload that was
@@ -19,13 +22,17 @@
 //! # }
 //! ```
 
+mod listing;
 mod names;
+mod reading;
 mod settings;
 mod sink;
 mod store;
 mod upload;
 
+pub use listing::{Listing, ListingSettings};
 pub use object_store;
+pub use reading::{ObjectReader, ObjectStream, ReaderSettings};
 pub use settings::{Format, Settings};
 pub use sink::Objects;
-pub use store::Store;
+pub use store::{Store, s3_options};

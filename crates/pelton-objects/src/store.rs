@@ -21,6 +21,8 @@ pub struct Store {
     pub(crate) store: Arc<dyn ObjectStore>,
     pub(crate) folder: Path,
     pub(crate) shown: String,
+    /// What uris of its objects begin with, if they have such.
+    pub(crate) root: Option<String>,
 }
 
 impl Store {
@@ -55,7 +57,8 @@ impl Store {
             let retry = RetryConfig { retry_timeout: patience, max_retries: 1000, ..RetryConfig::default() };
             let built = builder.with_retry(retry).build();
             let store = built.map_err(|e| Error::invalid(format!("object store {url}: {e}")))?;
-            return Store::new(Arc::new(store), prefix, url);
+            let store = Store::new(Arc::new(store), prefix, url)?;
+            return Ok(Store { root: Some(format!("s3://{bucket}")), ..store });
         }
         if let Some(folder) = url.strip_prefix("file://").filter(|f| f.starts_with('/')) {
             if let Some((name, _)) = options.into_iter().next() {
@@ -71,8 +74,19 @@ impl Store {
         let shown = shown.trim_end_matches('/').to_owned();
         let folder = Path::parse(folder.trim_matches('/'))
             .map_err(|e| Error::invalid(format!("object store {shown}: {e}")))?;
-        Ok(Store { store, folder, shown })
+        Ok(Store { store, folder, shown, root: None })
     }
+}
+
+/// The options of S3 among variables of an environment: `AWS_REGION` is `region`. What no option is called is left out.
+pub fn s3_options(variables: impl IntoIterator<Item = (String, String)>) -> Vec<(String, String)> {
+    let option = |(name, value): (String, String)| {
+        let name = name.strip_prefix("AWS_")?.to_ascii_lowercase();
+        // Which bucket is meant says the url.
+        let known = name.parse::<AmazonS3ConfigKey>().is_ok() && !name.starts_with("bucket");
+        known.then_some((name, value))
+    };
+    variables.into_iter().filter_map(option).collect()
 }
 
 impl fmt::Debug for Store {
@@ -125,6 +139,15 @@ pub(crate) fn failed(doing: &str, path: &Path, e: &object_store::Error) -> Error
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn variables_are_options_where_they_are_known() {
+        let variables =
+            [("AWS_REGION", "x"), ("AWS_ENDPOINT_URL", "http://h"), ("AWS_PROFILE", "p"), ("PATH", "/")];
+        let found = s3_options(variables.map(|(k, v)| (k.to_owned(), v.to_owned())));
+        let names: Vec<&str> = found.iter().map(|(name, _)| name.as_str()).collect();
+        assert_eq!(names, ["region", "endpoint_url"]);
+    }
 
     #[test]
     fn urls_are_read_and_keys_show_nowhere() {

@@ -220,6 +220,7 @@ mod tests {
             clock: Arc::new(Leaping::default()),
             seed: 1,
             gauge: Default::default(),
+            counters: Default::default(),
             crash: Arc::new(|why| panic!("{why}")),
         }
     }

@@ -5,6 +5,7 @@
 //! has, and another takes over what it left. [`storage`] is what survives it, [`laws`] is what must hold whatever happens, [`play`]
 //! decides what happens. One seed is one run: the same seed gives the same trace.
 
+mod disk;
 pub mod facts;
 mod host;
 mod laws;

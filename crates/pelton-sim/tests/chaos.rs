@@ -24,6 +24,7 @@ fn every_row_ends_once_and_nothing_runs_twice_without_reason() {
     for what in [
         "bad commits",
         "bad disks",
+        "bad disks of ledgers",
         "bad reads and writes",
         "calendar jumps",
         "crashes",
@@ -36,6 +37,7 @@ fn every_row_ends_once_and_nothing_runs_twice_without_reason() {
         "job restarts",
         "kills",
         "kills while committing",
+        "ledgers that spilled",
         "partitions",
         "refusals",
         "rewinds",

@@ -22,7 +22,9 @@ fn survives(seed: &str, rows: &str, kills: &str, more: &[&str]) {
         .unwrap();
     let said = String::from_utf8_lossy(&trial.stdout);
     assert!(trial.status.success(), "{said}\n{}", String::from_utf8_lossy(&trial.stderr));
-    assert!(said.contains(&format!("lost=0 duplicated=0 wrong=0 kills={kills}")), "{said}");
+    for sink in ["JSON lines", "Parquet"] {
+        assert!(said.contains(&format!("{sink}: lost=0 duplicated=0 wrong=0")), "{said}");
+    }
 }
 
 #[test]
@@ -32,7 +34,18 @@ fn kills_and_stops_lose_nothing() {
 
 #[test]
 fn instances_that_hang_and_crawl_and_are_out_of_reach_lose_nothing() {
-    survives("2", "24000", "6", &["--faults", "4"]);
+    survives("2", "24000", "3", &["--faults", "6"]);
+}
+
+#[test]
+fn a_full_disk_loses_nothing() {
+    let may_mount = Command::new("unshare").args(["--user", "--map-root-user", "--mount", "true"]).output();
+    if !may_mount.is_ok_and(|tried| tried.status.success()) {
+        use std::io::Write;
+        let _ = writeln!(std::io::stderr(), "SKIPPED: no user name spaces here, so no disk that can be full");
+        return;
+    }
+    survives("4", "8000", "3", &["--faults", "2", "--full-disk"]);
 }
 
 #[test]

@@ -4,10 +4,12 @@
 //! length `i32`, metadata padded so that the data begins at a multiple of 64, data.
 //! <https://arrow.apache.org/docs/format/Columnar.html#encapsulated-message-format>
 
+mod layout;
+
 use std::collections::HashMap;
 use std::sync::Arc;
 
-use arrow_array::RecordBatch;
+use arrow_array::{RecordBatch, UInt32Array};
 use arrow_buffer::Buffer;
 use arrow_ipc::writer::{DictionaryTracker, IpcDataGenerator, IpcWriteContext, IpcWriteOptions};
 use arrow_ipc::{MessageHeader, root_as_message};
@@ -60,47 +62,20 @@ pub fn decode(body: Bytes, schema: &SchemaRef) -> Result<RecordBatch> {
     if batch.compression().is_some() {
         return Err(bad("it is compressed"));
     }
-    let data = Buffer::from(body.slice(8 + length..));
-    check_lengths(&batch, data.len()).map_err(bad)?;
     let version = message.version();
-    // The decoder of arrow-ipc validates what it builds, but panics on some lengths that contradict one another.
-    let decoded = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| {
-        arrow_ipc::reader::read_record_batch(&data, batch, schema.clone(), &HashMap::new(), None, &version)
-    }));
-    match decoded {
-        Ok(Ok(rows)) => Ok(rows),
-        Ok(Err(e)) => Err(bad(&e.to_string())),
-        Err(_) => Err(bad("its lengths contradict one another")),
-    }
+    let data = aligned(body.slice(8 + length..));
+    layout::check(&batch, version, schema, data.len()).map_err(bad)?;
+    arrow_ipc::reader::read_record_batch(&data, batch, schema.clone(), &HashMap::new(), None, &version)
+        .map_err(|e| bad(&e.to_string()))
 }
 
-/// What arrow-ipc believes without looking: that buffers lie within the data, and that nothing is negative or longer than
-/// its buffers could hold (one bit a row is the least a column takes).
-fn check_lengths(batch: &arrow_ipc::RecordBatch<'_>, data: usize) -> Result<(), &'static str> {
-    for buffer in batch.buffers().into_iter().flatten() {
-        let (offset, length) = (usize::try_from(buffer.offset()), usize::try_from(buffer.length()));
-        let end = offset.ok().zip(length.ok()).and_then(|(o, l)| o.checked_add(l));
-        if end.is_none_or(|end| end > data) {
-            return Err("a buffer lies outside its data");
-        }
+/// The same bytes, where any type may begin: copied if they are not.
+fn aligned(data: Bytes) -> Buffer {
+    if data.as_ptr().align_offset(align_of::<i128>()) == 0 {
+        Buffer::from(data)
+    } else {
+        Buffer::from_slice_ref(&data)
     }
-    let most = data.saturating_mul(8) as i64;
-    for node in batch.nodes().into_iter().flatten() {
-        if node.length() < 0
-            || node.length() > most
-            || node.null_count() < 0
-            || node.null_count() > node.length()
-        {
-            return Err("a column has an impossible length");
-        }
-        if node.length() != 0 && batch.length() == 0 {
-            return Err("columns and rows disagree");
-        }
-    }
-    if batch.length() < 0 || batch.length() > most {
-        return Err("it has an impossible number of rows");
-    }
-    Ok(())
 }
 
 /// Rows within a batch: `rows` of them from `offset`.
@@ -131,6 +106,12 @@ pub fn gather<'a>(pieces: impl IntoIterator<Item = &'a Piece>) -> Result<RecordB
         [only] => Ok(only.clone()),
         [first, ..] => Ok(arrow_select::concat::concat_batches(&first.schema(), &slices)?),
     }
+}
+
+/// The same rows in buffers of their own: those of a slice are those of all of its batch.
+pub fn copy(rows: &RecordBatch) -> Result<RecordBatch> {
+    let all = UInt32Array::from_iter_values(0..rows.num_rows() as u32);
+    Ok(arrow_select::take::take_record_batch(rows, &all)?)
 }
 
 /// How many bytes some rows take: theirs, not those of the batch that they are a slice of, nor of the buffers' spare room.

@@ -438,15 +438,17 @@ fn put_deadlines(out: &mut Vec<u8>, deadlines: &Deadlines) {
 }
 
 fn deadlines(r: &mut Reader<'_>) -> Result<Deadlines> {
+    // What is written is never 0, and what is read neither: it comes back as it was read.
+    let some = |micros: u64| Duration::from_micros(micros.max(1));
     match r.u8()? {
         0 => Ok(Deadlines::None),
-        1 => Ok(Deadlines::All(Duration::from_micros(r.u64()?))),
+        1 => Ok(Deadlines::All(some(r.u64()?))),
         2 => {
             let n = r.count(8)?;
-            let each = (0..n).map(|_| Ok(Duration::from_micros(r.u64()?))).collect::<Result<_>>()?;
+            let each = (0..n).map(|_| Ok(some(r.u64()?))).collect::<Result<_>>()?;
             Ok(Deadlines::Each(each))
         }
-        other => Err(Error::protocol(format!("unknown kind {other} of deadlines"))),
+        other => Err(Error::protocol(format!("a request has an unknown kind {other} of deadlines"))),
     }
 }
 
@@ -454,7 +456,7 @@ fn priority(code: u8) -> Result<Priority> {
     [Priority::Interactive, Priority::Normal, Priority::Bulk]
         .into_iter()
         .find(|p| *p as u8 == code)
-        .ok_or_else(|| Error::protocol(format!("unknown priority {code}")))
+        .ok_or_else(|| Error::protocol(format!("a request has the unknown priority {code}")))
 }
 
 /// Bytes of a run: operator `u32`, group `u64`, first sequence `u64`, count `u32`.
@@ -504,6 +506,9 @@ fn streams(r: &mut Reader<'_>) -> Result<Vec<(RequestId, u32)>> {
     let n = r.count(RUN)?;
     let stream = |r: &mut Reader<'_>| {
         let id = RequestId { operator: r.u32()?, group: r.u64()?, sequence: r.u64()? };
+        if id.sequence == u64::MAX {
+            return Err(Error::protocol(format!("a stream {id} cannot be")));
+        }
         Ok((id, r.u32()?))
     };
     (0..n).map(|_| stream(r)).collect()
@@ -542,7 +547,7 @@ fn error(r: &mut Reader<'_>) -> Result<Error> {
     let retry = match retry {
         1 => Retry::Here,
         2 => Retry::Elsewhere,
-        3 => Retry::After(Duration::from_micros(wait)),
+        3 => Retry::After(Duration::from_micros(wait.max(1))),
         _ => Retry::Never,
     };
     Ok(Error::new(kind, fate, retry, message))

@@ -24,7 +24,7 @@ pub struct Bootstrap {
 }
 
 /// The protocol's version. Peers agree on the highest that both speak.
-pub const VERSION: u16 = 3;
+pub const VERSION: u16 = 4;
 
 /// Why somebody connects.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]

@@ -27,7 +27,7 @@ fn status(state: State) -> Box<Status> {
     })
 }
 
-/// One of every kind.
+/// One of every kind; `protocol.rs` finds out if one is missing.
 fn frames() -> Vec<Frame> {
     let error = Error::new(Kind::Overload, Fate::Refused, Retry::After(Duration::from_millis(5)), "full");
     let column = |name| arrow_schema::Field::new(name, arrow_schema::DataType::Utf8, false);
@@ -136,8 +136,6 @@ fn every_frame_has_the_bytes_it_always_had() {
 
 #[test]
 fn every_frame_comes_back() {
-    let kinds: std::collections::BTreeSet<u8> = frames().iter().map(Frame::kind).collect();
-    assert_eq!(kinds.len(), 26, "a kind is missing from the list above");
     for frame in frames() {
         assert_eq!(Frame::decode_meta(frame.kind(), &frame.encode_meta()), Ok(frame));
     }
@@ -173,4 +171,15 @@ fn lengths_are_checked_before_they_are_believed() {
     assert_eq!(HEADER, reserved.len());
     // Four thousand million runs in four bytes.
     assert!(Frame::decode_meta(12, &u32::MAX.to_le_bytes()).unwrap_err().message().contains("claims"));
+}
+
+#[test]
+fn what_is_read_comes_back_when_it_is_written() {
+    let error = [&[3, 1, 3][..], &[0; 8], &[0; 4]].concat();
+    let request = [&[0, 0, 1, 0, 1][..], &[0; 8], &[0; 4]].concat();
+    let status = br#"{"state":"ready","pid":1,"held":0,"executed":0,"batches":0,"ledger_bytes":0,"evicted":0,"standstill":{"secs":0,"nanos":0},"meter":{"memory_belief":1.7976931348623157e307}}"#;
+    for (kind, meta) in [(3, &error[..]), (7, &request[..]), (18, &status[..])] {
+        let frame = Frame::decode_meta(kind, meta).unwrap();
+        assert_eq!(Frame::decode_meta(kind, &frame.encode_meta()), Ok(frame));
+    }
 }

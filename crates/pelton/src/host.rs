@@ -332,11 +332,12 @@ fn show_progress(progress: &Progress) -> serde_json::Value {
     let nodes = progress.nodes.iter().map(|n| {
         serde_json::json!({
             "name": n.name, "rows_in": n.rows_in, "rows_out": n.rows_out, "errors": n.errors, "pending": n.pending,
+            "stored_keys": n.stored_keys, "stored_bytes": n.stored_bytes,
             "splits_done": n.splits_done, "splits_total": n.splits_total,
         })
     });
     let checkpoint = progress.checkpoint.map(
-        |c| serde_json::json!({ "number": c.number, "took_ms": c.took.as_millis() as u64, "bytes": c.bytes }),
+        |c| serde_json::json!({ "number": c.number, "took_ms": c.took.as_millis() as u64, "bytes": c.bytes, "new": c.new }),
     );
     serde_json::json!({
         "nodes": nodes.collect::<Vec<_>>(), "checkpoint": checkpoint, "aborted": progress.aborted,

@@ -30,10 +30,11 @@ pub use local::{Local, LocalParts};
 pub use pelton_client::Stats;
 pub use pelton_control as control;
 pub use pelton_core::{
-    Bytes, Declaration, Error, Fate, Kind, RequestId, Result, Retry, Time, call::ErrorPolicy, call::Priority,
-    declaration, meter, service,
+    Bytes, Declaration, Error, Fate, Kind, ObjectRef, RequestId, Result, Retry, Time, call::ErrorPolicy,
+    call::Priority, declaration, meter, object, service,
 };
 pub use pelton_dataflow as dataflow;
+pub use pelton_dataflow::plan::Changelog;
 pub use pelton_env as env;
 pub use pelton_files as files;
 #[cfg(feature = "objects")]
@@ -44,11 +45,11 @@ pub use pelton_postgres as postgres;
 pub use pelton_remote as remote;
 pub use pelton_scripted as scripted;
 pub use region::Rescaled;
-#[cfg(feature = "objects")]
-pub use shorthand::objects;
 #[cfg(feature = "postgres")]
 pub use shorthand::postgres;
 pub use shorthand::{console, json_lines, parquet, read_files, read_lines};
+#[cfg(feature = "objects")]
+pub use shorthand::{object_reader, objects, read_objects};
 pub use stream::{Method, Stream};
 
 /// What most programs use.

@@ -57,6 +57,7 @@ impl Local {
             clock: env.clock.clone(),
             seed: env.entropy.seed(),
             gauge: Default::default(),
+            counters: Default::default(),
             crash: env.crash.clone(),
         };
         let opened = futures::executor::block_on(definition.open(context))?;

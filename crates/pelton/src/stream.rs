@@ -10,7 +10,7 @@ use arrow_schema::{Fields, Schema, SchemaRef};
 use pelton_core::call::{ErrorPolicy, Priority};
 use pelton_core::{Declaration, Result};
 use pelton_dataflow::operator::{Map, Operator, Output as Rows, Transform};
-use pelton_dataflow::plan::{Call, Order, Output, Plan};
+use pelton_dataflow::plan::{Call, Changelog, Order, Output, Plan};
 use pelton_dataflow::sink::Sink;
 
 /// A method of a service, and how it is called from one place.
@@ -62,6 +62,16 @@ impl Method {
     /// what it has cached of them: sessions, prefixes of prompts.
     pub fn affinity_by(mut self, column: &str) -> Self {
         self.call.affinity = Some(column.to_owned());
+        self
+    }
+
+    /// The rows that are called insert, update and delete: `+I` and `+U` are called, and what is given out for them is stored; `-U` and `-D`
+    /// never reach the service, and are given what was stored. See [`Changelog`] for the columns it takes, and what is an error.
+    ///
+    /// Refused when the job starts: an unordered call, or one behind an unordered call; columns that are missing or of other types; a limit of
+    /// nothing or of more than 1 GiB.
+    pub fn changelog(mut self, changelog: Changelog) -> Self {
+        self.call.changelog = Some(changelog);
         self
     }
 

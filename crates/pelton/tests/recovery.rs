@@ -19,10 +19,11 @@ use pelton::control::rundir;
 use pelton::dataflow::sink::{Guarantee, Sink, Staged, Writer};
 use pelton::dataflow::source::{Read, Reader, Source, Split};
 use pelton::env::real::Host;
+use pelton::meter::LedgerMeter;
 use pelton::prelude::*;
 use pelton::restart::Strategy;
 use pelton::service::Invocation;
-use pelton::{Command as Order, Rescaled, Settings, Stream};
+use pelton::{Bytes, Command as Order, Rescaled, Settings, Stream};
 use rustix::process::{Pid, Signal, kill_process};
 
 /// The test's folder, for the job and its instances.
@@ -32,6 +33,8 @@ const SHAPE: &str = "PELTON_TEST_SHAPE";
 /// Calls in flight at a time.
 const ROWS: i64 = 64;
 const INSTANCES: u32 = 2;
+/// Milliseconds of a call with one of the early numbers, where the ledger is small.
+const EARLY_TAKES: u64 = 1000;
 /// How long any of it may take.
 const PATIENCE: Duration = Duration::from_secs(60);
 
@@ -62,13 +65,17 @@ fn note(file: &str, line: impl std::fmt::Display) {
 struct Slow {
     clock: Arc<dyn pelton::env::Clock>,
     takes: Duration,
+    /// The same for half of the numbers, two in four, wherever they go.
+    early: Duration,
 }
 
 impl Service for Slow {
     fn open(ctx: &Context) -> Result<Self> {
         note("opened", std::process::id());
-        let millis = ctx.options.get("millis").and_then(serde_json::Value::as_u64).unwrap_or(1);
-        Ok(Slow { clock: ctx.clock.clone(), takes: Duration::from_millis(millis) })
+        let time =
+            |option| ctx.options.get(option).and_then(serde_json::Value::as_u64).map(Duration::from_millis);
+        let takes = time("millis").unwrap_or(Duration::from_millis(1));
+        Ok(Slow { clock: ctx.clock.clone(), takes, early: time("early").unwrap_or(takes) })
     }
 
     fn methods() -> Methods<Self> {
@@ -78,11 +85,13 @@ impl Service for Slow {
 
 impl Slow {
     fn twice(&mut self, rows: RecordBatch, _: Invocation) -> pelton_core::BoxFuture<Result<RecordBatch>> {
-        let (clock, takes) = (self.clock.clone(), self.takes);
+        let early = values(&rows).iter().all(|n| n % 4 < 2);
+        let (clock, takes) = (self.clock.clone(), if early { self.early } else { self.takes });
         Box::pin(async move {
             values(&rows).iter().for_each(|n| note("executed", n));
             note("busy", std::process::id());
             clock.sleep(takes).await;
+            values(&rows).iter().for_each(|n| note("answered", n));
             let twice: ArrayRef = Arc::new(Int64Array::from_iter_values(values(&rows).iter().map(|n| n * 2)));
             Ok(RecordBatch::try_from_iter([("twice", twice)])?)
         })
@@ -181,14 +190,27 @@ struct Shape {
     /// A second graph beside the first, which fails once.
     beside: bool,
     fresh: bool,
+    ledger: Ledger,
 }
 
-const SHAPE_OF_MOST: Shape = Shape { rows: ROWS, millis: 3000, refusals: 0, beside: false, fresh: false };
+/// What instances remember.
+#[derive(Clone, Copy, Debug, PartialEq)]
+enum Ledger {
+    /// All that there is.
+    Large,
+    /// Ten results.
+    Small,
+    /// Ten results in memory, and the others on disk.
+    Spills,
+}
+
+const SHAPE_OF_MOST: Shape =
+    Shape { rows: ROWS, millis: 3000, refusals: 0, beside: false, fresh: false, ledger: Ledger::Large };
 
 impl Shape {
     fn written(self) -> String {
-        let Shape { rows, millis, refusals, beside, fresh } = self;
-        format!("{rows} {millis} {refusals} {beside} {fresh}")
+        let Shape { rows, millis, refusals, beside, fresh, ledger } = self;
+        format!("{rows} {millis} {refusals} {beside} {fresh} {ledger:?}")
     }
 
     fn told() -> Shape {
@@ -201,6 +223,11 @@ impl Shape {
             refusals: words[2].parse().unwrap(),
             beside: flag(3),
             fresh: flag(4),
+            ledger: match words[5] {
+                "Small" => Ledger::Small,
+                "Spills" => Ledger::Spills,
+                _ => Ledger::Large,
+            },
         }
     }
 }
@@ -220,6 +247,13 @@ fn job() -> Result<()> {
         Declaration::new("slow").instances(INSTANCES).max_rows(1).option("millis", shape.millis);
     declaration.lease = Duration::from_secs(5);
     declaration.retry.backoff = Duration::from_millis(5);
+    if shape.ledger != Ledger::Large {
+        declaration = declaration.option("early", EARLY_TAKES);
+        declaration.ledger.bytes = Bytes(10 * 8);
+    }
+    if shape.ledger == Ledger::Spills {
+        declaration.ledger.spill = Some(folder().join("spilled"));
+    }
     let slow = job.service::<Slow>(declaration)?;
     let answers = job
         .read("numbers", Numbers { rows: shape.rows })
@@ -502,6 +536,81 @@ fn a_job_is_rescaled_while_it_runs() {
     done("operators are rescaled while calls run; nothing runs again, and no instance notices");
 }
 
+/// What the ledgers of the running job's instances have to tell.
+fn ledgers(trial: &Trial) -> Option<LedgerMeter> {
+    let pid = trial.job.as_ref()?.id();
+    let host = Host::new(1, 1).unwrap();
+    let found = rundir::jobs(&rundir::base()).ok()?.into_iter().find(|f| f.card.pid == pid)?;
+    let report = host.block_on(pelton::control::query(host.env(), &found)).ok()?;
+    let mut all = LedgerMeter::default();
+    report.services[0].instances.iter().for_each(|i| all.merge(&i.meter.ledger));
+    Some(all)
+}
+
+/// How many files of this folder a process has open that have no name.
+fn nameless(pid: i32, folder: &Path) -> usize {
+    let open = fs::read_dir(format!("/proc/{pid}/fd")).into_iter().flatten().flatten();
+    open.filter_map(|fd| fs::read_link(fd.path()).ok())
+        .filter(|file| file.starts_with(folder) && file.to_string_lossy().ends_with("(deleted)"))
+        .count()
+}
+
+/// The job is killed before anything is answered, and started again when half of it is. What its instances have in all, and how
+/// often rows ran beyond once.
+fn killed_with_a_ledger(ledger: Ledger) -> (LedgerMeter, usize) {
+    const EARLY: u64 = ROWS as u64 / 2;
+    let mut trial = Trial::new();
+    let spilled = trial.folder.path().join("spilled");
+    fs::create_dir(&spilled).unwrap();
+    let shape = Shape { millis: 5000, ledger, ..SHAPE_OF_MOST };
+    trial.start(shape);
+    trial.until("all calls run", |t| t.lines("executed").len() == ROWS as usize);
+    trial.kill();
+    assert!(trial.lines("answered").is_empty(), "killed too late for this test");
+    trial.until("half of it is answered", |t| t.lines("answered").len() as u64 >= EARLY);
+    if ledger == Ledger::Spills {
+        trial.until("results are on disk", |t| t.opened().iter().any(|pid| nameless(*pid, &spilled) > 0));
+    }
+    assert_eq!(fs::read_dir(&spilled).unwrap().count(), 0, "nothing there has a name");
+    trial.start(shape);
+    let mut found = LedgerMeter::default();
+    trial.until("the ledgers tell", |t| {
+        found = ledgers(t).unwrap_or_default();
+        // Each instance keeps about ten results in memory.
+        found.evicted + found.spilled >= EARLY - 20 && (found.spilled == 0 || found.loaded >= EARLY - 20)
+    });
+    trial.finish();
+    trial.expect_output(ROWS);
+    assert_eq!(trial.opened().len(), INSTANCES as usize);
+    assert_eq!(fs::read_dir(&spilled).unwrap().count(), 0);
+    (found, trial.lines("executed").len() - ROWS as usize)
+}
+
+fn results_beyond_memory_go_to_disk() {
+    let (ledger, beyond) = killed_with_a_ledger(Ledger::Spills);
+    assert_eq!((ledger.evicted, ledger.damaged, beyond), (0, 0, 0), "{ledger:?}");
+    println!("    {} results were written to disk, {} read back", ledger.spilled, ledger.loaded);
+    let (ledger, beyond) = killed_with_a_ledger(Ledger::Small);
+    assert!(ledger.evicted > 0 && beyond > 0, "{ledger:?}, {beyond} ran again");
+    println!("    without a disk {} were forgotten, and {beyond} rows ran again", ledger.evicted);
+    done(
+        "what instances have no memory for is on disk: nothing is forgotten, nothing runs again, nothing is left behind",
+    );
+}
+
+fn a_folder_for_results_has_to_be_there() {
+    let mut trial = Trial::new();
+    trial.start(Shape { ledger: Ledger::Spills, ..SHAPE_OF_MOST });
+    let status = trial.job.as_mut().unwrap().wait().unwrap();
+    trial.job = None;
+    let log = fs::read_to_string(trial.folder.path().join("log")).unwrap();
+    assert!(
+        !status.success() && log.contains("`ledger.spill` is") && log.contains("no such folder"),
+        "{log}"
+    );
+    done("a job whose folder for results is missing does not start, and says so");
+}
+
 fn regions_fail_apart() {
     let mut trial = Trial::new();
     trial.start(Shape { millis: 500, beside: true, ..SHAPE_OF_MOST });
@@ -527,5 +636,7 @@ fn main() -> Result<()> {
     a_data_plane_that_fails_starts_again_alone();
     a_job_is_rescaled_while_it_runs();
     regions_fail_apart();
+    results_beyond_memory_go_to_disk();
+    a_folder_for_results_has_to_be_there();
     Ok(())
 }

@@ -5,6 +5,7 @@ use pelton_core::call::Outcome;
 use std::time::Duration;
 
 use pelton_core::meter;
+use pelton_core::service::Cardinality;
 use pelton_core::{Error, Fate, Kind, RequestId, RequestRun, Result, Retry, Time};
 use pelton_link::Message;
 use pelton_policy::backoff;
@@ -38,9 +39,9 @@ impl State {
             Frame::Load { held } => peer.held = held,
             Frame::Draining => peer.draining = true,
             Frame::Holds { runs, last } => self.holds(key, &runs, last, now, actions),
-            Frame::Results { entries, .. } => {
+            Frame::Results { method, entries } => {
                 if let Some(rows) = message.rows {
-                    self.results(key, &entries, &rows, now, actions);
+                    self.results(key, method, &entries, &rows, now, actions);
                 }
             }
             Frame::Failure { runs, error } => self.failure(key, &runs, &error, now, actions),
@@ -90,6 +91,7 @@ impl State {
     pub(super) fn results(
         &mut self,
         key: PeerKey,
+        method: u16,
         entries: &[Entry],
         rows: &RecordBatch,
         now: Time,
@@ -104,8 +106,11 @@ impl State {
             peer.answer.observe(took);
         }
         let mut offset = 0;
+        let mut wrong = Vec::new();
+        let cardinality = self.methods.get(usize::from(method)).map(|m| m.cardinality);
         for entry in entries {
             let each = entry.rows as usize;
+            let fits = cardinality == Some(Cardinality::Many) || (entry.last && entry.rows == 1);
             for id in entry.run.ids() {
                 let part = rows.slice(offset, each);
                 offset += each;
@@ -113,6 +118,7 @@ impl State {
                 match self.requests.get_mut(id).filter(|r| r.place == Place::Sent(key)) {
                     // The next attempt is there, and what it gives comes later.
                     Some(_) if stale => {}
+                    Some(request) if request.method != method || !fits => wrong.push(id),
                     Some(request) if !entry.last => {
                         request.parts += 1;
                         self.credits.delivered(id, key, &part, request.paced, now);
@@ -134,6 +140,13 @@ impl State {
                     }
                 }
             }
+        }
+        if let Some(first) = wrong.first() {
+            let message = format!(
+                "an instance answered {} requests, from {first} on, with what their method does not give",
+                wrong.len()
+            );
+            self.failure(key, &RequestRun::pack(wrong), &Error::protocol(message), now, actions);
         }
     }
 

@@ -35,20 +35,26 @@ impl State {
     ) {
         let Some(peer) = self.peers.get(&key) else { return };
         let (mut wanted, mut elsewhere) = (Vec::new(), Vec::new());
-        for id in runs.iter().flat_map(|run| run.ids()) {
-            if peer.in_flight.contains(&id) || self.ended.get(&id) == Some(&key) {
-                continue;
+        for run in runs {
+            self.held.claim(*run, key);
+            for id in self.requests.within(*run) {
+                match self.requests.get(id).map(|r| r.place) {
+                    _ if peer.in_flight.contains(&id) => {}
+                    Some(Place::Sent(_)) => elsewhere.push(id),
+                    _ => {
+                        wanted.push(id);
+                        continue;
+                    }
+                }
+                self.held.remove(id);
             }
-            match self.requests.get(id).map(|r| r.place) {
-                Some(Place::Sent(_)) => elsewhere.push(id),
-                Some(_) => wanted.push(id),
-                None => {}
+            let last = RequestId { sequence: run.first.sequence + u64::from(run.count - 1), ..run.first };
+            for (id, _) in self.ended.range(run.first..=last).filter(|(_, at)| **at == key) {
+                self.held.remove(*id);
             }
-            self.held.insert(id, key);
         }
         self.take_up(&wanted, now, actions);
         if !elsewhere.is_empty() {
-            self.held.retain(|id, at| *at != key || !elsewhere.contains(id));
             let runs = RequestRun::pack(elsewhere);
             actions.push(Action::Send(key, Frame::Cancel { runs }.into()));
         }
@@ -67,7 +73,7 @@ impl State {
             let waits = self.requests.get(id).is_some_and(|r| {
                 matches!(r.place, Place::Backlog { .. } | Place::Delayed { .. } | Place::Unpaid { .. })
             });
-            if waits && let Some(key) = self.held.remove(&id) {
+            if waits && let Some(key) = self.held.remove(id) {
                 found.entry(key).or_default().push(id);
             }
         }
@@ -89,7 +95,7 @@ impl State {
         let mut found: BTreeMap<PeerKey, Vec<RequestId>> = BTreeMap::new();
         let mut rest = Vec::with_capacity(ids.len());
         for id in ids {
-            match self.held.remove(&id) {
+            match self.held.remove(id) {
                 Some(key) => found.entry(key).or_default().push(id),
                 None => rest.push(id),
             }
@@ -148,6 +154,6 @@ impl State {
 
     /// What this instance was known to hold is not known any more.
     pub(super) fn forget_held(&mut self, key: PeerKey) {
-        self.held.retain(|_, at| *at != key);
+        self.held.forget(key);
     }
 }

@@ -72,8 +72,8 @@ fn welcome(number: u32) -> Box<Welcome> {
     })
 }
 
-/// One line of a script: `MS EVENT ARGUMENTS`. Peers are numbered as they are added, connections as they are made.
-fn event(text: &str, receiver: &Arc<dyn Receiver>) -> (Time, Event) {
+/// One line of a script, whose answers are of this method: `MS EVENT ARGUMENTS`. Peers are numbered as they are added, connections as they are made.
+fn event(text: &str, method: u16, receiver: &Arc<dyn Receiver>) -> (Time, Event) {
     let words: Vec<&str> = text.split_whitespace().collect();
     let number = |i: usize| words[i].parse::<u64>().unwrap();
     let runs = |i: usize| RequestRun::pack(ids(words[i]));
@@ -88,7 +88,7 @@ fn event(text: &str, receiver: &Arc<dyn Receiver>) -> (Time, Event) {
     };
     let results = |last| {
         let frame = Frame::Results {
-            method: 0,
+            method,
             entries: runs(3).into_iter().map(|run| Entry { run, rows: 1, last }).collect(),
         };
         Message { frame, rows: Some(rows(ids(words[3]).iter().map(|id| id.sequence))) }
@@ -127,6 +127,11 @@ fn event(text: &str, receiver: &Arc<dyn Receiver>) -> (Time, Event) {
         }
         "permit" => received(Frame::Permit { rows: number(3), held: 0 }.into()),
         "results" => received(results(true)),
+        "two-rows-each" => {
+            let run = RequestRun { count: 1, ..runs(3)[0] };
+            let frame = Frame::Results { method, entries: vec![Entry { run, rows: 2, last: true }] };
+            received(Message { frame, rows: Some(rows(0..2)) })
+        }
         "part" => received(results(false)),
         "hand-back" => received(Frame::HandBack { runs: runs(3) }.into()),
         "reset" => {
@@ -217,9 +222,10 @@ fn check_with(declaration: &Declaration, script: &str) -> State {
     let mut state = State::new(declaration, methods().into(), StdRng::seed_from_u64(1), Time::ZERO);
     let receiver: Arc<dyn Receiver> = Arc::new(Nobody);
     let (mut told, mut expected) = (Vec::new(), Vec::new());
+    let method = u16::from(script.contains(" stream "));
     for line in script.lines().map(str::trim).filter(|l| !l.is_empty()) {
         let (text, actions) = line.split_once("=>").unwrap_or((line, ""));
-        let (now, event) = event(text.trim(), &receiver);
+        let (now, event) = event(text.trim(), method, &receiver);
         let shown: Vec<String> = state.handle(event, now).iter().map(show).collect();
         told.push(format!("{} => {}", text.trim(), shown.join("; ")).trim().to_owned());
         expected.push(format!("{} => {}", text.trim(), actions.trim()).trim().to_owned());
@@ -634,4 +640,16 @@ fn an_instance_that_takes_the_limit_of_an_attempt_for_the_deadline_ends_the_atte
          5 late 0.1 0
          5 late 0.1 1 => deliver 1:deadline:Unknown";
     check_with(&declaration, &format!("{ONE}{script}"));
+}
+
+#[test]
+fn what_a_method_does_not_give_is_no_answer() {
+    check(
+        "0 add 0 => connect 0
+         0 connected 0.1 =>
+         1 submit 0..2 => announce 0 2
+         2 permit 0.1 2 => request 0 0,1
+         3 two-rows-each 0.1 0 =>
+         4 part 0.1 1 =>",
+    );
 }

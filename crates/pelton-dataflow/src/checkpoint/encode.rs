@@ -1,4 +1,7 @@
-//! A subtask's state as pieces of a file: what is small as JSON, rows as Arrow IPC streams, one a kind of rows.
+//! A subtask's state as pieces: what is small as JSON, rows as Arrow IPC streams, by kind.
+//!
+//! A large batch is a piece of its own, and the same batch always gives the same bytes: what has not changed since the checkpoint before is
+//! found to be the same.
 
 use std::collections::BTreeMap;
 
@@ -31,9 +34,11 @@ struct Record {
 }
 
 const RECORD: &str = "state.json";
+/// Small batches share a piece, of about this many bytes.
+const PIECE: usize = 256 << 10;
 
-/// The pieces of one subtask, by name.
-pub(crate) fn encode(state: &State) -> Result<BTreeMap<String, Vec<u8>>> {
+/// Gives out the pieces of one subtask one after another, with their names. There may be several of one name; their order matters.
+pub(crate) fn encode(state: &State, mut put: impl FnMut(String, Vec<u8>) -> Result<()>) -> Result<()> {
     let mut tables = Tables::default();
     state.queued.iter().for_each(|b| tables.add("queued", &b.rows));
     state.unsent.iter().for_each(|(output, b)| tables.add(&format!("unsent-{output}"), &b.rows));
@@ -47,6 +52,8 @@ pub(crate) fn encode(state: &State) -> Result<BTreeMap<String, Vec<u8>>> {
     for lane in &state.lanes {
         lane.rows.iter().for_each(|rows| tables.add("pending", rows));
         lane.results.iter().for_each(|rows| tables.add("results", rows));
+        lane.stored.keys.iter().for_each(|rows| tables.add("stored-keys", rows));
+        lane.stored.results.iter().for_each(|rows| tables.add("stored-results", rows));
     }
     let record = Record {
         done: state.done.clone(),
@@ -59,17 +66,19 @@ pub(crate) fn encode(state: &State) -> Result<BTreeMap<String, Vec<u8>>> {
         staged: state.staged.clone(),
     };
     let json = serde_json::to_vec(&record).map_err(|e| Error::internal(format!("state as JSON: {e}")))?;
-    let mut files = tables.write()?;
-    files.insert(RECORD.to_owned(), json);
-    Ok(files)
+    put(RECORD.to_owned(), json)?;
+    tables.write(put)
 }
 
 /// The state that [`encode`] made these pieces of.
-pub(crate) fn decode(mut files: BTreeMap<String, Vec<u8>>) -> Result<State> {
-    let json = files.remove(RECORD).ok_or_else(|| Error::storage(format!("it has no `{RECORD}`")))?;
+pub(crate) fn decode(pieces: Vec<(String, Vec<u8>)>) -> Result<State> {
+    let (records, tables): (Vec<_>, Vec<_>) = pieces.into_iter().partition(|(name, _)| name == RECORD);
+    let [(_, json)] = &records[..] else {
+        return Err(Error::storage(format!("it has {} pieces `{RECORD}` instead of one", records.len())));
+    };
     let record: Record =
-        serde_json::from_slice(&json).map_err(|e| Error::storage(format!("`{RECORD}`: {e}")))?;
-    let mut tables = Tables::read(files)?;
+        serde_json::from_slice(json).map_err(|e| Error::storage(format!("`{RECORD}`: {e}")))?;
+    let mut tables = Tables::read(tables)?;
     let mut state = State {
         done: record.done,
         open: record.open,
@@ -92,14 +101,26 @@ pub(crate) fn decode(mut files: BTreeMap<String, Vec<u8>>) -> Result<State> {
         open.unsent.push((output, Batch { split, rows }));
     }
     for mut lane in record.lanes {
-        if lane.entries() > 0 {
-            lane.rows = Some(tables.next("pending")?).filter(|r| r.num_rows() as u64 == lane.entries());
-            lane.rows
-                .as_ref()
-                .ok_or_else(|| Error::storage("its pending rows are not as many as it says"))?;
+        let mut missing = lane.entries();
+        while missing > 0 {
+            let rows = tables.next("pending")?;
+            let fewer = missing.checked_sub(rows.num_rows() as u64).filter(|left| *left < missing);
+            missing = fewer.ok_or_else(|| Error::storage("its pending rows are not as many as it says"))?;
+            lane.rows.push(rows);
         }
         if lane.result_rows() > 0 {
             lane.results = Some(tables.next("results")?);
+        }
+        if lane.stored.entries() > 0 {
+            let keys = Some(tables.next("stored-keys")?);
+            lane.stored.keys = keys.filter(|k| k.num_rows() as u64 == lane.stored.entries());
+            lane.stored
+                .keys
+                .as_ref()
+                .ok_or_else(|| Error::storage("its stored keys are not as many as it says"))?;
+        }
+        if lane.stored.result_rows() > 0 {
+            lane.stored.results = Some(tables.next("stored-results")?);
         }
         state.lanes.push(lane);
     }
@@ -120,33 +141,81 @@ impl Tables {
         next.ok_or_else(|| Error::storage(format!("its table `{table}` has too few rows")))
     }
 
-    fn write(self) -> Result<BTreeMap<String, Vec<u8>>> {
-        let mut files = BTreeMap::new();
+    fn write(self, mut put: impl FnMut(String, Vec<u8>) -> Result<()>) -> Result<()> {
         for (table, batches) in self.0 {
-            // Batches of one table come over several ways, and may differ in whether nulls are allowed.
-            let schema = nullable(batches[0].schema_ref());
-            let mut writer = StreamWriter::try_new(Vec::new(), &schema)?;
+            let mut together: Vec<RecordBatch> = Vec::new();
+            let mut bytes = 0;
             for rows in batches {
-                let count = RecordBatchOptions::new().with_row_count(Some(rows.num_rows()));
-                writer.write(&RecordBatch::try_new_with_options(
-                    schema.clone(),
-                    rows.columns().to_vec(),
-                    &count,
-                )?)?;
+                let more = bytes_of(&rows);
+                if bytes + more > PIECE && !together.is_empty() {
+                    put(format!("{table}.arrow"), stream(&std::mem::take(&mut together))?)?;
+                    bytes = 0;
+                }
+                bytes += more;
+                together.push(rows);
             }
-            files.insert(format!("{table}.arrow"), writer.into_inner()?);
+            put(format!("{table}.arrow"), stream(&together)?)?;
         }
-        Ok(files)
+        Ok(())
     }
 
-    fn read(files: BTreeMap<String, Vec<u8>>) -> Result<Tables> {
+    fn read(pieces: Vec<(String, Vec<u8>)>) -> Result<Tables> {
         let mut tables = Tables::default();
-        for (name, bytes) in files {
+        for (name, bytes) in pieces {
             let table = name.strip_suffix(".arrow").unwrap_or(&name).to_owned();
             let reader = StreamReader::try_new(bytes.as_slice(), None)?;
-            let batches = reader.collect::<Result<_, _>>()?;
-            tables.0.insert(table, batches);
+            let batches = tables.0.entry(table).or_default();
+            for rows in reader {
+                batches.push_back(rows?);
+            }
         }
         Ok(tables)
+    }
+}
+
+fn bytes_of(rows: &RecordBatch) -> usize {
+    Batch { split: 0, rows: rows.clone() }.bytes() as usize
+}
+
+/// Batches (at least one) as one stream.
+fn stream(batches: &[RecordBatch]) -> Result<Vec<u8>> {
+    // Batches of one table come over several ways, and may differ in whether nulls are allowed.
+    let schema = nullable(batches[0].schema_ref());
+    let mut writer = StreamWriter::try_new(Vec::new(), &schema)?;
+    for rows in batches {
+        let count = RecordBatchOptions::new().with_row_count(Some(rows.num_rows()));
+        writer.write(&RecordBatch::try_new_with_options(schema.clone(), rows.columns().to_vec(), &count)?)?;
+    }
+    Ok(writer.into_inner()?)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use arrow_schema::Schema;
+    use pelton_core::ObjectRef;
+    use pelton_core::object::{self, Objects};
+
+    use super::*;
+
+    #[test]
+    fn references_to_objects_are_still_references() {
+        let objects = [ObjectRef::new("s3://bucket/x").unwrap().with_version("\"e\"").unwrap()];
+        let schema = Arc::new(Schema::new(vec![object::field("image", false)]));
+        let rows = RecordBatch::try_new(schema, vec![object::column(objects.iter().map(Some))]).unwrap();
+        let batch = Batch { split: 1, rows };
+        let state = State { queued: vec![batch.clone()], unsent: vec![(0, batch)], ..State::default() };
+        let mut pieces = Vec::new();
+        encode(&state, |name, content| {
+            pieces.push((name, content));
+            Ok(())
+        })
+        .unwrap();
+        let restored = decode(pieces).unwrap();
+        for rows in [&restored.queued[0].rows, &restored.unsent[0].1.rows] {
+            assert!(object::is_object(rows.schema().field(0)), "{:?}", rows.schema());
+            assert_eq!(Objects::of(rows, "image").unwrap().all().unwrap(), objects);
+        }
     }
 }

@@ -8,7 +8,7 @@ use serde::{Deserialize, Serialize};
 use crate::sink::Staged;
 
 /// The layout that this code writes and reads.
-pub(crate) const VERSION: u32 = 2;
+pub(crate) const VERSION: u32 = 3;
 
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub(crate) struct Manifest {
@@ -23,8 +23,9 @@ pub(crate) struct Manifest {
     pub(crate) finished: bool,
     /// By sink.
     pub(crate) staged: BTreeMap<String, Vec<Staged>>,
-    /// The file that holds the pieces of all parts. One file: a checkpoint costs few waits for the disk.
-    pub(crate) rows: String,
+    /// The files that hold the pieces of all parts: the last one was written with this checkpoint, those before it are shared with earlier
+    /// ones. One new file: a checkpoint costs few waits for the disk.
+    pub(crate) files: Vec<String>,
     pub(crate) parts: Vec<Part>,
 }
 
@@ -36,11 +37,13 @@ pub(crate) struct Part {
     pub(crate) pieces: Vec<Piece>,
 }
 
-/// A piece of the rows file.
+/// A piece of one of the files.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub(crate) struct Piece {
     /// What it is to the subtask's state.
     pub(crate) name: String,
+    /// Which of the manifest's files has it.
+    pub(crate) file: usize,
     pub(crate) offset: u64,
     pub(crate) bytes: u64,
     pub(crate) sha256: String,

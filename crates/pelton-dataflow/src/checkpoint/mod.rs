@@ -5,5 +5,6 @@ pub(crate) mod encode;
 pub(crate) mod fence;
 pub(crate) mod folder;
 pub(crate) mod manifest;
+pub(crate) mod reuse;
 pub(crate) mod seal;
 pub(crate) mod store;

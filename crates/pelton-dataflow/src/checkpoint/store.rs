@@ -4,14 +4,14 @@
 
 use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use pelton_core::{Error, Result};
 use pelton_env::Storage;
 use pelton_env::storage::{failed, make_folders, replace, sync_folder};
 
 use super::fence::Fence;
-use super::folder::{self, Loaded};
+use super::folder::{self, Earlier, Loaded, Size, Written};
 use super::manifest::Manifest;
 use super::seal;
 use crate::subtask::state::State;
@@ -27,6 +27,8 @@ pub(crate) struct Store {
     storage: Arc<dyn Storage>,
     folder: PathBuf,
     fence: Fence,
+    /// The newest one that was written or read: what has not changed since is not written again.
+    newest: Mutex<Option<Earlier>>,
 }
 
 impl Store {
@@ -34,7 +36,8 @@ impl Store {
     pub(crate) fn open(storage: &Arc<dyn Storage>, folder: &Path) -> Result<Store> {
         make_folders(&**storage, folder)?;
         let fence = Fence::raise(storage, folder)?;
-        let store = Store { storage: storage.clone(), folder: folder.to_owned(), fence };
+        let store =
+            Store { storage: storage.clone(), folder: folder.to_owned(), fence, newest: Mutex::new(None) };
         store.remove_retired()?;
         let numbers = store.numbers()?;
         if numbers.is_empty() {
@@ -121,7 +124,7 @@ impl Store {
     /// Reads a checkpoint and checks every byte of it. One that is damaged is refused, and another one is named.
     pub(crate) fn load(&self, number: u64) -> Result<Loaded> {
         let path = self.path(number);
-        let loaded = folder::read(&*self.storage, &path).map_err(|e| {
+        let (loaded, pieces) = folder::read(&*self.storage, &path).map_err(|e| {
             let before = self.numbers().unwrap_or_default().into_iter().rfind(|n| *n < number);
             let next = match before {
                 Some(n) => format!(
@@ -134,15 +137,24 @@ impl Store {
         })?;
         // Whoever made it may have ended before its manifest was durable, and output is about to follow from it.
         sync_folder(&*self.storage, &path)?;
+        *self.newest() = Some(Earlier { folder: path, pieces });
         Ok(loaded)
     }
 
-    /// Makes a checkpoint durable, or fails and leaves none. `parts` have the head of their stage. Says how big it is.
-    pub(crate) fn write(&self, manifest: Manifest, parts: &[(String, State)]) -> Result<u64> {
+    /// Makes a checkpoint durable, or fails and leaves none. `parts` have the head of their stage. Says how big it is, and how much of it is new.
+    pub(crate) fn write(&self, manifest: Manifest, parts: &[(String, State)]) -> Result<Size> {
         let path = self.path(manifest.number);
-        let bytes = folder::write(&*self.storage, &path, manifest, parts, || self.fence.check())?;
+        let mut newest = self.newest();
+        let check = || self.fence.check();
+        let written = folder::write(&*self.storage, &path, manifest, parts, newest.as_ref(), check)?;
         sync_folder(&*self.storage, &self.folder)?;
-        Ok(bytes)
+        let Written { size, pieces } = written;
+        *newest = Some(Earlier { folder: path, pieces });
+        Ok(size)
+    }
+
+    fn newest(&self) -> MutexGuard<'_, Option<Earlier>> {
+        self.newest.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Removes all but the newest ones. Nothing waits for that to be durable: none but the newest is ever restored unasked.

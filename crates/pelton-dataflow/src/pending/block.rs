@@ -6,11 +6,14 @@ use arrow_array::RecordBatch;
 use pelton_core::{Error, Result};
 
 use super::gather::Gather;
+use super::stored::Stored;
 use crate::batch::Batch;
 use crate::plan::Order;
 
 pub(super) enum Slot {
     Waiting,
+    /// It takes back what an earlier row was given, and gets that when its turn has come. Never sent.
+    Retraction,
     /// Some rows of a streaming answer. Not saved: a request that is sent again is answered from the begin.
     Partial(VecDeque<RecordBatch>, u64),
     /// What of the answer is not given out.
@@ -37,8 +40,14 @@ pub(super) struct Block {
 }
 
 impl Block {
-    pub(super) fn new(segment: u64, sequences: Vec<u64>, rows: RecordBatch, bytes: u64) -> Self {
-        let slots = sequences.iter().map(|_| Slot::Waiting).collect();
+    /// `slots`: how each row begins.
+    pub(super) fn new(
+        segment: u64,
+        sequences: Vec<u64>,
+        rows: RecordBatch,
+        bytes: u64,
+        slots: Vec<Slot>,
+    ) -> Self {
         Block { segment, sequences, rows, slots, ended: VecDeque::new(), cursor: 0, gone: 0, bytes }
     }
 
@@ -73,7 +82,7 @@ impl Block {
         let (mut parts, before) = match slot {
             Slot::Waiting => (VecDeque::new(), 0),
             Slot::Partial(parts, bytes) => (std::mem::take(parts), *bytes),
-            Slot::Done(_) | Slot::Failed(_) | Slot::Gone => return (false, 0),
+            Slot::Retraction | Slot::Done(_) | Slot::Failed(_) | Slot::Gone => return (false, 0),
         };
         let (more, ended) = match result {
             Ok(rows) => {
@@ -100,8 +109,15 @@ impl Block {
     }
 
     /// Moves what ended into `gather`, in order up to the first that did not, or all, as far as it has room. A large answer leaves in
-    /// pieces, and what is left of it stays.
-    pub(super) fn collect(&mut self, order: Order, gather: &mut Gather) -> Collected {
+    /// pieces, and what is left of it stays. Where there are retractions, what is given out is `stored` on the way, once: there each
+    /// answer leaves whole.
+    pub(super) fn collect(
+        &mut self,
+        order: Order,
+        split: u64,
+        mut stored: Option<&mut Stored>,
+        gather: &mut Gather,
+    ) -> Result<Collected> {
         let mut collected = Collected::default();
         if order == Order::Unordered {
             self.ended.make_contiguous().sort_unstable();
@@ -112,8 +128,16 @@ impl Block {
                 Order::Unordered => self.ended.front().map(|row| *row as usize),
             };
             let Some(row) = next else { break };
-            if let Slot::Done(parts) = &mut self.slots[row] {
-                collected.results += gather.parts(row as u32, &self.rows, parts);
+            let slot = &mut self.slots[row];
+            // What a retraction is given comes from what is stored, and was not counted here.
+            let counted = matches!(slot, Slot::Done(_));
+            if let Some(stored) = &mut stored {
+                let ended = std::mem::replace(slot, Slot::Gone);
+                *slot = stored.settle(split, &self.rows, row, ended)?;
+            }
+            if let Slot::Done(parts) = slot {
+                let freed = gather.parts(row as u32, &self.rows, parts, stored.is_some());
+                collected.results += if counted { freed } else { 0 };
                 if !parts.is_empty() {
                     break;
                 }
@@ -132,7 +156,7 @@ impl Block {
         if self.is_done() {
             collected.bytes += std::mem::take(&mut self.bytes);
         }
-        collected
+        Ok(collected)
     }
 }
 
@@ -146,7 +170,7 @@ pub(super) struct Collected {
 
 impl Slot {
     fn has_ended(&self) -> bool {
-        matches!(self, Slot::Done(_) | Slot::Failed(_))
+        matches!(self, Slot::Retraction | Slot::Done(_) | Slot::Failed(_))
     }
 }
 

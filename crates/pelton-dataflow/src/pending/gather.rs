@@ -104,27 +104,34 @@ impl Gather {
         self.rows == 0
     }
 
-    /// Takes parts of a row's answer, as many of their rows as there is room for, and at least one. Each comes with the row that it
-    /// answers, so a large row goes with few. Returns the bytes of the parts that are gone.
-    pub(super) fn parts(&mut self, row: u32, rows: &RecordBatch, parts: &mut VecDeque<RecordBatch>) -> u64 {
+    /// Takes parts of a row's answer, as many of their rows as there is room for, and at least one; or `whole`, all of them. Each comes with
+    /// the row that it answers, so a large row goes with few. Returns the bytes of the parts that are gone.
+    pub(super) fn parts(
+        &mut self,
+        row: u32,
+        rows: &RecordBatch,
+        parts: &mut VecDeque<RecordBatch>,
+        whole: bool,
+    ) -> u64 {
         let mut freed = 0;
         if parts.iter().all(|p| p.num_rows() == 0) {
             self.rows += 1;
             freed += parts.drain(..).map(|p| bytes(&p)).sum::<u64>();
         }
         let input = if parts.is_empty() { 0 } else { bytes(&rows.slice(row as usize, 1)) };
-        while !self.is_full()
+        while (whole || !self.is_full())
             && let Some(part) = parts.pop_front()
         {
             let count = part.num_rows();
-            let whole = bytes(&part);
-            let each = (input + whole / count.max(1) as u64).max(1);
-            let room = (BYTES.saturating_sub(self.bytes) / each).max(1).min((ROWS - self.rows) as u64);
-            let taken = count.min(room as usize);
+            let size = bytes(&part);
+            let each = (input + size / count.max(1) as u64).max(1);
+            let room =
+                (BYTES.saturating_sub(self.bytes) / each).max(1).min(ROWS.saturating_sub(self.rows) as u64);
+            let taken = if whole { count } else { count.min(room as usize) };
             self.picked.extend(std::iter::repeat_n(row, taken));
             self.rows += taken;
             self.bytes += each * taken as u64;
-            freed += whole;
+            freed += size;
             if taken < count {
                 let rest = part.slice(taken, count - taken);
                 freed = freed.saturating_sub(bytes(&rest));
@@ -166,7 +173,7 @@ impl Gather {
 }
 
 /// These rows. Where they are consecutive, nothing is copied.
-pub(super) fn pick(rows: &RecordBatch, which: &[u32]) -> Result<RecordBatch> {
+pub(crate) fn pick(rows: &RecordBatch, which: &[u32]) -> Result<RecordBatch> {
     let first = which.first().copied().unwrap_or(0);
     if which.iter().enumerate().all(|(i, w)| *w == first + i as u32) {
         return Ok(rows.slice(first as usize, which.len()));

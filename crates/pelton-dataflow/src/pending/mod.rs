@@ -3,12 +3,18 @@
 //! A row is put here before it is submitted, and leaves when its result is given out by [`Pending::emit`]. Entries are
 //! kept by group (the source split) and sequence, which together with the operator are the request id. Pure.
 //!
-//! Ordered: the rows of a group leave in the order of their sequence; groups don't wait for one another. Unordered: as
-//! results come, within a watermark segment. In both a watermark stays behind the rows that came before it.
+//! Ordered: the rows of a group leave in the order of their sequence; groups of different splits don't wait for one another. Where ids carry the
+//! generation, a split has a group for each, and the younger waits for the older. Unordered: as results come, within a watermark segment. In
+//! both a watermark stays behind the rows that came before it.
+//!
+//! Of a changelog, what is given out is stored by split and key ([`Stored`]). Retractions are never submitted; as rows leave in order, what a
+//! retraction takes back has been given out when its turn comes.
 
 mod block;
+mod change;
 mod gather;
 mod saved;
+mod stored;
 #[cfg(test)]
 mod tests;
 
@@ -20,8 +26,10 @@ use pelton_core::{Error, RequestId, Result};
 use crate::batch::Batch;
 use crate::plan::Order;
 use block::{Block, Collected, Slot};
-pub(crate) use gather::{Emission, Shape, nullable};
+pub(crate) use gather::{Emission, Shape, nullable, pick};
+use saved::Results;
 pub(crate) use saved::{SavedLane, SavedRow};
+pub(crate) use stored::Stored;
 
 /// A streamed answer of this size is taken however small the budget is.
 const LEAST: u64 = 1 << 20;
@@ -31,6 +39,8 @@ struct Lane {
     /// Where its rows go on to; another number than the group where ids carry the generation.
     split: u64,
     next: u64,
+    /// Its place among the lanes of its split.
+    turn: u64,
     blocks: VecDeque<Block>,
 }
 
@@ -41,15 +51,7 @@ struct Segment {
     end: Option<i64>,
 }
 
-/// Rows that were taken in together: their first sequence, to number the requests.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) struct Taken {
-    pub(crate) group: u64,
-    pub(crate) first: u64,
-    pub(crate) count: usize,
-}
-
-/// Rows that wait for their outcome, to submit again after a restore.
+/// Rows that wait for their outcome, to submit.
 pub(crate) struct Unfinished {
     pub(crate) ids: Vec<RequestId>,
     pub(crate) rows: RecordBatch,
@@ -60,6 +62,10 @@ pub(crate) struct Pending {
     order: Order,
     shape: Shape,
     lanes: BTreeMap<u64, Lane>,
+    /// The groups of each split, the oldest first.
+    splits: BTreeMap<u64, Vec<u64>>,
+    /// Where the input is a changelog.
+    stored: Option<Stored>,
     /// Groups that may have something to emit.
     ready: BTreeSet<u64>,
     segments: VecDeque<Segment>,
@@ -73,12 +79,20 @@ pub(crate) struct Pending {
 }
 
 impl Pending {
-    pub(crate) fn new(operator: u32, order: Order, shape: Shape, budget: u64) -> Self {
+    pub(crate) fn new(
+        operator: u32,
+        order: Order,
+        shape: Shape,
+        budget: u64,
+        stored: Option<Stored>,
+    ) -> Self {
         Pending {
             operator,
             order,
             shape,
             lanes: BTreeMap::new(),
+            splits: BTreeMap::new(),
+            stored,
             ready: BTreeSet::new(),
             segments: VecDeque::from([Segment { open: 0, end: None }]),
             first_segment: 0,
@@ -132,19 +146,52 @@ impl Pending {
         self.rows
     }
 
-    /// Takes rows in, and numbers them.
-    pub(crate) fn add(&mut self, group: u64, batch: Batch) -> Taken {
-        let count = batch.rows.num_rows();
-        let bytes = batch.bytes();
-        let lane =
-            self.lanes.entry(group).or_insert(Lane { split: batch.split, next: 0, blocks: VecDeque::new() });
-        let taken = Taken { group, first: lane.next, count };
+    /// Keys whose results are stored, and what they take.
+    pub(crate) fn stored(&self) -> (u64, u64) {
+        self.stored.as_ref().map_or((0, 0), |s| (s.keys(), s.bytes()))
+    }
+
+    /// Why a row cannot be sent, where that is for what it does in its changelog.
+    pub(crate) fn refusal(&self, rows: &RecordBatch, row: usize) -> Option<Error> {
+        self.stored.as_ref()?.shape().change(rows, row).err()
+    }
+
+    /// Takes rows in, and numbers them. Gives back those to submit.
+    pub(crate) fn add(&mut self, group: u64, batch: Batch) -> Result<Unfinished> {
+        let Batch { split, rows } = &batch;
+        let (count, bytes, slots) = (rows.num_rows(), batch.bytes(), self.slots(rows));
+        if !self.lanes.contains_key(&group) {
+            let before = self.splits.get(split).and_then(|groups| groups.last());
+            let turn = before.map_or(0, |g| self.lanes[g].turn + 1);
+            self.insert(group, Lane { split: *split, next: 0, turn, blocks: VecDeque::new() });
+        }
+        let lane = self.lanes.get_mut(&group).expect("it is there now");
+        let sequences = (lane.next..lane.next + count as u64).collect();
         lane.next += count as u64;
         let segment = self.first_segment + self.segments.len() as u64 - 1;
-        let sequences = (taken.first..lane.next).collect();
-        lane.blocks.push_back(Block::new(segment, sequences, batch.rows, bytes));
+        let block = Block::new(segment, sequences, batch.rows, bytes, slots);
+        let to_submit = unfinished(self.operator, group, &block)?;
+        lane.blocks.push_back(block);
+        if to_submit.ids.len() < count {
+            // Retractions: no outcome will come for them.
+            self.ready.insert(group);
+        }
         self.grow(count, bytes);
-        taken
+        Ok(to_submit)
+    }
+
+    fn slots(&self, rows: &RecordBatch) -> Vec<Slot> {
+        match &self.stored {
+            Some(stored) => stored.shape().slots(rows),
+            None => (0..rows.num_rows()).map(|_| Slot::Waiting).collect(),
+        }
+    }
+
+    fn insert(&mut self, group: u64, lane: Lane) {
+        let groups = self.splits.entry(lane.split).or_default();
+        let at = groups.partition_point(|g| self.lanes[g].turn <= lane.turn);
+        groups.insert(at, group);
+        self.lanes.insert(group, lane);
     }
 
     fn grow(&mut self, rows: usize, bytes: u64) {
@@ -189,9 +236,19 @@ impl Pending {
                 Order::Ordered => u64::MAX,
                 Order::Unordered => self.first_segment,
             };
+            if self.order == Order::Ordered && self.is_behind(group) {
+                self.ready.remove(&group);
+                continue;
+            }
             let lane = self.lanes.get_mut(&group).expect("groups that are ready have a lane");
             let mut gather = gather::Gather::new(self.operator, group);
-            for (segment, collected) in lane.collect(self.order, limit, &mut gather) {
+            let had_rows = !lane.blocks.is_empty();
+            let by_segment = lane.collect(self.order, limit, self.stored.as_mut(), &mut gather)?;
+            if had_rows && lane.blocks.is_empty() {
+                // The next of its split may have its turn.
+                self.ready.extend(self.splits[&lane.split].iter().filter(|g| **g != group));
+            }
+            for (segment, collected) in by_segment {
                 let Collected { rows, bytes, results } = collected;
                 self.segments[(segment - self.first_segment) as usize].open -= rows;
                 self.rows -= rows as u64;
@@ -205,6 +262,12 @@ impl Pending {
                 return gather.build(lane.split, &self.shape).map(Some);
             }
         }
+    }
+
+    /// Whether an older lane of the same split has rows.
+    fn is_behind(&self, group: u64) -> bool {
+        let mut older = self.splits[&self.lanes[&group].split].iter().take_while(|g| **g != group);
+        older.any(|g| !self.lanes[g].blocks.is_empty())
     }
 
     /// The watermark that ends the first segment, once none of its rows is left.
@@ -222,7 +285,8 @@ impl Pending {
     pub(crate) fn unfinished_ids(&self) -> Vec<RequestId> {
         let blocks =
             self.lanes.iter().flat_map(|(group, lane)| lane.blocks.iter().map(move |block| (*group, block)));
-        blocks.flat_map(|(group, block)| block.waiting().map(move |(_, s)| self.id(group, s))).collect()
+        let id = |group, sequence| RequestId { operator: self.operator, group, sequence };
+        blocks.flat_map(|(group, block)| block.waiting().map(move |(_, s)| id(group, s))).collect()
     }
 
     /// The requests that have not ended, block by block.
@@ -230,18 +294,13 @@ impl Pending {
         let mut found = Vec::new();
         for (group, lane) in &self.lanes {
             for block in &lane.blocks {
-                let (rows, ids): (Vec<u32>, Vec<RequestId>) =
-                    block.waiting().map(|(row, s)| (row, self.id(*group, s))).unzip();
-                if !ids.is_empty() {
-                    found.push(Unfinished { ids, rows: gather::pick(&block.rows, &rows)? });
+                let unfinished = unfinished(self.operator, *group, block)?;
+                if !unfinished.ids.is_empty() {
+                    found.push(unfinished);
                 }
             }
         }
         Ok(found)
-    }
-
-    fn id(&self, group: u64, sequence: u64) -> RequestId {
-        RequestId { operator: self.operator, group, sequence }
     }
 
     /// Refuses what is no answer of this method.
@@ -257,14 +316,26 @@ impl Pending {
 
     /// Everything, for a checkpoint.
     pub(crate) fn save(&self) -> Result<Vec<SavedLane>> {
-        self.lanes.iter().map(|(group, lane)| lane.save(*group, &self.shape)).collect()
+        let save = |(group, lane): (&u64, &Lane)| {
+            let mut saved = lane.save(*group, &self.shape)?;
+            if let Some(stored) =
+                self.stored.as_ref().filter(|_| self.splits[&lane.split].last() == Some(group))
+            {
+                saved.stored = stored.save(lane.split, &self.shape)?;
+            }
+            Ok(saved)
+        };
+        self.lanes.iter().map(save).collect()
     }
 
     /// Puts a saved lane back. Its rows are before all that comes.
-    pub(crate) fn restore(&mut self, saved: SavedLane) -> Result<()> {
+    pub(crate) fn restore(&mut self, mut saved: SavedLane) -> Result<()> {
         let group = saved.group;
-        let (lane, rows, bytes, results) = Lane::restore(saved, self.first_segment)?;
-        self.lanes.insert(group, lane);
+        if let Some(stored) = &mut self.stored {
+            stored.restore(saved.split, std::mem::take(&mut saved.stored))?;
+        }
+        let (lane, rows, bytes, results) = Lane::restore(saved, self.first_segment, |rows| self.slots(rows))?;
+        self.insert(group, lane);
         self.ready.insert(group);
         self.grow(rows, bytes + results);
         self.results += results;
@@ -281,31 +352,37 @@ impl Lane {
     }
 
     /// Moves what may leave into `gather`; says how much, by segment.
-    fn collect(&mut self, order: Order, limit: u64, gather: &mut gather::Gather) -> Vec<(u64, Collected)> {
+    fn collect(
+        &mut self,
+        order: Order,
+        limit: u64,
+        mut stored: Option<&mut Stored>,
+        gather: &mut gather::Gather,
+    ) -> Result<Vec<(u64, Collected)>> {
         let mut all = Vec::new();
         for block in &mut self.blocks {
             if gather.is_full() || block.segment > limit {
                 break;
             }
-            all.push((block.segment, block.collect(order, gather)));
+            all.push((block.segment, block.collect(order, self.split, stored.as_deref_mut(), gather)?));
             if order == Order::Ordered && !block.is_done() {
                 break;
             }
         }
         self.blocks.retain(|b| !b.is_done());
-        all
+        Ok(all)
     }
 
     fn save(&self, group: u64, shape: &Shape) -> Result<SavedLane> {
-        let mut saved = SavedLane { group, split: self.split, next: self.next, ..SavedLane::default() };
-        let mut rows = Vec::new();
+        let Lane { split, next, turn, .. } = *self;
+        let mut saved = SavedLane { group, split, next, turn, ..SavedLane::default() };
         let mut results = Vec::new();
         for block in &self.blocks {
             let mut kept = Vec::new();
             for (row, slot) in block.slots.iter().enumerate() {
                 let state = match slot {
                     Slot::Gone => continue,
-                    Slot::Waiting | Slot::Partial(..) => SavedRow::Waiting,
+                    Slot::Waiting | Slot::Partial(..) | Slot::Retraction => SavedRow::Waiting,
                     Slot::Failed(e) => SavedRow::failed(e),
                     Slot::Done(parts) => {
                         results.extend(parts.iter().filter(|p| p.num_rows() > 0).cloned());
@@ -316,43 +393,51 @@ impl Lane {
                 saved.push(block.sequences[row], state);
             }
             if !kept.is_empty() {
-                rows.push(gather::pick(&block.rows, &kept)?);
+                saved.rows.push(gather::pick(&block.rows, &kept)?);
             }
         }
-        saved.rows = gather::join(&rows)?;
         saved.results = gather::join(&results)?.map(|r| shape.plain(r)).transpose()?;
         Ok(saved)
     }
 
-    fn restore(saved: SavedLane, segment: u64) -> Result<(Lane, usize, u64, u64)> {
-        let mut lane = Lane { split: saved.split, next: saved.next, blocks: VecDeque::new() };
-        let Some(rows) = saved.rows.clone() else {
-            return Ok((lane, 0, 0, 0));
-        };
-        let batch = Batch { split: saved.split, rows };
-        let bytes = batch.bytes();
-        let mut block = Block::new(segment, saved.sequences(), batch.rows, bytes);
-        let mut more = 0;
-        let mut at = 0;
-        for (row, state) in saved.states().enumerate() {
-            let result = match state {
-                SavedRow::Waiting => continue,
-                SavedRow::Failed { .. } => Err(state.error().expect("it failed")),
-                SavedRow::Done { rows: 0 } => Ok(batch_of_none(&block.rows)),
-                SavedRow::Done { rows } => {
-                    let results = saved.results.as_ref().filter(|r| r.num_rows() >= at + *rows as usize);
-                    let results = results
-                        .ok_or_else(|| Error::storage("the checkpoint lacks results it should have"))?;
-                    at += *rows as usize;
-                    Ok(results.slice(at - *rows as usize, *rows as usize))
-                }
-            };
-            more += block.put(row, result, true).1;
+    /// Rows, bytes of theirs and of their results. `slots` says how rows begin.
+    fn restore(
+        saved: SavedLane,
+        segment: u64,
+        slots: impl Fn(&RecordBatch) -> Vec<Slot>,
+    ) -> Result<(Lane, usize, u64, u64)> {
+        let SavedLane { split, next, turn, .. } = saved;
+        let mut lane = Lane { split, next, turn, blocks: VecDeque::new() };
+        let (mut sequences, mut states) = (saved.sequences().into_iter(), saved.states.iter());
+        let mut results = Results::new(saved.results.as_ref());
+        let (mut count, mut bytes, mut more) = (0, 0, 0);
+        for rows in &saved.rows {
+            let batch = Batch { split, rows: rows.clone() };
+            let own = batch.bytes();
+            let sequences = sequences.by_ref().take(rows.num_rows()).collect();
+            let mut block = Block::new(segment, sequences, batch.rows, own, slots(rows));
+            for (row, state) in states.by_ref().take(rows.num_rows()).enumerate() {
+                let result = match state {
+                    SavedRow::Waiting => continue,
+                    SavedRow::Failed { .. } => Err(state.error().expect("it failed")),
+                    SavedRow::Done { rows: 0 } => Ok(batch_of_none(&block.rows)),
+                    SavedRow::Done { rows } => Ok(results.next(*rows)?),
+                };
+                more += block.put(row, result, true).1;
+            }
+            count += block.slots.len();
+            bytes += own;
+            lane.blocks.push_back(block);
         }
-        let count = block.slots.len();
-        lane.blocks.push_back(block);
         Ok((lane, count, bytes, more.max(0) as u64))
     }
+}
+
+/// The rows of a block that wait for their outcome.
+fn unfinished(operator: u32, group: u64, block: &Block) -> Result<Unfinished> {
+    let id = |sequence| RequestId { operator, group, sequence };
+    let (rows, ids): (Vec<u32>, Vec<RequestId>) = block.waiting().map(|(row, s)| (row, id(s))).unzip();
+    Ok(Unfinished { ids, rows: gather::pick(&block.rows, &rows)? })
 }
 
 /// The answer of a request that ended without rows; its columns are never looked at.

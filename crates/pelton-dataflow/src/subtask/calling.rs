@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use arrow_array::{Array, RecordBatch, RecordBatchOptions, UInt32Array};
+use arrow_array::{Array, RecordBatch, RecordBatchOptions};
 use pelton_core::call::{
     Acknowledge, Affinity, Caller, ErrorPolicy, Holder, Outcome, Priority, Receiver, Submission,
 };
@@ -17,7 +17,7 @@ use super::chain::Chain;
 use crate::batch::Batch;
 use crate::keys;
 use crate::outbox::Outbox;
-use crate::pending::{Emission, Pending, SavedLane};
+use crate::pending::{Emission, Pending, SavedLane, pick};
 use crate::progress::add;
 use crate::topology::{CallShape, mix};
 
@@ -34,10 +34,17 @@ impl Receiver for Mailbox {
     }
 }
 
+/// What the counters have of this subtask: several share them.
+#[derive(Default)]
+struct Reported {
+    pending: u64,
+    stored_keys: u64,
+    stored_bytes: u64,
+}
+
 /// What does not change while it runs.
 pub(crate) struct Terms {
     pub(crate) name: String,
-    pub(crate) operator: u32,
     pub(crate) shape: CallShape,
     pub(crate) timeout: Option<Duration>,
     pub(crate) attempt_timeout: Option<Duration>,
@@ -51,7 +58,7 @@ pub(crate) struct Calling {
     caller: Arc<dyn Caller>,
     mailbox: Arc<Mailbox>,
     pending: Pending,
-    reported: u64,
+    reported: Reported,
     /// Parts of streams that are here, and that the client does not know to be taken.
     untaken: BTreeMap<RequestId, usize>,
     /// Requests of which there are parts and not all.
@@ -77,7 +84,8 @@ impl Calling {
         let mailbox = Arc::new(Mailbox { outcomes: Mutex::new(Vec::new()), wake });
         let (ended, covered) = (Vec::new(), Vec::new());
         let (untaken, partial) = (BTreeMap::new(), BTreeSet::new());
-        Ok(Calling { terms, caller, mailbox, pending, reported: 0, untaken, partial, ended, covered })
+        let reported = Reported::default();
+        Ok(Calling { terms, caller, mailbox, pending, reported, untaken, partial, ended, covered })
     }
 
     pub(crate) fn resubmit(&mut self) -> Result<()> {
@@ -184,14 +192,12 @@ impl Calling {
             true => batch.split,
             false => mix(batch.split ^ mix(self.terms.generation)),
         };
-        let rows = batch.rows.clone();
-        let taken = self.pending.add(group, batch);
-        let id = |row| RequestId { operator: self.terms.operator, group, sequence: taken.first + row };
-        self.submit((0..taken.count as u64).map(id).collect(), &rows)
+        let taken = self.pending.add(group, batch)?;
+        self.submit(taken.ids, &taken.rows)
     }
 
     fn submit(&mut self, ids: Vec<RequestId>, rows: &RecordBatch) -> Result<()> {
-        let (ids, rows) = self.refuse_nulls(ids, rows)?;
+        let (ids, rows) = self.refuse(ids, rows)?;
         if ids.is_empty() {
             return Ok(());
         }
@@ -216,34 +222,31 @@ impl Calling {
         Ok(())
     }
 
-    /// A row without a value for an argument that must have one is an error of that row.
-    fn refuse_nulls(
-        &mut self,
-        ids: Vec<RequestId>,
-        rows: &RecordBatch,
-    ) -> Result<(Vec<RequestId>, RecordBatch)> {
+    /// A row without a value for an argument that must have one, or that says nothing to its changelog, is an error of that row.
+    fn refuse(&mut self, ids: Vec<RequestId>, rows: &RecordBatch) -> Result<(Vec<RequestId>, RecordBatch)> {
         let arguments = self.terms.shape.arguments.iter().zip(self.terms.shape.method.input.fields());
         let strict = arguments.filter(|(c, field)| !field.is_nullable() && rows.column(**c).null_count() > 0);
-        let strict: Vec<(usize, String)> = strict.map(|(c, field)| (*c, field.name().clone())).collect();
-        if strict.is_empty() {
+        let strict: Vec<(usize, &str)> = strict.map(|(c, field)| (*c, field.name().as_str())).collect();
+        if strict.is_empty() && self.terms.shape.changelog.is_none() {
             return Ok((ids, rows.clone()));
         }
+        let null = |row| {
+            let (_, name) = strict.iter().find(|(c, _)| rows.column(*c).is_null(row))?;
+            Some(Error::invalid(format!("argument `{name}` is null, and the method takes no nulls")))
+        };
         let mut kept = Vec::new();
         let mut refused = Vec::new();
         for (row, id) in ids.into_iter().enumerate() {
-            match strict.iter().find(|(c, _)| rows.column(*c).is_null(row)) {
+            match self.pending.refusal(rows, row).or_else(|| null(row)) {
                 None => kept.push((row as u32, id)),
-                Some((_, name)) => {
-                    let error =
-                        Error::invalid(format!("argument `{name}` is null, and the method takes no nulls"));
-                    refused.push(Outcome { id, rows: Err(error), last: true });
-                }
+                Some(error) => refused.push(Outcome { id, rows: Err(error), last: true }),
             }
         }
-        self.mailbox.deliver(refused);
+        if !refused.is_empty() {
+            self.mailbox.deliver(refused);
+        }
         let (which, ids): (Vec<u32>, Vec<RequestId>) = kept.into_iter().unzip();
-        let rows = arrow_select::take::take_record_batch(rows, &UInt32Array::from(which))?;
-        Ok((ids, rows))
+        Ok((ids, pick(rows, &which)?))
     }
 
     pub(crate) fn watermark(&mut self, watermark: i64) {
@@ -272,10 +275,13 @@ impl Calling {
     }
 
     fn report(&mut self, chain: &Chain) {
-        // Several subtasks share the number.
-        let now = self.pending.rows();
-        add(&chain.members[0].counters.pending, now.wrapping_sub(self.reported));
-        self.reported = now;
+        let counters = &chain.members[0].counters;
+        let (stored_keys, stored_bytes) = self.pending.stored();
+        let now = Reported { pending: self.pending.rows(), stored_keys, stored_bytes };
+        let before = std::mem::replace(&mut self.reported, now);
+        add(&counters.pending, self.reported.pending.wrapping_sub(before.pending));
+        add(&counters.stored_keys, stored_keys.wrapping_sub(before.stored_keys));
+        add(&counters.stored_bytes, stored_bytes.wrapping_sub(before.stored_bytes));
     }
 
     /// A failed request fails the job at once, not when its turn has come.

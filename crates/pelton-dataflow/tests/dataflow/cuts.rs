@@ -2,6 +2,7 @@
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::time::Duration;
 
 use pelton_core::Kind;
 use pelton_dataflow::job::{End, Options};
@@ -11,7 +12,7 @@ use rand::rngs::StdRng;
 use rand::{RngExt, SeedableRng};
 
 use crate::site::{STATE, Site, rows, usual};
-use crate::support::{Log, simulate};
+use crate::support::{Answer, Log, kill, simulate};
 
 /// How a new run comes upon what the one before left.
 #[derive(Clone, Copy, Debug)]
@@ -240,5 +241,34 @@ fn damage_to_any_file_of_a_checkpoint_is_found_and_named_and_the_one_before_is_o
         let back = Options { restore_from: Some(newest - 1), ..usual() };
         assert_eq!(site.run(site.machine.process(), back).await.result.unwrap().end, End::Finished);
         site.check_all_rows_once("after the damage");
+    });
+}
+
+#[test]
+fn what_waits_for_long_is_written_once() {
+    let site = Site::new(1);
+    let script = |n: i64| match n % 1_000_000 {
+        0 => Answer::After(Duration::from_millis(950)),
+        _ => Answer::After(Duration::from_secs(3_600)),
+    };
+    simulate(async {
+        let running = site.start_with(site.machine.process(), usual(), script).unwrap();
+        let mut progress = running.progress();
+        let mut new = Vec::new();
+        for number in 2..=12 {
+            let at = progress.wait_for(|p| p.checkpoint.is_some_and(|c| c.number >= number)).await.unwrap();
+            let last = at.checkpoint.unwrap();
+            assert!(last.bytes > 100_000, "the state is {} bytes", last.bytes);
+            new.push(last.new);
+        }
+        // Nothing changes but that two rows are answered: a batch of each.
+        assert!(new.iter().all(|bytes| *bytes < 60_000), "{new:?}");
+        assert!(new.iter().filter(|bytes| **bytes > 16_000).count() <= 2, "{new:?}");
+        kill(running).await;
+        *site.log.lock().unwrap() = Log::default();
+        // What it was shared with is gone by now.
+        let next = site.run(site.machine.reboot(), usual()).await;
+        assert_eq!(next.result.unwrap().end, End::Finished);
+        site.check_all_rows_once("shared");
     });
 }

@@ -3,11 +3,11 @@
 use std::sync::Arc;
 
 use arrow_schema::{DataType, Field, Schema, SchemaRef};
-use pelton_core::Result;
 use pelton_core::call::ErrorPolicy;
+use pelton_core::{Bytes, Result};
 use pelton_dataflow::Budgets;
 use pelton_dataflow::operator::{Map, Operator, Transform};
-use pelton_dataflow::plan::{Call, NodeId, OnError, Order, Plan};
+use pelton_dataflow::plan::{Call, Changelog, NodeId, OnError, Order, Plan};
 use pelton_dataflow::topology::Topology;
 
 use crate::support::{Numbers, Shelf, methods, numbers_schema};
@@ -171,6 +171,113 @@ fn calls_are_checked_against_the_service() {
     assert!(refused_call(repeat).contains("has default values, but gives any number of rows"));
 }
 
+/// Gives rows of a changelog.
+struct Changes;
+
+impl Operator for Changes {
+    fn output(&self, _: &Schema) -> Result<SchemaRef> {
+        let field = |name: &str, data_type| Field::new(name, data_type, true);
+        let number = |name| field(name, DataType::Int64);
+        let columns =
+            vec![field("op", DataType::Utf8), number("id"), number("n"), field("x", DataType::Float64)];
+        Ok(Arc::new(Schema::new(columns)))
+    }
+    fn create(&self) -> Result<Box<dyn Transform>> {
+        unreachable!("it is only checked")
+    }
+}
+
+#[test]
+fn changelogs_are_checked() {
+    let check = |changelog: Changelog, order: Order, expected: &str| {
+        let message = refused(|plan| {
+            let s = source(plan);
+            let changes = plan.map("changes", 1, s, Arc::new(Changes));
+            let c = plan.call("c", 1, changes, Call { order, changelog: Some(changelog), ..double() });
+            plan.sink("out", 1, c, shelf());
+        });
+        assert_eq!(message, expected);
+    };
+    let by = Changelog::new;
+    check(
+        by("op", &["id"]),
+        Order::Unordered,
+        "call `c` takes a changelog and is unordered, so a retraction could leave before what it takes back; make it ordered",
+    );
+    let takes = "call `c` of `maths.double` takes";
+    for (changelog, expected) in [
+        (
+            by("kind", &["id"]),
+            "row kinds from column `kind`, which its input does not have; it has (op: Utf8?, id: Int64?, n: Int64?, x: Float64?)",
+        ),
+        (
+            by("n", &["id"]),
+            "row kinds from column `n`, which is Int64; a row kind is a text: +I, -U, +U or -D",
+        ),
+        (
+            by("op", &[]),
+            "a changelog by (); name the columns that say which row is meant, and not that of the row kind",
+        ),
+        (
+            by("op", &["id", "op"]),
+            "a changelog by (id, op); name the columns that say which row is meant, and not that of the row kind",
+        ),
+    ] {
+        check(changelog, Order::Ordered, &format!("{takes} {expected}"));
+    }
+    for (changelog, expected) in [
+        (
+            by("op", &["key"]),
+            "stores results by column `key`, which its input does not have; it has (op: Utf8?, id: Int64?, n: Int64?, x: Float64?)",
+        ),
+        (
+            by("op", &["x"]),
+            "stores results by column `x`, which is Float64; a key is a text or a whole number",
+        ),
+        (
+            by("op", &["id"]).max_bytes(Bytes(0)),
+            "may store 0 B of results a task; choose more than nothing and at most 1 GiB, and more tasks where that is too little",
+        ),
+        (
+            by("op", &["id"]).max_bytes(Bytes::mib(1025)),
+            "may store 1.0 GiB of results a task; choose more than nothing and at most 1 GiB, and more tasks where that is too little",
+        ),
+    ] {
+        check(changelog, Order::Ordered, &format!("call `c` of `maths.double` {expected}"));
+    }
+    let behind = refused(|plan| {
+        let s = source(plan);
+        let first = plan.call("first", 1, s, Call { order: Order::Unordered, ..double() });
+        let changes = plan.map("changes", 1, first, Arc::new(Changes));
+        let c = plan.call("c", 1, changes, Call { changelog: Some(by("op", &["id"])), ..double() });
+        plan.sink("out", 1, c, shelf());
+    });
+    assert_eq!(
+        behind,
+        "call `c` takes a changelog, and call `first` before it is unordered, so a retraction could come before what it takes back; make \
+         `first` ordered"
+    );
+}
+
+#[test]
+fn a_call_explains_its_changelog() {
+    let mut plan = Plan::new();
+    let s = source(&mut plan);
+    let changes = plan.map("changes", 1, s, Arc::new(Changes));
+    let c = plan.call("c", 2, changes, Call { changelog: Some(Changelog::new("op", &["id"])), ..double() });
+    plan.sink("out", 1, c, shelf());
+    let budgets = Budgets { edge: Bytes::mib(8), pending: Bytes::mib(32) };
+    let text = validate(&plan).unwrap().explain(budgets);
+    let expected = "\
+  call `c`: maths.double(n); ordered within a split; a changelog by (id), row kinds in `op`: retractions get the stored results; no timeout; \
+an error fails the job; the same ids after a restart
+    gives (op: Utf8?, id: Int64?, n: Int64?, x: Float64?, twice: Int64)
+    holds up to 32 MiB of rows and results a task
+    stores up to 256 MiB of results for retractions a task
+";
+    assert!(text.contains(expected), "{text}");
+}
+
 #[test]
 fn a_plan_explains_itself() {
     let mut plan = Plan::new();
@@ -182,7 +289,7 @@ fn a_plan_explains_itself() {
     let second = plan.call("second", 1, drop, double());
     plan.sink("out", 1, second, shelf());
     let topology = validate(&plan).unwrap();
-    let budgets = Budgets { edge: pelton_core::Bytes::mib(8), pending: pelton_core::Bytes::mib(32) };
+    let budgets = Budgets { edge: Bytes::mib(8), pending: Bytes::mib(32) };
     let text = topology.explain(budgets);
     let expected = "\
 stage 0, 1 task

@@ -5,8 +5,13 @@ use std::path::Path;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
+use arrow_array::cast::AsArray;
+use arrow_array::types::Int64Type;
+use arrow_array::{RecordBatch, StringArray};
+use arrow_schema::{DataType, Field, Schema, SchemaRef};
 use pelton_core::{Error, Result};
 use pelton_dataflow::job::{Options, Running, Summary};
+use pelton_dataflow::operator::Map;
 use pelton_dataflow::plan::{Call, OnError, Plan};
 use pelton_env::Storage;
 use pelton_env::simulated::Machine;
@@ -44,14 +49,32 @@ impl Site {
     }
 
     pub(crate) fn start(&self, storage: Arc<dyn Storage>, options: Options) -> Result<Running> {
+        let script = |n: i64| Answer::After(Duration::from_millis(n as u64 % 1_000_000 * 10 + 110));
+        self.start_with(storage, options, script)
+    }
+
+    /// With answers as `script` says.
+    pub(crate) fn start_with(
+        &self,
+        storage: Arc<dyn Storage>,
+        options: Options,
+        script: impl Fn(i64) -> Answer + Send + Sync + 'static,
+    ) -> Result<Running> {
         let sink = JsonLines::new(&Settings::new(self.out)).unwrap().stored_on(storage.clone());
         let mut plan = Plan::new();
         let source = plan.source("numbers", 1, Arc::new(self.numbers.clone()), OnError::Fail);
-        let call = plan.call("double", self.parallelism, source, Call::new("maths", "double", &["n"]));
-        plan.sink("out", self.parallelism, call, Arc::new(sink));
+        // Batches large enough to be shared between checkpoints while they wait.
+        let fat =
+            plan.map("fat", 1, source, Arc::new(Map { output: columns(true), function: Arc::new(fat) }));
+        let call = plan.call("double", self.parallelism, fat, Call::new("maths", "double", &["n"]));
+        let slim = Map {
+            output: columns(false),
+            function: Arc::new(|rows: RecordBatch| Ok(rows.project(&[0, 2])?)),
+        };
+        let slim = plan.map("slim", self.parallelism, call, Arc::new(slim));
+        plan.sink("out", self.parallelism, slim, Arc::new(sink));
         let mut world = World::new(plan);
         (world.log, world.storage) = (self.log.clone(), storage);
-        let script = |n: i64| Answer::After(Duration::from_millis(n as u64 % 1_000_000 * 10 + 110));
         world.try_start(options, script)
     }
 
@@ -105,6 +128,18 @@ impl Site {
         all.sort_unstable();
         assert_eq!(all, self.numbers.all(), "{said}");
     }
+}
+
+fn columns(fat: bool) -> SchemaRef {
+    let (kind, name) = if fat { (DataType::Utf8, "load") } else { (DataType::Int64, "twice") };
+    Arc::new(Schema::new(vec![Field::new("n", DataType::Int64, false), Field::new(name, kind, false)]))
+}
+
+/// The same rows with 2 KiB each.
+fn fat(rows: RecordBatch) -> Result<RecordBatch> {
+    let n = rows.column(0).as_primitive::<Int64Type>();
+    let load = StringArray::from_iter_values(n.values().iter().map(|n| format!("{n:2048}")));
+    Ok(RecordBatch::try_new(columns(true), vec![rows.column(0).clone(), Arc::new(load)])?)
 }
 
 pub(crate) fn rows(lines: &[u8]) -> Vec<i64> {

@@ -184,6 +184,8 @@ pub(crate) enum Answer {
     After(Duration),
     Never,
     Fails,
+    /// These values after a time: one for the method `double`, any number for the streaming one.
+    Gives(Duration, Vec<i64>),
     /// For the streaming method: this many rows.
     Many(i64),
 }
@@ -274,6 +276,19 @@ impl Caller for Scripted {
                     (submission.timeout.unwrap(), vec![Outcome { id: *id, rows: Err(late), last: true }])
                 }
                 Answer::After(d) => (d, vec![ok(twice(1), true)]),
+                Answer::Gives(d, values) => {
+                    let rows = |values: &[i64]| {
+                        let column = Arc::new(Int64Array::from(values.to_vec()));
+                        RecordBatch::try_new(self.methods[0].output.clone(), vec![column]).unwrap()
+                    };
+                    let parts = match &values[..] {
+                        [first, rest @ ..] if !rest.is_empty() => {
+                            vec![ok(rows(&[*first]), false), ok(rows(rest), true)]
+                        }
+                        all => vec![ok(rows(all), true)],
+                    };
+                    (d, parts)
+                }
                 Answer::Never => continue,
                 Answer::Fails => {
                     (Duration::ZERO, vec![Outcome { id: *id, rows: Err(Error::user("no good")), last: true }])
@@ -349,6 +364,11 @@ impl Shelf {
             (0..column.len()).map(|i| column.value(i).to_owned()).collect::<Vec<_>>()
         };
         content.visible.values().flatten().flat_map(text).collect()
+    }
+
+    /// What is visible: the rows of a split in their order, as long as their sink has one subtask.
+    pub(crate) fn visible(&self) -> Vec<RecordBatch> {
+        self.content.lock().unwrap().visible.values().flatten().cloned().collect()
     }
 
     pub(crate) fn batches(&self) -> usize {

@@ -5,6 +5,7 @@ mod disk_full;
 mod folder;
 mod lines;
 mod reading;
+mod references;
 mod sinks;
 
 use std::fs;

@@ -42,7 +42,13 @@ impl State {
         if self.phase != Phase::Ready || self.connections.is_empty() {
             return;
         }
-        let demands: Vec<permit::Demand> = self.connections.values().map(Connection::demand).collect();
+        let wants = |c: &Connection| !c.wastes && c.demand().total() > 0;
+        let others_want = self.connections.values().any(wants);
+        let demand = |c: &Connection| match c.wastes && others_want {
+            true => permit::Demand { rows: [0; 3], ..c.demand() },
+            false => c.demand(),
+        };
+        let demands: Vec<permit::Demand> = self.connections.values().map(demand).collect();
         if demands.iter().all(|d| d.total() == 0) {
             return;
         }
@@ -54,12 +60,17 @@ impl State {
         let bytes = of_outstanding(|c| c.like.row_bytes as f64) as u64;
         let weight = of_outstanding(|c| c.like.row_weight);
         // What waits for callers that take nothing does not keep others from the service.
-        let held = load.rows() - self.stalled() + outstanding;
+        let held = load.rows().saturating_sub(self.stalled()).saturating_add(outstanding);
         let budget = self.flow.permits(&self.declaration, self.target(), load, now);
         let (all_weight, growth) = self.flow.weight_budget(&self.declaration, now);
         let room = permit::Room {
             rows: budget.saturating_sub(held),
-            bytes: self.declaration.permits.bytes.get().saturating_sub(self.queue.bytes() + bytes),
+            bytes: self
+                .declaration
+                .permits
+                .bytes
+                .get()
+                .saturating_sub((self.queue.bytes() + self.parked_bytes()).saturating_add(bytes)),
             weight: all_weight - load.weight() - weight - growth * held as f64,
         };
         self.meter.permits = budget;
@@ -86,7 +97,8 @@ impl State {
         self.connections.values().filter(|c| c.outstanding() > 0).map(|c| c.granted + LEASE).min()
     }
 
-    /// Takes back permits that nobody used.
+    /// Takes back permits that nobody used. Whoever let them expire comes after all others until it uses or returns some, late
+    /// or not: a caller that only announces would otherwise have them again and again.
     pub(super) fn expire_permits(&mut self, now: Time) {
         for connection in self.connections.values_mut() {
             if connection.outstanding() > 0 && now >= connection.granted + LEASE {
@@ -96,6 +108,7 @@ impl State {
                     connection.outstanding()
                 );
                 connection.expired += connection.outstanding();
+                connection.wastes = true;
             }
         }
     }

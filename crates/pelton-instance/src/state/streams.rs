@@ -10,13 +10,15 @@ use pelton_wire::Frame;
 use pelton_wire::body::Piece;
 
 use super::running::results;
-use super::{Action, BatchId, ConnectionId, Running, State};
-use crate::ledger::Stage;
+use super::{Action, BatchId, ConnectionId, Running, State, refuse};
+use crate::ledger::{Place, Stage};
 use crate::queue::Item;
 use crate::stream::{self, Stream};
 
 /// A window holds a few pieces of a stream, or its method would go by fits and starts.
 const PIECES: u64 = 4;
+/// So many rows may wait for callers that take nothing before they count as any: they take room too.
+const MOST_STALLED: u64 = 1 << 16;
 
 impl Running {
     /// Its caller takes nothing: it goes no further.
@@ -204,10 +206,15 @@ impl State {
         now: Time,
         actions: &mut Vec<Action>,
     ) {
-        let unknown: Vec<RequestId> = (streams.iter())
-            .filter(|(id, parts)| !self.attach_stream(to, *id, u64::from(*parts), now, actions))
-            .map(|(id, _)| *id)
-            .collect();
+        let (mut unknown, mut anothers) = (Vec::new(), Vec::new());
+        for &(id, parts) in streams {
+            if self.ledger.get(id).is_some_and(|e| e.is_of_another(Some(to))) {
+                anothers.push(id);
+            } else if !self.attach_stream(to, id, u64::from(parts), now, actions) {
+                unknown.push(id);
+            }
+        }
+        refuse(to, anothers, actions);
         if !unknown.is_empty() {
             let runs = RequestRun::pack(unknown);
             actions.push(Action::Send(to, Frame::HandBack { runs }.into()));
@@ -240,12 +247,33 @@ impl State {
                     running.unwanted -= 1;
                 }
             }
+            // It goes on as soon as it is read.
+            Stage::Finished { place: Place::Disk { .. }, .. } => {
+                self.ledger.want(id);
+                return true;
+            }
             Stage::Finished { .. } => self.ledger.reopen(id),
             Stage::Queued { .. } | Stage::Ended => {}
         }
         self.pump(id, now, actions);
         self.ledger.evict(now);
         true
+    }
+
+    /// The parts of a stream that somebody waits for are back from disk.
+    pub(super) fn reloaded(
+        &mut self,
+        id: RequestId,
+        parts: Vec<Piece>,
+        now: Time,
+        actions: &mut Vec<Action>,
+    ) {
+        if let Some(stream) = self.ledger.get_mut(id).and_then(|e| e.stream.as_deref_mut()) {
+            stream.came_back(parts);
+            self.ledger.reopen(id);
+            self.pump(id, now, actions);
+            self.ledger.evict(now);
+        }
     }
 
     /// Whether a stream must not begin yet: its caller has not taken what others gave.
@@ -262,7 +290,8 @@ impl State {
     }
 
     /// Rows that use nothing of the service, and wait for callers to take what was given: streams that run and are held back, those that
-    /// wait behind as many of these as may run, and those that may not begin. Not of methods that have the service to themselves.
+    /// wait behind as many of these as may run, and those that may not begin. Not of methods that have the service to themselves, and not more
+    /// than [`MOST_STALLED`].
     pub(super) fn stalled(&self) -> u64 {
         let mut stalled = self.parked.len() as u64;
         for (method, spec) in self.methods.iter().enumerate() {
@@ -277,7 +306,11 @@ impl State {
                 stalled += self.queue.rows_of(method);
             }
         }
-        stalled
+        stalled.min(MOST_STALLED)
+    }
+
+    pub(super) fn parked_bytes(&self) -> u64 {
+        self.parked.iter().map(|(_, item)| item.bytes).sum()
     }
 
     /// Puts streams that may begin now back to where they waited.

@@ -8,7 +8,7 @@ use arrow_array::types::UInt64Type;
 use arrow_schema::{DataType, Field, Schema};
 
 use pelton_core::Bytes;
-use pelton_core::declaration::StreamLimits;
+use pelton_core::declaration::{LedgerLimits, StreamLimits};
 use pelton_core::service::Cardinality;
 
 use super::*;
@@ -87,6 +87,26 @@ fn event(state: &State, text: &str) -> (Time, Event) {
         "fail" => Event::Ended { batch: number(2), result: Err(Error::user("no")) },
         "hiccup" => Event::Ended { batch: number(2), result: Err(Error::transient("not now")) },
         "too-large" => Event::Ended { batch: number(2), result: Err(Error::out_of_memory("no room")) },
+        // The disk has, or gives, the block that begins with this result.
+        "written" => {
+            let extent = Extent { offset: 0, length: 2000, checksum: 0 };
+            Event::Written { first: number(2), result: Ok(extent) }
+        }
+        "full" => Event::Written { first: number(2), result: Err(Failed) },
+        "loaded" => {
+            let (from, to) = range(words[3]);
+            let batch = Arc::new(rows(from..to));
+            // Some results, the order of each its key; or one of a stream, with some rows.
+            let piece = |offset: u64, rows| Piece { batch: batch.clone(), offset: offset as usize, rows };
+            let parts = match words.get(4) {
+                Some(_) => {
+                    vec![(number(2), (0..to - from).map(|i| piece(i, 1)).collect())]
+                }
+                None => (from..to).map(|key| (key, vec![piece(key - from, 1)])).collect(),
+            };
+            Event::Loaded { first: number(2), result: Ok(parts) }
+        }
+        "damaged" => Event::Loaded { first: number(2), result: Err(Failed) },
         "drain" => Event::Drain,
         "tick" => Event::Tick,
         other => panic!("no event `{other}`"),
@@ -103,6 +123,12 @@ fn show(action: &Action) -> String {
     match action {
         Action::Close(connection) => format!("close {connection}"),
         Action::Report => "report".into(),
+        Action::Disk(Order::Write(block)) => {
+            let ids: Vec<String> = block.results.iter().map(|(order, _)| order.to_string()).collect();
+            format!("write {} to {}", ids.join(","), block.segment)
+        }
+        Action::Disk(Order::Load(load)) => format!("load {} of {}", load.first, load.segment),
+        Action::Disk(Order::Free(segment)) => format!("free {segment}"),
         Action::Leave => "leave".into(),
         Action::Abort(why) => format!("abort: {}", why.lines().next().unwrap_or_default()),
         Action::Run(batch) => {
@@ -129,6 +155,19 @@ fn show(action: &Action) -> String {
 /// Plays `EVENT => ACTIONS` lines.
 fn check(script: &str) -> State {
     check_with(state(), script)
+}
+
+/// With room for one result of 8 bytes in memory, and a disk for the others.
+fn check_spill(script: &str) -> State {
+    let mut state = state();
+    state.declaration.ledger = LedgerLimits {
+        bytes: Bytes(10),
+        spill: Some("/".into()),
+        age: Duration::from_secs(60),
+        ..state.declaration.ledger
+    };
+    state.ledger = Ledger::new(state.declaration.ledger.clone());
+    check_with(state, script)
 }
 
 fn check_with(mut state: State, script: &str) -> State {
@@ -777,9 +816,345 @@ fn results_that_nobody_acknowledges_expire() {
     assert_eq!((state.ledger.bytes(), state.ledger.evicted(), state.wake_at()), (0, 1, None));
 }
 
+/// Two results, of which one has no room in memory.
+const SPILLED: &str = "0 opened => report
+     0 join 1 a 1
+     0 announce 1 2 => permit 1 2
+     1 request 1 0..2 => run 0: 0,1
+     2 end 0 => results 1 0,1; write 0 to 1\n";
+
+#[test]
+fn a_result_on_its_way_to_disk_is_answered_and_forgotten_as_any() {
+    let state = check_spill(&format!(
+        "{SPILLED}
+         3 left 1
+         4 join 2 a 1 => holds 2 0,1
+         5 attach 2 0..2 => results 2 0; results 2 1
+         6 ack 2 0
+         7 written 0 => free 1
+         8 attach 2 0 => hand-back 2 0
+         9 ack 2 1"
+    ));
+    assert_eq!((state.ledger.bytes(), state.ledger.evicted()), (0, 0));
+    let state = check_spill(&format!("{SPILLED} 3 cancel 1 0\n 4 full 0 => free 1"));
+    assert_eq!((state.ledger.bytes(), state.ledger.evicted()), (8, 0));
+}
+
+#[test]
+fn a_result_on_disk_is_read_back_for_who_presents_its_id() {
+    let state = check_spill(&format!(
+        "{SPILLED}
+         3 written 0
+         4 left 1
+         5 join 2 a 1 => holds 2 0,1
+         6 attach 2 0..2 => results 2 1; load 0 of 1
+         7 attach 2 0
+         8 loaded 0 0 => results 2 0
+         9 announce 2 1 => permit 2 1
+         10 request 2 0 => load 0 of 1
+         11 loaded 0 0 => results 2 0
+         12 ack 2 0..2 => free 1"
+    ));
+    assert_eq!((state.ledger.bytes(), state.ledger.evicted(), state.executed), (0, 0, 2));
+    assert_eq!(state.ledger.meter().loaded, 2);
+}
+
+#[test]
+fn who_waits_for_the_disk_may_leave_come_back_and_lose_interest() {
+    // Another connection takes over while it is read.
+    check_spill(&format!(
+        "{SPILLED}
+         3 written 0
+         4 attach 1 0 => load 0 of 1
+         5 join 2 a 1 => close 1; holds 2 0,1
+         6 attach 2 0
+         7 loaded 0 0 => results 2 0"
+    ));
+    // Nobody does.
+    check_spill(&format!(
+        "{SPILLED}
+         3 written 0
+         4 attach 1 0 => load 0 of 1
+         5 left 1
+         6 loaded 0 0
+         7 join 2 a 1 => holds 2 0,1
+         8 attach 2 0 => load 0 of 1"
+    ));
+    // It is acknowledged or taken back; asked for once more, it runs.
+    for gone in ["ack", "cancel"] {
+        check_spill(&format!(
+            "{SPILLED}
+             3 written 0
+             4 attach 1 0 => load 0 of 1
+             5 {gone} 1 0 => free 1
+             6 announce 1 3 => permit 1 3
+             7 request 1 0 => run 1: 0
+             8 loaded 0 0
+             9 end 1 => results 1 0; write 1 to 2"
+        ));
+    }
+}
+
+#[test]
+fn what_the_disk_does_not_give_back_is_handed_back_and_runs_again() {
+    let state = check_spill(&format!(
+        "{SPILLED}
+         3 written 0
+         4 attach 1 0 => load 0 of 1
+         5 damaged 0 => free 1; hand-back 1 0
+         6 announce 1 3 => permit 1 3
+         7 request 1 0 => run 1: 0
+         8 end 1 => results 1 0; write 1 to 2"
+    ));
+    assert_eq!((state.ledger.evicted(), state.ledger.meter().damaged), (1, 1));
+}
+
+#[test]
+fn what_a_full_disk_does_not_take_is_forgotten() {
+    let state = check_spill(&format!(
+        "{SPILLED}
+         3 full 0 => free 1
+         4 attach 1 0..2 => results 1 1; hand-back 1 0"
+    ));
+    assert_eq!((state.ledger.evicted(), state.ledger.bytes()), (1, 8));
+}
+
+#[test]
+fn a_stream_comes_back_from_disk_as_it_went() {
+    check_spill(
+        "0 opened => report
+         0 join 1 a 1
+         0 announce 1 1 => permit 1 1
+         1 stream 1 0 => run 0: 0
+         2 emit 0 5 => part 1 0
+         3 emit 0 6 => part 1 0
+         4 end 0 => results 1 0; write 0 to 1
+         5 written 0
+         6 attach 1 0 => load 0 of 1
+         7 loaded 0 5..7 stream => part 1 0; part 1 0; results 1 0; free 1; write 1 to 2
+         8 resume 1 0 1 => part 1 0; results 1 0; write 2 to 3
+         9 written 1 => free 2
+         10 written 2
+         11 left 1
+         12 join 2 a 1 => holds 2 0
+         13 resume 2 0 1 => load 2 of 3
+         14 loaded 2 5..7 stream => part 2 0; results 2 0; free 3; write 3 to 4
+         15 ack 2 0
+         16 written 3 => free 4",
+    );
+    // What is not with its caller yet stays in memory; what is not there any more cannot be gone on with.
+    let window = StreamLimits { window: Bytes(1000), total: Bytes(4000), kept: Bytes::kib(64) };
+    let mut state = state();
+    state.declaration.stream = window;
+    state.declaration.ledger = LedgerLimits {
+        bytes: Bytes(10),
+        spill: Some("/".into()),
+        age: Duration::from_secs(60),
+        ..state.declaration.ledger
+    };
+    state.ledger = Ledger::new(state.declaration.ledger.clone());
+    check_with(
+        state,
+        "0 opened => report
+         0 join 1 a 1
+         0 announce 1 1 => permit 1 1
+         1 stream 1 0 => run 0: 0
+         2 emit 0 5 => part 1 0
+         3 emit 0 6 => hold 0
+         4 end 0
+         5 tick
+         6 took 1 0 1 => part 1 0; results 1 0; write 0 to 1
+         7 written 0
+         8 left 1
+         9 join 2 a 1 => holds 2 0
+         10 resume 2 0 0 => load 0 of 1
+         11 join 3 b 1
+         12 resume 3 0 0 => denied 3 0
+         13 loaded 0 5..7 stream => part 2 0; free 1
+         14 attach 3 0 => denied 3 0
+         15 took 2 0 1 => part 2 0; results 2 0; write 1 to 2
+         16 resume 2 0 3 => hand-back 2 0; free 2",
+    );
+}
+
+#[test]
+fn one_that_drains_waits_for_the_disk() {
+    check_spill(&format!(
+        "{SPILLED}
+         3 written 0
+         4 attach 1 0 => load 0 of 1
+         5 drain => draining 1; report
+         6 loaded 0 0 => results 1 0; leave"
+    ));
+}
+
+/// Events in any order, with a disk that is slow, and sometimes does not take or give what it should. At every step each request is
+/// answered, known, or handed back; in the end all are gone, and nothing is left in memory or on disk.
+#[test]
+fn whatever_happens_meanwhile_every_request_is_answered_or_handed_back() {
+    use rand::{RngExt, SeedableRng};
+    for seed in 0..300 {
+        let mut rng = rand::rngs::StdRng::seed_from_u64(seed);
+        let mut state = state();
+        state.declaration.permits.rows = Some(32);
+        state.declaration.ledger.bytes = Bytes(8 * rng.random_range(1..20));
+        state.declaration.ledger.spill = Some("/".into());
+        state.ledger = Ledger::new(state.declaration.ledger.clone());
+        let bad = rng.random_bool(0.5);
+        let (mut ms, mut connection, mut sent, mut announces) = (0, 0, 0, false);
+        let (mut batches, mut writes, mut loads) = (Vec::new(), Vec::new(), Vec::new());
+        let mut disk: BTreeMap<u64, Vec<(u64, Vec<Piece>)>> = BTreeMap::new();
+        // Of those asked for on this connection, whether they were answered or handed back.
+        let mut asked: BTreeMap<u64, bool> = BTreeMap::new();
+        let mut known: Vec<u64> = Vec::new();
+        state.handle(Event::Opened(Ok(())), Time::ZERO);
+        for step in 0..3000 {
+            ms += 1;
+            // In the end, all that is under way comes to its end.
+            let last = step >= 300;
+            if last && batches.is_empty() && writes.is_empty() && loads.is_empty() && state.is_idle() {
+                break;
+            }
+            let received = |connection, frame: Frame| Event::Received { connection, message: frame.into() };
+            let some = |rng: &mut rand::rngs::StdRng, known: &[u64]| known[rng.random_range(0..known.len())];
+            let choice = if last { 10 + step % 3 } else { rng.random_range(0..13) };
+            let event = match choice {
+                _ if std::mem::take(&mut announces) => {
+                    received(connection, Frame::Announce { rows: 1 << 20, like: Demand::default() })
+                }
+                0 => {
+                    connection += 1;
+                    asked.clear();
+                    announces = true;
+                    Event::Joined { connection, client: "a".into(), epoch: 1 }
+                }
+                1 if connection > 0 => Event::Left(connection),
+                2..=4 if connection > 0 => {
+                    let n = rng.random_range(1..8);
+                    let ids = format!("{sent}..{}", sent + n);
+                    asked.extend((sent..sent + n).map(|key| (key, false)));
+                    known.extend(sent..sent + n);
+                    sent += n;
+                    event(&state, &format!("{ms} request {connection} {ids}")).1
+                }
+                5 | 6 if connection > 0 && !known.is_empty() => {
+                    let key = some(&mut rng, &known);
+                    asked.insert(key, false);
+                    received(connection, Frame::Attach { runs: RequestRun::pack([id(key)]) })
+                }
+                7 | 8 if connection > 0 && !known.is_empty() => {
+                    let key = some(&mut rng, &known);
+                    known.retain(|k| *k != key);
+                    asked.remove(&key);
+                    let runs = RequestRun::pack([id(key)]);
+                    received(
+                        connection,
+                        if rng.random_bool(0.5) {
+                            Frame::Acknowledge { runs }
+                        } else {
+                            Frame::Cancel { runs }
+                        },
+                    )
+                }
+                9 | 10 if !batches.is_empty() => {
+                    let batch: u64 = batches.remove(0);
+                    event(&state, &format!("{ms} end {batch}")).1
+                }
+                11 if !writes.is_empty() => {
+                    let block: crate::spill::Block = writes.remove(0);
+                    let full = bad && rng.random_bool(0.2);
+                    let extent = Extent { offset: 0, length: 50, checksum: 0 };
+                    if !full {
+                        disk.insert(block.first, block.results);
+                    }
+                    Event::Written { first: block.first, result: if full { Err(Failed) } else { Ok(extent) } }
+                }
+                12 if !loads.is_empty() => {
+                    let first: u64 = loads.remove(rng.random_range(0..loads.len()));
+                    let damaged = bad && rng.random_bool(0.2);
+                    Event::Loaded {
+                        first,
+                        result: if damaged { Err(Failed) } else { Ok(disk[&first].clone()) },
+                    }
+                }
+                _ => Event::Tick,
+            };
+            for action in state.handle(event, Time::from_origin(Duration::from_millis(ms))) {
+                match action {
+                    Action::Run(batch) => batches.push(batch.id),
+                    Action::Disk(Order::Write(block)) => writes.push(block),
+                    Action::Disk(Order::Load(load)) => loads.push(load.first),
+                    Action::Send(to, message) if to == connection => {
+                        let runs: Vec<RequestRun> = match &message.frame {
+                            Frame::Results { entries, .. } => entries.iter().map(|e| e.run).collect(),
+                            // For want of a permit.
+                            Frame::HandBack { runs } | Frame::Failure { runs, .. } => runs.clone(),
+                            _ => continue,
+                        };
+                        let ids: Vec<u64> = runs.iter().flat_map(|r| r.ids()).map(|id| id.sequence).collect();
+                        if let (Frame::Results { .. }, Some(rows)) = (&message.frame, &message.rows) {
+                            let keys = rows.column(0).as_primitive::<UInt64Type>().values().to_vec();
+                            assert_eq!(keys, ids, "seed {seed}, step {step}");
+                        }
+                        for key in ids {
+                            asked.entry(key).and_modify(|answered| *answered = true);
+                        }
+                    }
+                    _ => {}
+                }
+            }
+        }
+        // A last one asks for all that there is.
+        assert!(batches.is_empty() && writes.is_empty() && loads.is_empty(), "seed {seed}");
+        let open: Vec<u64> = asked
+            .iter()
+            .filter(|(key, answered)| !**answered && known.contains(key))
+            .map(|(key, _)| *key)
+            .collect();
+        let attached = state.connections.contains_key(&connection);
+        assert!(!attached || open.is_empty(), "seed {seed}: {open:?} of {asked:?}");
+        if !bad {
+            assert_eq!(state.ledger.evicted(), 0, "seed {seed}");
+        }
+        state.ledger.acknowledge(connection, &RequestRun::pack((0..sent).map(id)));
+        let meter = state.ledger.meter();
+        assert_eq!((state.ledger.bytes(), meter.on_disk, meter.disk_bytes), (0, 0, 0), "seed {seed}");
+    }
+}
+
 #[test]
 fn a_row_counts_for_its_own_bytes() {
     // As a received batch: all columns share one buffer.
     let wide = rows(0..1000);
     assert_eq!(body::bytes(&wide.slice(10, 2)), 16);
+}
+
+#[test]
+fn a_caller_has_no_say_in_what_another_one_waits_for() {
+    let state = check(
+        "0 opened => report
+         0 join 1 a 1
+         0 join 2 b 1
+         0 announce 1 4 => permit 1 4
+         1 request 1 0..4 => run 0: 0,1
+         2 cancel 2 0..4
+         3 attach 2 0..3 => denied 2 0,1,2
+         4 end 0 => results 1 0,1; run 1: 2,3
+         5 ack 2 0..2
+         6 end 1 => results 1 2,3",
+    );
+    assert_eq!(state.ledger.bytes(), 32, "what the other one acknowledges stays");
+}
+
+#[test]
+fn no_more_is_given_back_than_was_permitted() {
+    check(
+        "0 opened => report
+         0 join 1 a 1
+         0 announce 1 2 => permit 1 2
+         1 return 1 18446744073709551615
+         2 announce 1 4 => permit 1 4
+         3 return 1 0
+         4 request 1 0..2 => run 0: 0,1",
+    );
 }

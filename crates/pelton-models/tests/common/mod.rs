@@ -35,6 +35,7 @@ pub(crate) fn context(cpu: f64, options: serde_json::Value) -> Context {
         clock: Arc::new(Still),
         seed: 0,
         gauge: Default::default(),
+        counters: Default::default(),
         crash: Arc::new(|why| panic!("{why}")),
     }
 }

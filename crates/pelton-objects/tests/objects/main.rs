@@ -1,8 +1,10 @@
 //! The sink against folders and a real S3-compatible server.
 
 mod jobs;
+mod reading;
 mod server;
 mod sink;
+mod web;
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
@@ -75,6 +77,17 @@ impl World {
             host: Host::new(1, 1).unwrap(),
             _folder: Some(dir),
         }
+    }
+
+    /// Puts an object there by another way than the product's. Gives the id of its version, where the bucket keeps versions.
+    pub(crate) fn put(&self, name: &str, content: &[u8]) -> Option<String> {
+        let path = Path::parse(format!("{}/{name}", self.folder)).unwrap();
+        self.host.block_on(self.store.put(&path, content.to_vec().into())).unwrap().version
+    }
+
+    pub(crate) fn remove(&self, name: &str) {
+        let path = Path::parse(format!("{}/{name}", self.folder)).unwrap();
+        self.host.block_on(self.store.delete(&path)).unwrap();
     }
 
     /// A prefix of the server's bucket.

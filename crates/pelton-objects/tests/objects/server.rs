@@ -60,9 +60,15 @@ impl Server {
 
     /// One request without a body; the answer with its head.
     pub(crate) fn ask(&self, request: &str) -> String {
+        self.send(request, b"")
+    }
+
+    /// One request; the answer with its head.
+    pub(crate) fn send(&self, request: &str, body: &[u8]) -> String {
         let mut stream = TcpStream::connect((Ipv4Addr::LOCALHOST, self.port)).unwrap();
-        let head = "Host: localhost\r\nContent-Length: 0\r\nConnection: close\r\n\r\n";
+        let head = format!("Host: localhost\r\nContent-Length: {}\r\nConnection: close\r\n\r\n", body.len());
         stream.write_all(format!("{request} HTTP/1.1\r\n{head}").as_bytes()).unwrap();
+        stream.write_all(body).unwrap();
         let mut answer = String::new();
         stream.read_to_string(&mut answer).unwrap();
         answer

@@ -1,6 +1,6 @@
 //! What was done to a run and what came of it: the excuses that its checks may accept, and the numbers for people.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Mutex, MutexGuard};
 
 use pelton_core::Time;
@@ -20,6 +20,10 @@ struct Inner {
     away: Vec<(Pid, Time, Time)>,
     /// What a process's ledger had to forget, as far as anybody saw.
     evicted: BTreeMap<Pid, u64>,
+    /// Instances that put results on disk.
+    spilled: BTreeSet<Pid>,
+    /// Instances whose disk was full or failed.
+    bad_disks: BTreeSet<Pid>,
     /// When the job went back to an earlier checkpoint.
     rewinds: Vec<Time>,
     necessary: u64,
@@ -65,6 +69,21 @@ impl Facts {
 
     pub(crate) fn evicted_by(&self, pid: Pid) -> u64 {
         self.lock().evicted.get(&pid).copied().unwrap_or_default()
+    }
+
+    pub(crate) fn spilled(&self, pid: Pid) {
+        let mut inner = self.lock();
+        if inner.spilled.insert(pid) {
+            *inner.counts.entry("ledgers that spilled").or_default() += 1;
+        }
+    }
+
+    pub(crate) fn bad_disk(&self, pid: Pid) {
+        self.lock().bad_disks.insert(pid);
+    }
+
+    pub(crate) fn had_bad_disk(&self, pid: Pid) -> bool {
+        self.lock().bad_disks.contains(&pid)
     }
 
     pub(crate) fn executed(&self, necessary: u64, beyond: BTreeMap<&'static str, u64>) {

@@ -20,9 +20,10 @@ use pelton_policy::restart::{Restarts, Strategy};
 use rand::RngExt;
 use tokio::sync::watch;
 
+use crate::chaos::disk::Disk;
 use crate::chaos::facts::Facts;
 use crate::chaos::laws::{Register, Registered};
-use crate::chaos::storage::ASKED_FOR;
+use crate::chaos::storage::{ASKED_FOR, FAILED, FULL};
 use crate::faults::process::Machine;
 use crate::faults::world::Pid;
 
@@ -38,6 +39,7 @@ pub(crate) struct Hosts {
     pub(crate) strategy: Strategy,
     /// How late its disk is, at most.
     pub(crate) late: Duration,
+    pub(crate) disk: Disk,
     view: Arc<Mutex<View>>,
     /// By job.
     epochs: Arc<Mutex<BTreeMap<String, u64>>>,
@@ -89,6 +91,7 @@ impl Hosts {
         services: Vec<Declaration>,
         methods: Vec<MethodSpec>,
         folder: &Path,
+        disk: Disk,
     ) -> Self {
         Hosts {
             machine: machine.clone(),
@@ -99,6 +102,7 @@ impl Hosts {
             folder: folder.to_owned(),
             strategy: Strategy::default(),
             late: Duration::ZERO,
+            disk,
             view: Arc::default(),
             epochs: Arc::default(),
         }
@@ -193,11 +197,12 @@ impl Hosts {
             lineage: "one".into(),
             services: self.services.to_vec(),
         };
-        let env = self.machine.env(pid, "control");
+        // Where ledgers spill it looks at the real folder; what they write is on simulated disks.
+        let env = Env { storage: Arc::new(pelton_env::real::Disk), ..self.machine.env(pid, "control") };
         let survey = Survey::make(&env, &settings).await?;
         let control = Control::start(&env, settings, survey)?;
         self.epoch_grows(&control);
-        let env = self.machine.env_with(pid, "host", self.late);
+        let env = Env { storage: self.disk.storage(), ..self.machine.env_with(pid, "host", self.late) };
         let clients = self.services.iter().map(|declaration| {
             let settings = pelton_client::Settings {
                 declaration: declaration.clone(),
@@ -313,31 +318,7 @@ fn passes(error: &Error) -> bool {
 fn is_expected(error: &Error) -> bool {
     match error.kind() {
         Kind::Connect | Kind::Reset | Kind::NoProgress => true,
-        // A folder lies where a file is to be made: see `bad_disk`.
-        Kind::Storage => error.message().contains(ASKED_FOR) || error.message().contains("Is a directory"),
+        Kind::Storage => [ASKED_FOR, FULL, FAILED].iter().any(|why| error.message().contains(why)),
         _ => false,
     }
-}
-
-/// Has the next checkpoint's file fail to be made, at the first or the second of the two. Says whether there is a place for that.
-pub(crate) fn bad_disk(state: &Path, first: bool) -> bool {
-    let numbers = |prefix: &str| -> Option<u64> {
-        let names =
-            std::fs::read_dir(state).ok()?.flatten().map(|e| e.file_name().to_string_lossy().into_owned());
-        names.filter_map(|name| name.strip_prefix(prefix)?.parse().ok()).max()
-    };
-    let Some(generation) = numbers("generation-") else { return false };
-    let next = numbers("checkpoint-").unwrap_or(0) + 1;
-    let file = if first { "rows" } else { "manifest.json" };
-    std::fs::create_dir_all(state.join(format!("checkpoint-{next:06}/g{generation}-{file}"))).is_ok()
-}
-
-/// The complete checkpoints there are, rising.
-pub(crate) fn checkpoints(state: &Path) -> Vec<u64> {
-    let Ok(entries) = std::fs::read_dir(state) else { return Vec::new() };
-    let complete = entries.flatten().map(|e| e.path()).filter(|path| path.join("manifest.json").exists());
-    let number = |path: PathBuf| path.file_name()?.to_str()?.strip_prefix("checkpoint-")?.parse().ok();
-    let mut numbers: Vec<u64> = complete.filter_map(number).collect();
-    numbers.sort_unstable();
-    numbers
 }

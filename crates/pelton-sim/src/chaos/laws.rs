@@ -121,6 +121,8 @@ impl Caller for Registered {
 pub(crate) struct Terms {
     /// They forget results before they are acknowledged.
     pub(crate) small_ledger: bool,
+    /// They put on disk what such a ledger has no room for.
+    pub(crate) spills: bool,
     /// An attempt that takes longer is given up, and another made.
     pub(crate) attempt: Option<Duration>,
 }
@@ -194,5 +196,6 @@ fn excuse(
     }
     // Nobody may have seen it if the instance is gone.
     let seen = facts.evicted_by(first.pid) > 0 || !machine.is_running(first.pid);
-    (terms.small_ledger && seen).then_some("evicted")
+    let may_forget = !terms.spills || facts.had_bad_disk(first.pid);
+    (terms.small_ledger && may_forget && seen).then_some("evicted")
 }

@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::fmt::Write;
+use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -13,11 +14,13 @@ use pelton_dataflow::job::{End, Options};
 use pelton_dataflow::operator::Map;
 use pelton_dataflow::plan::{Call, OnError, Order, Plan};
 use pelton_dataflow::topology::Topology;
+use pelton_env::simulated::{EIO, Fault};
 use pelton_policy::restart::Strategy;
 use pelton_wire::{Frame, Role, Status};
 
+use crate::chaos::disk::Disk;
 use crate::chaos::facts::Facts;
-use crate::chaos::host::{self, Hosts, Life, Outcome, bad_disk};
+use crate::chaos::host::{Hosts, Life, Outcome};
 use crate::chaos::laws::{Register, Terms, nothing_ran_twice};
 use crate::chaos::service::{self, Manner, STEP, is_poison};
 use crate::chaos::storage::{self, BadCommit, Mischief, Numbers, Shelf, numbers_schema};
@@ -29,6 +32,8 @@ use crate::faults::world::{HOST, Pid, World};
 
 /// Virtual time in which a job ends once nothing goes wrong any more.
 const PATIENCE: Duration = Duration::from_secs(300);
+/// What the results of batches that end at the same time take at most.
+const WRITTEN_AT_ONCE: u64 = 4 << 10;
 /// Most subtasks of one node.
 const PARALLEL: u32 = 3;
 
@@ -73,7 +78,8 @@ pub(crate) struct Ground {
     design: Design,
     shelf: Shelf,
     failures: Shelf,
-    folder: Arc<tempfile::TempDir>,
+    /// Goes with the run.
+    _folder: Arc<tempfile::TempDir>,
 }
 
 fn ms(least: u64, most: u64, world: &World) -> Duration {
@@ -90,6 +96,7 @@ fn design(world: &World, mischief: &Mischief) -> Design {
     let calls = 1 + u64::from(world.chance(0.4));
     let stream = calls == 1 && world.chance(0.25);
     let attempt = world.chance(0.1).then(|| ms(20, 200, world));
+    let terms = |small_ledger| Terms { small_ledger, spills: small_ledger && world.chance(0.5), attempt };
     Design {
         numbers,
         order: [(); 2].map(|()| one_of(world, &[Order::Ordered, Order::Unordered])),
@@ -98,7 +105,7 @@ fn design(world: &World, mischief: &Mischief) -> Design {
         apart: world.chance(0.5),
         between: world.chance(0.5),
         poison: !stream && world.chance(0.2),
-        terms: Terms { small_ledger: world.chance(0.15), attempt },
+        terms: terms(world.chance(0.15)),
         priority: one_of(world, &[Priority::Interactive, Priority::Normal, Priority::Bulk]),
         keyed: world.chance(0.15),
         affine: world.chance(0.15),
@@ -110,7 +117,7 @@ fn design(world: &World, mischief: &Mischief) -> Design {
     }
 }
 
-fn declaration(world: &World, name: &str, design: &Design) -> Declaration {
+fn declaration(world: &World, name: &str, design: &Design, folder: &Path) -> Declaration {
     let mut d =
         Declaration::new(name).instances(1 + world.below(3) as u32).max_rows(1 + world.below(8) as u32);
     d.batch.linger = Duration::from_micros(world.below(3) * 700);
@@ -123,6 +130,11 @@ fn declaration(world: &World, name: &str, design: &Design) -> Declaration {
     d.stall = Some(ms(200, 2_000, world));
     if design.terms.small_ledger {
         d.ledger.bytes = Bytes(500 + world.below(2_000));
+    }
+    if design.terms.spills {
+        d.ledger.bytes = Bytes(d.ledger.bytes.get() / 4);
+        d.ledger.spill = Some(folder.to_owned());
+    } else if design.terms.small_ledger {
         d.ledger.age = if world.chance(0.5) { ms(20, 400, world) } else { d.ledger.age };
     }
     if world.chance(0.3) {
@@ -155,17 +167,18 @@ impl Ground {
             })
         };
         let machine = Machine::new(world.clone(), net.clone(), trace.clone(), program);
-        // In memory where that is possible: each checkpoint waits for the disk.
+        // For what control notes.
         let folder = tempfile::Builder::new();
         let folder = { folder }.prefix("pc").tempdir_in("/dev/shm").or_else(|_| tempfile::tempdir_in("/tmp"));
         let folder = Arc::new(folder.map_err(|e| e.to_string())?);
-        let mut services = vec![declaration(&world, "s", &design)];
+        let mut services = vec![declaration(&world, "s", &design, folder.path())];
         if design.calls == 2 && design.apart {
-            services.push(declaration(&world, "t", &design));
+            services.push(declaration(&world, "t", &design, folder.path()));
         }
         let register = Register::new(&world);
         let methods = service::specs(manner.concurrency);
-        let mut hosts = Hosts::new(&machine, &facts, &register, services, methods, folder.path());
+        let disk = Disk::new(world.random());
+        let mut hosts = Hosts::new(&machine, &facts, &register, services, methods, folder.path(), disk);
         hosts.strategy = Strategy {
             restarts: 1 + world.below(5) as u32,
             window: Duration::from_secs(60),
@@ -193,7 +206,7 @@ impl Ground {
             design,
             shelf,
             failures,
-            folder,
+            _folder: folder,
         })
     }
 
@@ -249,8 +262,15 @@ impl Ground {
     fn options(&self) -> Options {
         let Design { interval, timeout, stop_grace, edge_bytes, pending_bytes, .. } = self.design;
         let pause = Duration::from_millis(1);
-        let state = self.folder.path().join("state");
-        Options { interval, timeout, stop_grace, edge_bytes, pending_bytes, pause, ..Options::new(state) }
+        Options {
+            interval,
+            timeout,
+            stop_grace,
+            edge_bytes,
+            pending_bytes,
+            pause,
+            ..Options::new(Disk::state())
+        }
     }
 
     fn start(&self) -> Result<Life, String> {
@@ -265,7 +285,7 @@ impl Ground {
     /// Starts a host that goes back to the oldest checkpoint there is, if there are two.
     fn start_back(&self) -> Result<Life, String> {
         let mut options = self.options();
-        let complete = host::checkpoints(&options.state);
+        let complete = self.hosts.disk.checkpoints();
         let [first, .., _] = complete[..] else { return self.start() };
         self.trace.add(self.world.now(), format_args!("trouble: back to checkpoint {first}"));
         self.facts.count("rewinds");
@@ -301,8 +321,15 @@ impl Ground {
             for (pid, status) in statuses.unwrap_or_default() {
                 self.facts.evicted(pid, status.evicted);
                 let running = self.machine.running();
-                let limit = running.iter().find(|(p, _)| *p == pid).map(|(_, b)| b.declaration.ledger.bytes);
-                if limit.is_some_and(|limit| status.ledger_bytes > limit.get()) {
+                // What is being written is in memory beside it.
+                let most = |d: &Declaration| {
+                    d.ledger.bytes.get() + if d.ledger.spill.is_some() { WRITTEN_AT_ONCE } else { 0 }
+                };
+                let most = running.iter().find(|(p, _)| *p == pid).map(|(_, b)| most(&b.declaration));
+                if status.meter.ledger.spilled > 0 {
+                    self.facts.spilled(pid);
+                }
+                if most.is_some_and(|most| status.ledger_bytes > most) {
                     self.world.fail(format!("the ledger of process {pid} is over its limit: {status:?}"));
                 }
             }
@@ -399,6 +426,8 @@ impl Ground {
                 self.hosts.kill();
                 if world.chance(0.2) {
                     // Its machine was switched off.
+                    self.hosts.disk.cut_power();
+                    self.facts.count("power cuts");
                     self.machine.running().iter().for_each(|(pid, _)| self.machine.kill(*pid));
                 }
                 "kills"
@@ -413,7 +442,20 @@ impl Ground {
                 self.mischief.lock().commits.push_back(bad);
                 "kills while committing"
             }
-            (12, _) if bad_disk(&self.folder.path().join("state"), world.chance(0.5)) => "bad disks",
+            (12, _) if world.chance(0.5) => {
+                self.hosts.disk.fail(world.below(60));
+                "bad disks"
+            }
+            (12, _) => {
+                self.hosts.disk.fill(world.below(60));
+                let (disk, world) = (self.hosts.disk.clone(), self.world.clone());
+                let room = async move {
+                    world.sleep(ms(0, 1_000, &world)).await;
+                    disk.mend();
+                };
+                self.world.spawn(HOST, Box::pin(room));
+                "full disks"
+            }
             (13, _) => {
                 let day = 24 * 3_600_000;
                 world.jump(world.below(2 * day) as i64 - day as i64);
@@ -447,6 +489,17 @@ impl Ground {
             (20, _) => {
                 self.mischief.lock().sticks += 1;
                 "stuck batches"
+            }
+            (21, Some(pid)) if self.design.terms.spills => {
+                let Some(disk) = self.machine.disk(pid) else { return Ok(()) };
+                self.facts.bad_disk(pid);
+                match world.below(4) {
+                    0 => disk.fill(Path::new("/"), world.below(10)),
+                    1 => disk.arm(world.below(10), Fault::Fails(EIO)),
+                    2 => disk.garble(1 + world.below(5)),
+                    _ => disk.mend(),
+                }
+                "bad disks of ledgers"
             }
             _ => return Ok(()),
         };
@@ -558,6 +611,7 @@ pub(crate) async fn play(ground: Ground) -> Result<(), String> {
         ground.trouble(&mut life).await?;
     }
     ground.mischief.clear();
+    ground.hosts.disk.mend();
     ground.finish(&mut life).await?;
     ground.laws()?;
     // What could not be told to leave leaves by itself.

@@ -16,6 +16,9 @@ use crate::faults::world::World;
 
 /// What errors that were asked for say.
 pub(crate) const ASKED_FOR: &str = "it was told to fail";
+/// What errors of the disk say that was made to be full, or to fail.
+pub(crate) const FULL: &str = "os error 28";
+pub(crate) const FAILED: &str = "os error 5";
 
 /// Rows of one split are numbered from a multiple of this.
 pub(crate) const SPLIT: u64 = 1_000_000;

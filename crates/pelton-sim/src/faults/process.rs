@@ -8,6 +8,7 @@ use std::time::Duration;
 
 use pelton_core::BoxFuture;
 use pelton_core::service::Definition;
+use pelton_env::storage::make_folders;
 use pelton_env::{Entropy, Env, Exit, Place, Process, ProcessSpec, Processes, Task, Tasks};
 use pelton_wire::Bootstrap;
 use tokio::sync::watch;
@@ -46,6 +47,8 @@ struct Inner {
     /// Processes that are no instances.
     hosts: BTreeMap<Pid, watch::Sender<bool>>,
     begun_hosts: Pid,
+    /// The disks of instances.
+    disks: BTreeMap<Pid, pelton_env::simulated::Machine>,
 }
 
 /// The first number of processes that are no instances.
@@ -69,13 +72,17 @@ impl Machine {
     /// The same; what runs on a thread of its own is up to this late, as if its disk were slow.
     pub fn env_with(&self, pid: Pid, name: &str, late: Duration) -> Env {
         let machine = self.clone();
+        let disk = pelton_env::simulated::Machine::new(0);
+        if self.is_instance(pid) {
+            self.lock().disks.insert(pid, disk.clone());
+        }
         Env {
             clock: Arc::new(self.world.clone()),
             network: self.net.of(pid, name),
             processes: Arc::new(self.clone()),
             tasks: Arc::new(TasksOf { world: self.world.clone(), pid, late }),
             entropy: Arc::new(Seeded(self.world.clone())),
-            storage: pelton_env::simulated::Machine::new(0).process(),
+            storage: disk.process(),
             crash: Arc::new(move |why| machine.end(pid, false, &format!("crashed: {why}"))),
         }
     }
@@ -108,6 +115,11 @@ impl Machine {
         self.lock().hosts.contains_key(&pid)
     }
 
+    /// What an instance has for a disk.
+    pub fn disk(&self, pid: Pid) -> Option<pelton_env::simulated::Machine> {
+        self.lock().disks.get(&pid).cloned()
+    }
+
     /// The instances that run, by process.
     pub fn running(&self) -> Vec<(Pid, Bootstrap)> {
         self.lock().running.iter().map(|(pid, r)| (*pid, r.bootstrap.clone())).collect()
@@ -138,6 +150,7 @@ impl Machine {
             let mut inner = self.lock();
             let Some(running) = inner.running.remove(&pid) else { return };
             inner.ended.push((pid, now));
+            inner.disks.remove(&pid);
             running
         };
         self.trace.add(now, format_args!("process {pid} ({}) ends: {how}", running.bootstrap.instance));
@@ -177,6 +190,9 @@ impl Processes for Machine {
         self.trace.add(self.world.now(), format_args!("process {pid} starts: {}", spec.name));
         let machine = self.clone();
         let env = self.env(pid, &started.bootstrap.instance.to_string());
+        if let Some(folder) = &started.bootstrap.declaration.ledger.spill {
+            make_folders(&*env.storage, folder).map_err(io::Error::other)?;
+        }
         let begins = self.world.between(Duration::from_millis(1), Duration::from_millis(20));
         let main = async move {
             machine.world.sleep(begins).await;

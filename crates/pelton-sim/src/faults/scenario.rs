@@ -1,11 +1,13 @@
 //! The scenarios: what is set up, what goes wrong, and what has to hold in the end.
 
+use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
 use pelton_client::Client;
 use pelton_core::call::{Acknowledge, Caller, Priority};
 use pelton_core::{BoxFuture, Bytes, Declaration, Kind, RequestId};
+use pelton_env::simulated::{EIO, Fault};
 use pelton_wire::Frame;
 
 use crate::faults::network::{Cut, Weather};
@@ -54,6 +56,8 @@ scenarios! {
     restart, |_, _| {}, "the whole host is started again: instances, what they run and what they know go on";
     partition, |_, _| {}, "an instance is cut off until its requests are given up";
     small_ledger, |_, s| s.declaration.ledger.bytes = Bytes::kib(1), "the ledger is too small for what is not acknowledged";
+    spill, spilling, "the ledger is as small, and goes on on disk: nothing is forgotten, and nothing runs twice";
+    bad_spill, spilling, "its disk is full, fails, or gives something else back: requests run again, and are answered";
     stopping, |_, s| s.declaration = s.declaration.clone().option("open", "3s"), "control is stopped at any time";
     chaos, chaotic, "all of it";
     slow_streams, narrow, "a caller takes its streams slowly: they run ahead by their bounds, and nothing else waits";
@@ -104,6 +108,14 @@ fn failing(world: &World, setup: &mut Setup) {
         .clone()
         .option("failure_rate", world.share() * 0.5)
         .option("poison_rate", world.share() * 0.1);
+}
+
+fn spilling(world: &World, setup: &mut Setup) {
+    setup.declaration.ledger.bytes = Bytes(40 + world.below(200));
+    setup.declaration.ledger.spill = Some("/".into());
+    if world.chance(0.3) {
+        setup.declaration.ledger.spill_bytes = Bytes::kib(256);
+    }
 }
 
 fn bad_starts(world: &World, setup: &mut Setup) {
@@ -536,6 +548,73 @@ async fn small_ledger(stage: Stage) -> Result<(), String> {
     stage.all_idle(false).await?;
     client.acknowledge(&ids);
     stage.all_idle(true).await?;
+    stop(&stage).await
+}
+
+/// Clients that come and go, and ask for the same again; the last of them has answers to all.
+async fn ask_again(stage: &Stage, between: impl Fn(&Stage, &Client, &[RequestId])) -> Result<(), String> {
+    stage.some_ready(1).await?;
+    let order = Order { acknowledge: Acknowledge::Explicit, ..Order::default() };
+    let n = 40 + stage.world.below(120);
+    let last = 2 + stage.world.below(3);
+    for epoch in 1..last {
+        let client = stage.client("a", epoch);
+        let ids = stage.submit(&client, order, 0..n);
+        for _ in 0..stage.world.below(4) {
+            stage.sleep_ms(0, 120).await;
+            between(stage, &client, &ids);
+            if stage.world.chance(0.3) {
+                cut_some(stage);
+            }
+        }
+        stage.book.turn_over();
+    }
+    let client = stage.client("a", last);
+    let ids = stage.submit(&client, order, 0..n);
+    for _ in 0..stage.world.below(3) {
+        stage.sleep_ms(0, 40).await;
+        between(stage, &client, &[]);
+        cut_some(stage);
+    }
+    stage.all_ended(PATIENCE).await?;
+    stage.book.only(&[Kind::Reset])?;
+    stage.all_idle(false).await?;
+    client.acknowledge(&ids);
+    stage.all_idle(true).await
+}
+
+async fn spill(stage: Stage) -> Result<(), String> {
+    ask_again(&stage, |_, _, _| {}).await?;
+    ran_once(&stage)?;
+    let meters = stage.statuses().await.into_iter().map(|(_, status)| status.meter.ledger);
+    let mut all = pelton_core::meter::LedgerMeter::default();
+    meters.for_each(|meter| all.merge(&meter));
+    if all.spilled == 0 || all.evicted > 0 || all.on_disk > 0 || all.disk_bytes > 0 {
+        return Err(format!("results were not spilled, were forgotten, or are left on disk: {all:?}"));
+    }
+    let left =
+        stage.machine.running().into_iter().filter_map(|(pid, _)| Some((pid, stage.machine.disk(pid)?)));
+    if let Some((pid, disk)) = { left }.find(|(_, disk)| disk.scratch() != (0, 0)) {
+        return Err(format!("process {pid} has files left: {:?}", disk.scratch()));
+    }
+    stop(&stage).await
+}
+
+async fn bad_spill(stage: Stage) -> Result<(), String> {
+    let spoil = |stage: &Stage, client: &Client, ids: &[RequestId]| {
+        if stage.world.chance(0.2) {
+            client.cancel(&ids[ids.len() / 2..]);
+        }
+        let Some(disk) = some_pid(stage).and_then(|pid| stage.machine.disk(pid)) else { return };
+        match stage.world.below(5) {
+            0 => disk.fill(Path::new("/"), stage.world.below(20)),
+            1 => disk.arm(stage.world.below(20), Fault::Fails(EIO)),
+            2 => disk.garble(1 + stage.world.below(3)),
+            3 => disk.mend(),
+            _ => {}
+        }
+    };
+    ask_again(&stage, spoil).await?;
     stop(&stage).await
 }
 

@@ -339,7 +339,7 @@ impl World<'_> {
                     self.instances[instance].host.die(now, &mut effects);
                     effects.retain(|effect| *effect != Effect::OutOfMemory);
                 }
-                server::Action::Report | server::Action::Leave => {}
+                server::Action::Report | server::Action::Leave | server::Action::Disk(_) => {}
             }
         }
         if self.instances[instance].is_over_memory() {
