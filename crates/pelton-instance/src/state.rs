@@ -475,6 +475,7 @@ impl State {
                 self.pump(request, now, &mut Vec::new());
             }
         }
+        self.ledger.evict(now);
         self.unpark();
     }
 

@@ -222,7 +222,7 @@ fn check_with(declaration: &Declaration, script: &str) -> State {
     let mut state = State::new(declaration, methods().into(), StdRng::seed_from_u64(1), Time::ZERO);
     let receiver: Arc<dyn Receiver> = Arc::new(Nobody);
     let (mut told, mut expected) = (Vec::new(), Vec::new());
-    let method = u16::from(script.contains(" stream "));
+    let method = u16::from(script.contains(" stream ") || script.contains(" paced "));
     for line in script.lines().map(str::trim).filter(|l| !l.is_empty()) {
         let (text, actions) = line.split_once("=>").unwrap_or((line, ""));
         let (now, event) = event(text.trim(), method, &receiver);

@@ -195,6 +195,7 @@ impl State {
                 self.pump(id, now, actions);
             }
         }
+        self.ledger.evict(now);
         self.unpark();
     }
 

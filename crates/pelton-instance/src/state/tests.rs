@@ -932,15 +932,15 @@ fn a_stream_comes_back_from_disk_as_it_went() {
          5 written 0
          6 attach 1 0 => load 0 of 1
          7 loaded 0 5..7 stream => part 1 0; part 1 0; results 1 0; free 1; write 1 to 2
-         8 resume 1 0 1 => part 1 0; results 1 0; write 2 to 3
-         9 written 1 => free 2
+         8 resume 1 0 1 => part 1 0; results 1 0; write 2 to 2
+         9 written 1
          10 written 2
          11 left 1
          12 join 2 a 1 => holds 2 0
-         13 resume 2 0 1 => load 2 of 3
-         14 loaded 2 5..7 stream => part 2 0; results 2 0; free 3; write 3 to 4
+         13 resume 2 0 1 => load 2 of 2
+         14 loaded 2 5..7 stream => part 2 0; results 2 0; free 2; write 3 to 3
          15 ack 2 0
-         16 written 3 => free 4",
+         16 written 3 => free 3",
     );
     // What is not with its caller yet stays in memory; what is not there any more cannot be gone on with.
     let window = StreamLimits { window: Bytes(1000), total: Bytes(4000), kept: Bytes::kib(64) };
@@ -959,8 +959,8 @@ fn a_stream_comes_back_from_disk_as_it_went() {
          0 join 1 a 1
          0 announce 1 1 => permit 1 1
          1 stream 1 0 => run 0: 0
-         2 emit 0 5 => part 1 0
-         3 emit 0 6 => hold 0
+         2 emit 0 5 => part 1 0; hold 0
+         3 emit 0 6
          4 end 0
          5 tick
          6 took 1 0 1 => part 1 0; results 1 0; write 0 to 1
@@ -973,7 +973,7 @@ fn a_stream_comes_back_from_disk_as_it_went() {
          13 loaded 0 5..7 stream => part 2 0; free 1
          14 attach 3 0 => denied 3 0
          15 took 2 0 1 => part 2 0; results 2 0; write 1 to 2
-         16 resume 2 0 3 => hand-back 2 0; free 2",
+         16 resume 2 0 3 => hand-back 2 0",
     );
 }
 
