@@ -46,6 +46,8 @@ impl State {
         if let Some((to, method, parts)) = together {
             self.send_parts(to, method, &parts, true, actions);
         }
+        // Not before: what is delivered must still be there. Streams are in memory again.
+        self.ledger.evict(now);
     }
 
     /// What the ledger wants of the disk, and what it had to forget although somebody waits for it.

@@ -273,7 +273,6 @@ impl State {
             stream.came_back(parts);
             self.ledger.reopen(id);
             self.pump(id, now, actions);
-            self.ledger.evict(now);
         }
     }
 

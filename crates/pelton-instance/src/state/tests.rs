@@ -1000,6 +1000,9 @@ fn whatever_happens_meanwhile_every_request_is_answered_or_handed_back() {
         state.declaration.ledger.bytes = Bytes(8 * rng.random_range(1..20));
         state.declaration.ledger.spill = Some("/".into());
         state.ledger = Ledger::new(state.declaration.ledger.clone());
+        let window = if rng.random_bool(0.5) { Bytes(1000) } else { Bytes::mib(1) };
+        let kept = Bytes::kib(1 << rng.random_range(0..8));
+        state.declaration.stream = StreamLimits { window, total: Bytes(4 * window.get()), kept };
         let bad = rng.random_bool(0.5);
         let (mut ms, mut connection, mut sent, mut announces) = (0, 0, 0, false);
         let (mut batches, mut writes, mut loads) = (Vec::new(), Vec::new(), Vec::new());
@@ -1012,12 +1015,13 @@ fn whatever_happens_meanwhile_every_request_is_answered_or_handed_back() {
             ms += 1;
             // In the end, all that is under way comes to its end.
             let last = step >= 300;
-            if last && batches.is_empty() && writes.is_empty() && loads.is_empty() && state.is_idle() {
+            let under_way = !batches.is_empty() || !writes.is_empty() || !loads.is_empty();
+            if last && !under_way && state.is_idle() && !state.ledger.has_unsent() {
                 break;
             }
             let received = |connection, frame: Frame| Event::Received { connection, message: frame.into() };
             let some = |rng: &mut rand::rngs::StdRng, known: &[u64]| known[rng.random_range(0..known.len())];
-            let choice = if last { 10 + step % 3 } else { rng.random_range(0..13) };
+            let choice = if last { 10 + step % 4 } else { rng.random_range(0..14) };
             let event = match choice {
                 _ if std::mem::take(&mut announces) => {
                     received(connection, Frame::Announce { rows: 1 << 20, like: Demand::default() })
@@ -1035,12 +1039,18 @@ fn whatever_happens_meanwhile_every_request_is_answered_or_handed_back() {
                     asked.extend((sent..sent + n).map(|key| (key, false)));
                     known.extend(sent..sent + n);
                     sent += n;
-                    event(&state, &format!("{ms} request {connection} {ids}")).1
+                    let kind = ["request", "stream"][rng.random_range(0..2)];
+                    event(&state, &format!("{ms} {kind} {connection} {ids}")).1
                 }
                 5 | 6 if connection > 0 && !known.is_empty() => {
                     let key = some(&mut rng, &known);
                     asked.insert(key, false);
-                    received(connection, Frame::Attach { runs: RequestRun::pack([id(key)]) })
+                    let after = rng.random_range(0..4);
+                    let frame = match rng.random_bool(0.2) {
+                        true => Frame::Resume { streams: vec![(id(key), after)] },
+                        false => Frame::Attach { runs: RequestRun::pack([id(key)]) },
+                    };
+                    received(connection, frame)
                 }
                 7 | 8 if connection > 0 && !known.is_empty() => {
                     let key = some(&mut rng, &known);
@@ -1057,8 +1067,18 @@ fn whatever_happens_meanwhile_every_request_is_answered_or_handed_back() {
                     )
                 }
                 9 | 10 if !batches.is_empty() => {
-                    let batch: u64 = batches.remove(0);
-                    event(&state, &format!("{ms} end {batch}")).1
+                    let (batch, method) = batches.remove(0);
+                    if method == 1 && rng.random_bool(0.6) {
+                        batches.push((batch, method));
+                        Event::Emitted { batch, rows: rows([ms]) }
+                    } else {
+                        event(&state, &format!("{ms} end {batch}")).1
+                    }
+                }
+                13 if connection > 0 => {
+                    let all = if last || rng.random_bool(0.5) { 1 << 30 } else { 1000 };
+                    let taken = known.iter().take(3).map(|key| (id(*key), 1)).collect();
+                    received(connection, Frame::Credit { window: all, total: 4 * all, taken })
                 }
                 11 if !writes.is_empty() => {
                     let block: crate::spill::Block = writes.remove(0);
@@ -1081,18 +1101,22 @@ fn whatever_happens_meanwhile_every_request_is_answered_or_handed_back() {
             };
             for action in state.handle(event, Time::from_origin(Duration::from_millis(ms))) {
                 match action {
-                    Action::Run(batch) => batches.push(batch.id),
+                    Action::Run(batch) => batches.push((batch.id, batch.method)),
                     Action::Disk(Order::Write(block)) => writes.push(block),
                     Action::Disk(Order::Load(load)) => loads.push(load.first),
                     Action::Send(to, message) if to == connection => {
                         let runs: Vec<RequestRun> = match &message.frame {
-                            Frame::Results { entries, .. } => entries.iter().map(|e| e.run).collect(),
+                            Frame::Results { entries, .. } => {
+                                entries.iter().filter(|e| e.last).map(|e| e.run).collect()
+                            }
                             // For want of a permit.
                             Frame::HandBack { runs } | Frame::Failure { runs, .. } => runs.clone(),
                             _ => continue,
                         };
                         let ids: Vec<u64> = runs.iter().flat_map(|r| r.ids()).map(|id| id.sequence).collect();
-                        if let (Frame::Results { .. }, Some(rows)) = (&message.frame, &message.rows) {
+                        if let (Frame::Results { method: 0, .. }, Some(rows)) =
+                            (&message.frame, &message.rows)
+                        {
                             let keys = rows.column(0).as_primitive::<UInt64Type>().values().to_vec();
                             assert_eq!(keys, ids, "seed {seed}, step {step}");
                         }
