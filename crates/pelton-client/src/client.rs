@@ -141,6 +141,10 @@ impl Caller for Client {
         self.shared.apply(Event::Cancelled(ids.to_vec()));
     }
 
+    fn took(&self, ids: &[RequestId]) {
+        self.shared.apply(Event::Took(ids.to_vec()));
+    }
+
     fn abandon(&self, operators: &[u32]) {
         self.shared.apply(Event::Abandoned(operators.to_vec()));
     }

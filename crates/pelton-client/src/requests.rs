@@ -65,8 +65,8 @@ pub(crate) struct Request {
     pub(crate) explicit: bool,
     /// Parts of a stream that its caller has.
     pub(crate) parts: u32,
-    /// Parts that come once more after an attach, and that its caller has.
-    pub(crate) again: u32,
+    /// Its caller says when it has taken them.
+    pub(crate) paced: bool,
     pub(crate) place: Place,
 }
 
@@ -614,7 +614,7 @@ mod tests {
             receiver: Arc::new(Nobody),
             explicit: false,
             parts: 0,
-            again: 0,
+            paced: false,
             place: Place::Backlog { ticket: 0 },
         }
     }

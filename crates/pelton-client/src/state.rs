@@ -1,6 +1,7 @@
 //! What a client decides: events and time in, actions out.
 
 mod answers;
+mod credit;
 mod endpoints;
 mod held;
 
@@ -28,6 +29,7 @@ use rand::rngs::StdRng;
 use crate::claims::Claims;
 use crate::peer::{ConnectionId, Peer, PeerKey};
 use crate::requests::{Lane, Place, Request, Requests, Target};
+use credit::Credits;
 
 /// Waits between attempts to connect.
 const RECONNECT: (Duration, Duration) = (Duration::from_millis(20), Duration::from_secs(1));
@@ -35,6 +37,8 @@ const RECONNECT: (Duration, Duration) = (Duration::from_millis(20), Duration::fr
 pub const MOST_PEERS: usize = 64;
 /// Most rows in one frame.
 const FRAME_ROWS: u64 = 4096;
+/// Most bytes of several rows in one frame; a larger one is alone in its frame. What is put together is copied.
+const FRAME_BYTES: u64 = 16 << 20;
 
 /// What happened.
 pub enum Event {
@@ -44,6 +48,8 @@ pub enum Event {
     },
     Cancelled(Vec<RequestId>),
     Acknowledged(Vec<RequestId>),
+    /// Parts of streamed answers were taken, one for each id.
+    Took(Vec<RequestId>),
     /// Whoever submitted the requests of these operators is gone, and another may come for them.
     Abandoned(Vec<u32>),
     /// Nothing more shall be sent.
@@ -107,6 +113,7 @@ pub struct State {
     /// Whether it has been told of any instances.
     told: bool,
     holding: bool,
+    credits: Credits,
     /// When the retry budget can pay for the next try that waits for it.
     paid_at: Option<Time>,
     /// When it last looked.
@@ -147,6 +154,7 @@ impl State {
             awaited: BTreeSet::new(),
             told: false,
             holding: false,
+            credits: Credits::new(declaration.stream),
             paid_at: None,
             seen: now,
             retries: 0,
@@ -163,7 +171,8 @@ impl State {
         };
         let probe =
             if self.requests.backlog_rows() > 0 { self.peers.values().filter_map(probe).min() } else { None };
-        [self.requests.due(), probe, self.hopeless_at(), self.paid_at].into_iter().flatten().min()
+        let due = [self.requests.due(), probe, self.hopeless_at(), self.paid_at, self.credits.due()];
+        due.into_iter().flatten().min()
     }
 
     /// Whether no endpoint is left that answers.
@@ -215,6 +224,7 @@ impl State {
         self.settle();
         self.look_at_the_time(now, &mut actions);
         self.mark_cancelled(&mut actions);
+        self.flush_credits(now, &mut actions);
         self.send(now, &mut actions);
         self.announce(now, &mut actions);
         self.flush_acknowledgements(&mut actions);
@@ -227,6 +237,7 @@ impl State {
             Event::Submitted { submission, receiver } => self.submitted(submission, receiver, now, actions),
             Event::Cancelled(ids) => self.cancelled(ids, now, actions),
             Event::Acknowledged(ids) => self.acknowledged(ids),
+            Event::Took(ids) => ids.into_iter().for_each(|id| self.credits.took(id, now)),
             Event::Abandoned(operators) => self.abandoned(&operators, now, actions),
             Event::Held => self.holding = true,
             Event::Endpoints(delta) => self.endpoints(delta, now, actions),
@@ -329,6 +340,7 @@ impl State {
             keys,
             affinity,
             acknowledge,
+            paced,
         } = submission;
         if let Err(e) = self.check(method, &ids, &arguments, keys.as_deref(), &affinity) {
             let outcome = |id| Outcome { id, rows: Err(e.clone()), last: true };
@@ -401,9 +413,10 @@ impl State {
                 receiver: receiver.clone(),
                 explicit: acknowledge == Acknowledge::Explicit,
                 parts: 0,
-                again: 0,
+                paced,
                 place: Place::Backlog { ticket: 0 },
             };
+            self.credits.release(id, now);
             self.requests.insert(id, request);
             accepted.push(id);
         }
@@ -447,7 +460,10 @@ impl State {
 
     fn cancelled(&mut self, ids: Vec<RequestId>, now: Time, actions: &mut Vec<Action>) {
         for id in ids {
-            if self.requests.get(id).is_some() {
+            if self.requests.get(id).is_none() {
+                // Parts of an answer that has ended may not have been taken, and will not be.
+                self.credits.release(id, now);
+            } else {
                 let error =
                     Error::new(Kind::Cancelled, self.fate(id), Retry::Never, "the request was cancelled");
                 self.tell_to_cancel(id, actions);
@@ -462,6 +478,7 @@ impl State {
                 Some(peer) if peer.connection.is_none() => peer.to_cancel.push(id),
                 Some(known) => {
                     known.given_up.cancelled(id);
+                    self.credits.forget(id, peer);
                     actions
                         .push(Action::Send(peer, Frame::Cancel { runs: vec![RequestRun::one(id)] }.into()));
                 }
@@ -502,7 +519,7 @@ impl State {
                     break;
                 }
                 let rows = peer.window.available().min(FRAME_ROWS).min(admitted);
-                let taken = self.requests.take(key, rows, self.max_message.get(), now);
+                let taken = self.requests.take(key, rows, self.max_message.get().min(FRAME_BYTES), now);
                 let any = !taken.is_empty();
                 let ids = self.without_held(taken, now, actions);
                 if any && ids.is_empty() {

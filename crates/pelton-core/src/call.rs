@@ -64,6 +64,9 @@ pub struct Submission {
     /// Which instances these may go to.
     pub affinity: Affinity,
     pub acknowledge: Acknowledge,
+    /// Whoever submits says with [`Caller::took`] when it has done with each part of a streamed answer, and what it has not taken is
+    /// bounded. Otherwise each counts as taken when it is delivered, and the receiver bounds what it keeps.
+    pub paced: bool,
 }
 
 impl Submission {
@@ -79,6 +82,7 @@ impl Submission {
             keys: None,
             affinity: Affinity::Any,
             acknowledge: Acknowledge::default(),
+            paced: false,
         }
     }
 }
@@ -118,6 +122,10 @@ pub trait Caller: Send + Sync + 'static {
 
     /// Takes the requests and returns at once; outcomes go to `receiver`. The caller bounds what it has in flight.
     fn submit(&self, submission: Submission, receiver: Arc<dyn Receiver>);
+
+    /// Parts of streamed answers have been used up, one each time that an id is named; not those that ended their request.
+    /// See [`Submission::paced`].
+    fn took(&self, _ids: &[RequestId]) {}
 
     /// Takes requests back. Those that did not start never will; those that run are asked to stop.
     /// Each still ends with one outcome, an error of kind `Cancelled` unless it had ended before.

@@ -46,6 +46,8 @@ pub struct Declaration {
     #[serde(default)]
     pub ledger: LedgerLimits,
     #[serde(default)]
+    pub stream: StreamLimits,
+    #[serde(default)]
     pub retry: RetryLimits,
     #[serde(default)]
     pub resources: Resources,
@@ -182,6 +184,20 @@ pub enum Orphans {
     Cancel,
 }
 
+/// How far the parts of streamed answers run ahead of the caller that takes them.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct StreamLimits {
+    /// Bytes of one stream that its caller has not taken; then its method waits. One larger row still passes, alone.
+    pub window: Bytes,
+    /// The same for all streams of one caller's process together, over all instances. A stream of which nothing is under way may still
+    /// give one part, so that none is held up by the others for good.
+    pub total: Bytes,
+    /// Bytes of the streams that run that an instance keeps after they were taken, for a caller that is started again. Where there are
+    /// more, the begin of one that has more than its share is forgotten, and a restarted caller has it run again.
+    pub kept: Bytes,
+}
+
 /// What happens to requests and starts that failed.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
@@ -316,6 +332,12 @@ impl Default for LedgerLimits {
     }
 }
 
+impl Default for StreamLimits {
+    fn default() -> Self {
+        StreamLimits { window: Bytes::mib(4), total: Bytes::mib(32), kept: Bytes::mib(64) }
+    }
+}
+
 impl Default for RetryLimits {
     fn default() -> Self {
         RetryLimits {
@@ -345,6 +367,7 @@ impl Declaration {
             permits: PermitBudget::default(),
             weight: Weight::default(),
             ledger: LedgerLimits::default(),
+            stream: StreamLimits::default(),
             retry: RetryLimits::default(),
             resources: Resources::default(),
             timeout: None,
@@ -436,6 +459,12 @@ impl Declaration {
         }
         if self.ledger.bytes.get() == 0 || self.ledger.age.is_zero() {
             return bad("`ledger.bytes` and `ledger.age` must not be 0".into());
+        }
+        let StreamLimits { window, total, .. } = self.stream;
+        if window.get() == 0 || total < window {
+            return bad(format!(
+                "`stream.window` is {window} and `stream.total` {total}: neither may be 0, and the total not be less than one window"
+            ));
         }
         match &self.ledger.spill {
             Some(folder) if !folder.is_absolute() => {
@@ -533,6 +562,7 @@ impl Declaration {
             ("instances", self.instances != plain.instances),
             ("permits", self.permits != plain.permits),
             ("ledger", self.ledger != plain.ledger),
+            ("stream", self.stream != plain.stream),
             ("lease", self.lease != plain.lease),
             ("resources", self.resources != plain.resources),
             ("stall", self.stall.is_some()),
@@ -598,6 +628,7 @@ mod tests {
             ("name = \"a\"\n[batch]\nlinger = 5", "linger"),
             ("name = \"a\"\n[batch]\nbytes = \"huge\"", "huge"),
             ("name = \"a\"\n[permits]\nrows = 1", "`permits.rows`"),
+            ("name = \"a\"\n[stream]\nwindow = \"1GiB\"", "`stream.total`"),
             (
                 "name = \"a\"\n[ledger]\nspill = \"spilled\"",
                 "`ledger.spill` is `spilled`; it must be an absolute",

@@ -8,6 +8,7 @@ pub mod call;
 pub mod declaration;
 pub mod endpoint;
 pub mod error;
+pub mod gate;
 pub mod id;
 pub mod meter;
 pub mod object;

@@ -9,6 +9,7 @@ use arrow_schema::{Fields, Schema, SchemaRef};
 use crate::BoxFuture;
 use crate::declaration::Resources;
 use crate::error::{Error, Result};
+pub use crate::gate::{Emitter, Gate};
 use crate::meter::{self, Tally};
 use crate::time::{Clock, Time};
 
@@ -125,7 +126,8 @@ impl Invocation {
     }
 }
 
-/// Where a streaming method puts its rows. An error means that nobody wants more: return it.
+/// Where a streaming method puts its rows, part by part. Returns when the caller has room for more; an error means that nobody wants
+/// more: return it. Large parts travel in pieces, so their boundaries mean nothing to the caller.
 pub type Emit<'a> = &'a mut (dyn FnMut(RecordBatch) -> Result<()> + Send);
 
 /// How many rows a method gives back.
@@ -166,11 +168,14 @@ type Serial<S> = Arc<dyn Fn(&mut S, RecordBatch, &Invocation) -> Result<RecordBa
 type Concurrent<S> =
     Arc<dyn Fn(&mut S, RecordBatch, Invocation) -> BoxFuture<Result<RecordBatch>> + Send + Sync>;
 type Streaming<S> = Arc<dyn Fn(&mut S, RecordBatch, &Invocation, Emit<'_>) -> Result<()> + Send + Sync>;
+type Flowing<S> =
+    Arc<dyn Fn(&mut S, RecordBatch, Invocation, Emitter) -> BoxFuture<Result<()>> + Send + Sync>;
 
 enum Body<S> {
     Serial(Serial<S>),
     Concurrent(Concurrent<S>),
     Streaming(Streaming<S>),
+    Flowing(Flowing<S>),
 }
 
 impl<S> Clone for Body<S> {
@@ -179,6 +184,7 @@ impl<S> Clone for Body<S> {
             Body::Serial(f) => Body::Serial(f.clone()),
             Body::Concurrent(f) => Body::Concurrent(f.clone()),
             Body::Streaming(f) => Body::Streaming(f.clone()),
+            Body::Flowing(f) => Body::Flowing(f.clone()),
         }
     }
 }
@@ -231,7 +237,8 @@ impl<S: 'static> Methods<S> {
         self.add(spec, Body::Concurrent(Arc::new(start)))
     }
 
-    /// A method that runs alone, on one request (one row) at a time, and gives back any number of batches.
+    /// A method that runs alone, on one request (one row) at a time, and gives back any number of batches. While its caller takes none,
+    /// `emit` waits, and the service with it; where others shall go on meanwhile, use [`flowing`](Methods::flowing).
     pub fn streaming(
         self,
         name: &str,
@@ -240,6 +247,20 @@ impl<S: 'static> Methods<S> {
         run: impl Fn(&mut S, RecordBatch, &Invocation, Emit<'_>) -> Result<()> + Send + Sync + 'static,
     ) -> Self {
         self.add(spec(name, input, output, Cardinality::Many, None), Body::Streaming(Arc::new(run)))
+    }
+
+    /// As [`streaming`](Methods::streaming), but up to `bound` requests run at a time, each with a future of its own that owns what it
+    /// needs. One whose caller takes nothing waits at its [`Emitter`], and the others go on.
+    pub fn flowing(
+        self,
+        name: &str,
+        bound: usize,
+        input: impl Into<Fields>,
+        output: impl Into<Fields>,
+        start: impl Fn(&mut S, RecordBatch, Invocation, Emitter) -> BoxFuture<Result<()>> + Send + Sync + 'static,
+    ) -> Self {
+        let spec = spec(name, input, output, Cardinality::Many, Some(bound.max(1)));
+        self.add(spec, Body::Flowing(Arc::new(start)))
     }
 
     pub fn specs(&self) -> &[MethodSpec] {
@@ -322,7 +343,13 @@ pub enum Started {
 /// An opened service, its type erased.
 pub trait Opened: Send {
     /// Runs or starts one batch of `method` (an index into the definition's methods).
-    fn run(&mut self, method: usize, batch: RecordBatch, invocation: &Invocation, emit: Emit<'_>) -> Started;
+    fn run(
+        &mut self,
+        method: usize,
+        batch: RecordBatch,
+        invocation: &Invocation,
+        emitter: &Emitter,
+    ) -> Started;
     fn close(self: Box<Self>) -> Result<()>;
 }
 
@@ -333,13 +360,24 @@ struct Erased<S> {
 }
 
 impl<S: Send + 'static> Opened for Erased<S> {
-    fn run(&mut self, method: usize, batch: RecordBatch, invocation: &Invocation, emit: Emit<'_>) -> Started {
+    fn run(
+        &mut self,
+        method: usize,
+        batch: RecordBatch,
+        invocation: &Invocation,
+        emitter: &Emitter,
+    ) -> Started {
+        let empty = || RecordBatch::new_empty(Arc::new(Schema::empty()));
         match &self.bodies[method] {
             Body::Serial(run) => Started::Done(run(&mut self.state, batch, invocation)),
             Body::Concurrent(start) => Started::Pending(start(&mut self.state, batch, invocation.clone())),
             Body::Streaming(run) => {
-                let empty = RecordBatch::new_empty(Arc::new(Schema::empty()));
-                Started::Done(run(&mut self.state, batch, invocation, emit).map(|()| empty))
+                let mut emit = |rows| emitter.emit_blocking(rows);
+                Started::Done(run(&mut self.state, batch, invocation, &mut emit).map(|()| empty()))
+            }
+            Body::Flowing(start) => {
+                let flowing = start(&mut self.state, batch, invocation.clone(), emitter.clone());
+                Started::Pending(Box::pin(async move { flowing.await.map(|()| empty()) }))
             }
         }
     }

@@ -440,6 +440,15 @@ impl Honest {
                     }
                 }
             }
+            Frame::Resume { streams } => {
+                for (id, _) in streams {
+                    let run = RequestRun::one(id);
+                    match self.held.get(&id) {
+                        Some(method) => self.answer(*method, run),
+                        None => self.outbox.push(Frame::HandBack { runs: vec![run] }.into()),
+                    }
+                }
+            }
             Frame::Cancel { runs } | Frame::Acknowledge { runs } => {
                 for id in runs.iter().flat_map(|run| run.ids()) {
                     self.held.remove(&id);

@@ -37,6 +37,10 @@ pub(crate) fn runs(input: &mut Input<'_>) -> Vec<RequestRun> {
     runs
 }
 
+pub(crate) fn streams(input: &mut Input<'_>) -> Vec<(RequestId, u32)> {
+    runs(input).into_iter().map(|run| (run.first, run.count)).collect()
+}
+
 pub(crate) fn error(input: &mut Input<'_>) -> Error {
     let kind = Kind::ALL[usize::from(input.below(Kind::ALL.len() as u8))];
     let fate = [Fate::NotSent, Fate::Refused, Fate::Unknown, Fate::Executed][usize::from(input.below(4))];
@@ -99,7 +103,7 @@ pub(crate) fn between(input: &mut Input<'_>) -> Frame {
 
 /// Any frame but those of [`between`] and those whose meta part is JSON.
 pub(crate) fn any(input: &mut Input<'_>) -> Frame {
-    match input.below(19) {
+    match input.below(21) {
         0 => Frame::Announce { rows: input.number(), like: demand(input) },
         1 => Frame::Permit { rows: input.number(), held: input.number() },
         2 => Frame::Return { rows: input.number() },
@@ -118,6 +122,8 @@ pub(crate) fn any(input: &mut Input<'_>) -> Frame {
         15 => Frame::Drain,
         16 => Frame::Stop,
         17 => Frame::Query,
+        18 => Frame::Credit { window: input.number(), total: input.number(), taken: streams(input) },
+        19 => Frame::Resume { streams: streams(input) },
         _ => Frame::Refused(error(input)),
     }
 }

@@ -16,6 +16,7 @@ use pelton_wire::body::Piece;
 
 use crate::spill::{self, Block, Extent, Order};
 use crate::state::{BatchId, ConnectionId};
+use crate::stream::Stream;
 use disk::Disk;
 
 /// How much more than is declared may be in memory while it is written, or waits for that. Where results come faster than the disk
@@ -33,6 +34,8 @@ pub(crate) enum Stage {
     Running {
         batch: BatchId,
     },
+    /// Ran; parts of its stream still wait for room with its caller.
+    Ended,
     /// Ran; counted in the ledger's bytes.
     /// `order` tells it from an earlier end of the same id.
     Finished {
@@ -62,6 +65,8 @@ pub(crate) struct Entry {
     pub(crate) stage: Stage,
     /// What it gave so far; nothing while that is on disk.
     pub(crate) parts: Vec<Piece>,
+    /// The same, of a streaming method.
+    pub(crate) stream: Option<Box<Stream>>,
     /// Nobody will ask for the result.
     pub(crate) unwanted: bool,
 }
@@ -74,6 +79,19 @@ impl Entry {
 
     pub(crate) fn is_on_disk(&self) -> bool {
         matches!(self.stage, Stage::Finished { place: Place::Disk { .. }, .. })
+    }
+
+    /// What is stored of it.
+    fn result(&self) -> Vec<Piece> {
+        self.stream.as_deref().map_or_else(|| self.parts.clone(), Stream::kept)
+    }
+
+    /// Its result is on disk.
+    fn went(&mut self) {
+        self.parts = Vec::new();
+        if let Some(stream) = &mut self.stream {
+            stream.went();
+        }
     }
 
     /// Its result is on disk, and somebody waits for it.
@@ -175,13 +193,18 @@ impl Ledger {
     pub(crate) fn remove(&mut self, id: RequestId) -> Option<Entry> {
         let entry = self.entries.remove(&id)?;
         if let Stage::Finished { bytes, order, place } = entry.stage {
-            self.finished.remove(&order);
-            match place {
-                Place::Memory => self.resident -= bytes,
-                Place::Leaving | Place::Disk { .. } => self.disk.left(order),
-            }
+            self.unlist(bytes, order, place);
         }
         Some(entry)
+    }
+
+    /// A finished one is no longer among these.
+    fn unlist(&mut self, bytes: u64, order: u64, place: Place) {
+        self.finished.remove(&order);
+        match place {
+            Place::Memory => self.resident -= bytes,
+            Place::Leaving | Place::Disk { .. } => self.disk.left(order),
+        }
     }
 
     /// The entry's last part is there.
@@ -193,6 +216,27 @@ impl Ledger {
             self.resident += bytes;
             self.finished.insert(order, (now, id));
         }
+    }
+
+    /// A caller asks for the parts of a stream that has finished: it is not, until they are sent.
+    pub(crate) fn reopen(&mut self, id: RequestId) {
+        if let Some(entry) = self.entries.get_mut(&id)
+            && let Stage::Finished { bytes, order, place } = std::mem::replace(&mut entry.stage, Stage::Ended)
+        {
+            self.unlist(bytes, order, place);
+        }
+    }
+
+    /// Whether parts of streams that have ended wait for room.
+    pub(crate) fn has_unsent(&self) -> bool {
+        self.entries.values().any(|e| matches!(e.stage, Stage::Ended))
+    }
+
+    /// Streams that nobody waits for, and that only this client could have gone on with.
+    pub(crate) fn cut_streams_of(&self, client: &str) -> Vec<RequestId> {
+        let cut = |s: &Stream| !s.is_whole() && s.owner == client;
+        let theirs = |e: &Entry| e.attached.is_none() && e.stream.as_deref().is_some_and(cut);
+        self.entries.iter().filter(|(_, e)| theirs(e)).map(|(id, _)| *id).collect()
     }
 
     /// Those of a run that are here.
@@ -219,9 +263,11 @@ impl Ledger {
         self.entries.iter().filter(|(_, e)| e.attached == Some(connection)).map(|(id, _)| *id).collect()
     }
 
-    /// Ids of the entries that nobody waits for, and somebody may yet ask for.
+    /// Ids of the entries that nobody waits for, and somebody may yet ask for: who has nothing of them yet can have all.
     pub(crate) fn unattended(&self) -> impl Iterator<Item = RequestId> {
-        self.entries.iter().filter(|(_, e)| e.attached.is_none() && !e.unwanted).map(|(id, _)| *id)
+        let whole = |e: &Entry| e.stream.as_deref().is_none_or(Stream::is_whole);
+        let wanted = move |e: &Entry| e.attached.is_none() && !e.unwanted && whole(e);
+        self.entries.iter().filter(move |(_, e)| wanted(e)).map(|(id, _)| *id)
     }
 
     /// Running entries that nobody waits for, and nobody has taken back.
@@ -284,7 +330,7 @@ impl Ledger {
             if block.results.is_empty() {
                 (block.first, block.method) = (order, entry.method);
             }
-            block.results.push((order, entry.parts.clone()));
+            block.results.push((order, entry.result()));
             (end, bytes) = (order + 1, bytes + own);
         }
         // One result may be larger than a block is meant to be.
@@ -312,7 +358,7 @@ impl Ledger {
             Ok(extent) => {
                 for order in self.orders_of(first) {
                     if let Some(entry) = self.move_to(order, Place::Disk { wanted: false }) {
-                        entry.parts = Vec::new();
+                        entry.went();
                         let Stage::Finished { bytes, .. } = entry.stage else { continue };
                         self.counts.spilled += 1;
                         self.counts.spilled_bytes += bytes;

@@ -10,6 +10,7 @@ mod scopes;
 mod server;
 mod spill;
 pub mod state;
+mod stream;
 mod visits;
 mod worker;
 

@@ -68,6 +68,11 @@ impl Queue {
         self.rows
     }
 
+    /// Rows that wait for one method.
+    pub(crate) fn rows_of(&self, method: u16) -> u64 {
+        self.lanes.iter().filter(|((_, m), _)| *m == method).map(|(_, lane)| lane.items.len() as u64).sum()
+    }
+
     pub(crate) fn bytes(&self) -> u64 {
         self.bytes
     }

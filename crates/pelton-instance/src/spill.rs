@@ -246,6 +246,10 @@ impl Store {
             parts.iter().for_each(|part| content.extend((part.rows as u32).to_le_bytes()));
         }
         content.resize(content.len().next_multiple_of(ALIGNMENT), 0);
+        // Of streams there may be nothing left but that they ended.
+        if results.iter().all(|(_, parts)| parts.is_empty()) {
+            return Ok(content);
+        }
         let rows = gather(results.iter().flat_map(|(_, parts)| parts))?;
         for part in self.encoder.encode(&rows)?.into_parts() {
             content.extend_from_slice(&part);
@@ -287,8 +291,11 @@ fn decode(content: Buffer, methods: &[MethodSpec]) -> Result<Vec<(u64, Vec<Piece
         shape.push((order, rows));
     }
     let body = taken.next_multiple_of(ALIGNMENT);
-    if body > content.len() || shape.iter().all(|(_, parts)| parts.is_empty()) {
+    if body > content.len() {
         return Err(bad());
+    }
+    if shape.iter().all(|(_, parts)| parts.is_empty()) {
+        return Ok(shape.into_iter().map(|(order, _)| (order, Vec::new())).collect());
     }
     let batch: Arc<RecordBatch> = Arc::new(body::decode(content.slice(body..), schema)?);
     let mut offset = 0;
@@ -409,6 +416,10 @@ mod tests {
         let extent = store.write(Block { first: 7, segment: 1, method: 1, results }).unwrap();
         let read = store.read(load(7, 1, extent), None).unwrap();
         assert_eq!(shown(&read), "7: a+b c , 9: ");
+        // Of one that its caller has taken, and of which nothing is kept.
+        let extent =
+            store.write(Block { first: 10, segment: 1, method: 1, results: vec![(10, vec![])] }).unwrap();
+        assert_eq!(shown(&store.read(load(10, 1, extent), None).unwrap()), "10: ");
     }
 
     #[test]

@@ -5,6 +5,7 @@ mod permits;
 mod progress;
 mod running;
 mod spilled;
+mod streams;
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::Arc;
@@ -15,7 +16,7 @@ use arrow_array::RecordBatch;
 use pelton_core::call::Priority;
 use pelton_core::declaration::{Declaration, Orphans};
 use pelton_core::meter::{self, InstanceMeter};
-use pelton_core::service::{Invocation, MethodSpec};
+use pelton_core::service::{Gate, Invocation, MethodSpec};
 use pelton_core::weigh::{HEAVIEST, Scales};
 use pelton_core::{Error, Fate, Kind, RequestId, RequestRun, Result, Retry, Time};
 use pelton_link::Message;
@@ -26,6 +27,7 @@ use pelton_wire::{Deadlines, Demand, Entry as ResultEntry, Frame, State as Phase
 use crate::ledger::{Entry, Ledger, Stage};
 use crate::queue::{Item, Queue};
 use crate::spill::{Extent, Failed, Order};
+use crate::stream::Untaken;
 use flow::Flow;
 
 /// A caller that takes a request back this shortly before its deadline does so because of it.
@@ -115,6 +117,8 @@ pub struct Batch {
     pub method: u16,
     pub rows: RecordBatch,
     pub invocation: Invocation,
+    /// Shut while a stream's caller takes nothing.
+    pub gate: Gate,
 }
 
 struct Connection {
@@ -134,6 +138,7 @@ struct Connection {
     granted: Time,
     /// Whether the next requests tell how long a permit takes to be used.
     timing: bool,
+    untaken: Untaken,
 }
 
 impl Connection {
@@ -171,6 +176,12 @@ struct Running {
     latest: Option<Time>,
     /// How many of its requests nobody waits for any more.
     unwanted: usize,
+    /// Shut while its caller takes nothing.
+    gate: Gate,
+    /// Since when, and for how long before.
+    suspended: (Option<Time>, Duration),
+    /// Bytes of its stream that are here.
+    kept: u64,
 }
 
 impl Running {
@@ -178,6 +189,7 @@ impl Running {
     fn cancel(&mut self, now: Time) {
         self.cancelled.store(true, Ordering::Relaxed);
         self.cancelled_since.get_or_insert(now);
+        self.resume(now);
     }
 }
 
@@ -196,6 +208,8 @@ pub struct State {
     running_weight: f64,
     /// Halves of batches that failed, with their method; they go before the queue.
     split: VecDeque<(u16, Vec<Item>)>,
+    /// Streams that do not begin, because their callers have not taken what others gave.
+    parked: VecDeque<(u16, Item)>,
     scales: Scales,
     flow: Flow,
     /// The shortest time that callers wait for answers.
@@ -236,6 +250,7 @@ impl State {
             running_rows: 0,
             running_weight: 0.0,
             split: VecDeque::new(),
+            parked: VecDeque::new(),
             patience: None,
             meter: InstanceMeter::default(),
             seen: Time::ZERO,
@@ -361,7 +376,7 @@ impl State {
             Event::Emitted { batch, rows } => self.emitted(batch, rows, now, &mut actions),
             Event::Ended { batch, result } => self.ended(batch, result, now, &mut actions),
             Event::Written { first, result } => self.ledger.written(first, result, now),
-            Event::Loaded { first, result } => self.loaded(first, result, &mut actions),
+            Event::Loaded { first, result } => self.loaded(first, result, now, &mut actions),
             Event::Gauge { used, total } => {
                 self.flow.reported(used, total);
                 self.preempt(now);
@@ -385,7 +400,8 @@ impl State {
         let late = || self.leaves_by.is_none_or(|by| now >= by);
         let settled =
             || self.connections.values().all(|c| c.outstanding() == 0) && !self.ledger.has_undelivered();
-        self.phase == Phase::Draining && self.is_idle() && (late() || settled())
+        let done = || self.is_idle() && !self.ledger.has_unsent();
+        self.phase == Phase::Draining && done() && (late() || settled())
     }
 
     fn joined(&mut self, id: ConnectionId, client: String, epoch: u64, now: Time, actions: &mut Vec<Action>) {
@@ -395,13 +411,16 @@ impl State {
             actions.push(Action::Close(id));
             return;
         }
-        *newest = epoch;
+        let restarted = std::mem::replace(newest, epoch) < epoch;
         // A client has one connection. What is still under way on an older one must not be heard any more: the client
         // believes it lost, and may have had it run elsewhere.
         let older = self.connections.iter().filter(|(_, c)| c.client == client).map(|(id, _)| *id);
         for other in older.collect::<Vec<_>>() {
             actions.push(Action::Close(other));
             self.left(other, now);
+        }
+        if restarted {
+            self.forget_streams_of(&client, now);
         }
         let connection = Connection {
             client,
@@ -415,6 +434,7 @@ impl State {
             told: 0,
             granted: now,
             timing: false,
+            untaken: Untaken::new(&self.declaration.stream),
         };
         self.connections.insert(id, connection);
         self.forget_clients();
@@ -452,13 +472,16 @@ impl State {
                 let stops = match entry.stage {
                     Stage::Queued { .. } => true,
                     Stage::Running { .. } => self.declaration.ledger.orphans == Orphans::Cancel,
-                    Stage::Finished { .. } => false,
+                    Stage::Ended | Stage::Finished { .. } => false,
                 };
                 if stops {
                     self.abandoned_since.get_or_insert(now);
                 }
+                self.pump(request, now, &mut Vec::new());
             }
         }
+        self.ledger.evict(now);
+        self.unpark();
     }
 
     fn tick(&mut self, now: Time, actions: &mut Vec<Action>) {
@@ -469,6 +492,9 @@ impl State {
             self.abandoned_since = None;
             for id in self.ledger.abandoned() {
                 self.ledger.remove(id);
+            }
+            for id in self.stranded() {
+                self.discard(id, now);
             }
             if self.declaration.ledger.orphans == Orphans::Cancel {
                 let running: Vec<RequestId> = self.ledger.orphaned().collect();
@@ -506,8 +532,17 @@ impl State {
                     self.requested(from, (method, priority, alone), &deadlines, &runs, rows, now, actions);
                 }
             }
-            Frame::Attach { runs } => self.attach(from, &runs, actions),
-            Frame::Cancel { runs } => self.cancel(Some(from), &runs, now),
+            Frame::Attach { runs } => self.attach(from, &runs, now, actions),
+            Frame::Resume { streams } => self.resume(from, &streams, now, actions),
+            Frame::Credit { window, total, taken } => {
+                connection.untaken.limit(window, total);
+                self.credit(from, &taken, now, actions);
+            }
+            Frame::Cancel { runs } => {
+                runs.iter().for_each(|run| connection.untaken.forget(*run));
+                self.cancel(Some(from), &runs, now);
+                self.credit(from, &[], now, actions);
+            }
             Frame::Acknowledge { runs } => self.ledger.acknowledge(from, &runs),
             Frame::Ping(n) => actions.push(Action::Send(from, Frame::Pong(n).into())),
             // Nothing that a caller says; a peer that does has only confused itself.
@@ -565,7 +600,10 @@ impl State {
         let (mut known, mut back) = (Vec::new(), Vec::new());
         for (offset, id) in ids.enumerate() {
             // A run that was told to stop is of no use to whoever asks again.
-            if self.ledger.get_mut(id).is_some() && !self.is_stopped(id) {
+            let anothers = self.ledger.get(id).is_some_and(|e| e.is_of_another(Some(from)));
+            if self.is_cut(id) && !anothers {
+                self.discard(id, now);
+            } else if self.ledger.get_mut(id).is_some() && !self.is_stopped(id) {
                 known.push(RequestRun::one(id));
                 continue;
             }
@@ -578,14 +616,16 @@ impl State {
             let ticket = self.next_ticket;
             self.next_ticket += 1;
             let (stage, attached) = (Stage::Queued { ticket }, Some(from));
-            self.ledger.insert(id, Entry { method, attached, stage, parts: Vec::new(), unwanted: false });
+            let stream = self.is_streaming(method).then(Box::default);
+            let parts = Vec::new();
+            self.ledger.insert(id, Entry { method, attached, stage, parts, stream, unwanted: false });
             let deadline = deadlines.of(offset).map(|d| now + d);
             let row = Piece { batch: chunk.clone(), offset, rows: 1 };
             let item = Item { id, ticket, row, bytes: each, weight, alone, deadline, arrived: now };
             self.queue.push(priority, method, item);
         }
         if !known.is_empty() {
-            self.attach(from, &known, actions);
+            self.attach(from, &known, now, actions);
         }
         if !back.is_empty() {
             // One lesson a frame: what it brought was permitted at once.
@@ -597,11 +637,19 @@ impl State {
     }
 
     /// Attaches a caller to what it presents: running and queued requests get a new addressee, finished ones are sent.
-    fn attach(&mut self, to: ConnectionId, runs: &[RequestRun], actions: &mut Vec<Action>) {
+    fn attach(&mut self, to: ConnectionId, runs: &[RequestRun], now: Time, actions: &mut Vec<Action>) {
         let (mut unknown, mut anothers) = (Vec::new(), Vec::new());
         let mut finished = Vec::new();
         let mut on_disk = Vec::new();
         for id in runs.iter().flat_map(|run| run.ids()) {
+            if let Some(entry) = self.ledger.get(id).filter(|e| e.stream.is_some()) {
+                if entry.is_of_another(Some(to)) {
+                    anothers.push(id);
+                } else if !self.attach_stream(to, id, 0, now, actions) {
+                    unknown.push(id);
+                }
+                continue;
+            }
             let stopped = self.is_stopped(id);
             match self.ledger.get_mut(id).filter(|_| !stopped) {
                 Some(entry) if entry.is_of_another(Some(to)) => anothers.push(id),
@@ -635,14 +683,7 @@ impl State {
             let runs = RequestRun::pack(unknown);
             actions.push(Action::Send(to, Frame::HandBack { runs }.into()));
         }
-        if let Some(first) = anothers.first() {
-            let message = format!(
-                "{} requests from {first} on are those of another client, which is connected; ids are not shared between clients",
-                anothers.len()
-            );
-            let error = Error::new(Kind::Denied, Fate::Refused, Retry::Never, message);
-            actions.push(Action::Send(to, Frame::Failure { runs: RequestRun::pack(anothers), error }.into()));
-        }
+        refuse(to, anothers, actions);
     }
 
     /// Whether it runs in a batch that was told that nobody waits for it.
@@ -674,7 +715,7 @@ impl State {
                         }
                     }
                 }
-                Stage::Queued { .. } | Stage::Finished { .. } => {
+                Stage::Queued { .. } | Stage::Ended | Stage::Finished { .. } => {
                     self.ledger.remove(id);
                 }
             }
@@ -688,7 +729,8 @@ impl State {
         self.phase = Phase::Draining;
         self.leaves_by = Some(now + self.declaration.lease.min(FAREWELL));
         let mut back: BTreeMap<ConnectionId, Vec<RequestId>> = BTreeMap::new();
-        for item in self.queue.drain() {
+        let parked = std::mem::take(&mut self.parked).into_iter().map(|(_, item)| item);
+        for item in self.queue.drain().into_iter().chain(parked) {
             if self.ledger.is_queued(item.id, item.ticket)
                 && let Some(Entry { attached: Some(connection), .. }) = self.ledger.remove(item.id)
             {
@@ -704,6 +746,17 @@ impl State {
         }
         actions.push(Action::Report);
     }
+}
+
+/// A caller asks for requests that another one waits for.
+fn refuse(to: ConnectionId, anothers: Vec<RequestId>, actions: &mut Vec<Action>) {
+    let Some(first) = anothers.first() else { return };
+    let message = format!(
+        "{} requests from {first} on are those of another client, which is connected; ids are not shared between clients",
+        anothers.len()
+    );
+    let error = Error::new(Kind::Denied, Fate::Refused, Retry::Never, message);
+    actions.push(Action::Send(to, Frame::Failure { runs: RequestRun::pack(anothers), error }.into()));
 }
 
 #[cfg(test)]

@@ -8,8 +8,8 @@ use arrow_array::RecordBatch;
 use futures::StreamExt;
 use futures::future::FutureExt;
 use futures::stream::FuturesUnordered;
-use pelton_core::service::{Context, Definition, MethodSpec, Opened, Started, check_columns};
-use pelton_core::{BoxFuture, Error, Result};
+use pelton_core::service::{Context, Definition, Emitter, MethodSpec, Opened, Started, check_columns};
+use pelton_core::{BoxFuture, Error, Fate, Kind, Result, Retry};
 use tokio::sync::{mpsc, oneshot};
 
 use crate::state::{Batch, BatchId, Event};
@@ -68,22 +68,31 @@ fn run(
     methods: &Arc<[MethodSpec]>,
     service: &mut dyn Opened,
     batch: Batch,
-    events: &(impl Fn(Event) + Sync),
+    events: &(impl Fn(Event) + Send + Sync + Clone + 'static),
     pending: &mut FuturesUnordered<BoxFuture<(BatchId, Result<RecordBatch>)>>,
 ) {
-    let Batch { id, method, rows, invocation } = batch;
+    let Batch { id, method, rows, invocation, gate } = batch;
     let spec = &methods[usize::from(method)];
-    let mut emit = |rows: RecordBatch| -> Result<()> {
-        if invocation.is_cancelled() {
-            return Err(Error::user("nobody waits for the rest"));
+    let emitter = Emitter::new(gate, {
+        let (methods, invocation, events) = (methods.clone(), invocation.clone(), events.clone());
+        move |rows| {
+            if invocation.is_cancelled() {
+                return Err(Error::new(
+                    Kind::Cancelled,
+                    Fate::Executed,
+                    Retry::Never,
+                    "nobody waits for the rest",
+                ));
+            }
+            let spec = &methods[usize::from(method)];
+            check_columns(format_args!("rows of method `{}`", spec.name), &rows, &spec.output)?;
+            events(Event::Emitted { batch: id, rows });
+            Ok(())
         }
-        check_columns(format_args!("rows of method `{}`", spec.name), &rows, &spec.output)?;
-        events(Event::Emitted { batch: id, rows });
-        Ok(())
-    };
+    });
     // A method that panics has its batch failed and goes on with the state it left.
     let started =
-        catch_unwind(AssertUnwindSafe(|| service.run(usize::from(method), rows, &invocation, &mut emit)));
+        catch_unwind(AssertUnwindSafe(|| service.run(usize::from(method), rows, &invocation, &emitter)));
     match started {
         Ok(Started::Done(result)) => events(Event::Ended { batch: id, result }),
         Ok(Started::Pending(future)) => {

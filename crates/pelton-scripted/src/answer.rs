@@ -9,14 +9,11 @@ use arrow_array::{
     StringArray, UInt8Array, UInt32Array, UInt64Array,
 };
 use arrow_schema::{DataType, Field, SchemaRef};
-use pelton_core::service::{Cardinality, MethodSpec};
+use pelton_core::service::MethodSpec;
 use pelton_core::{Error, Result};
 
 /// Refuses methods that cannot be scripted.
 pub(crate) fn check(method: &MethodSpec) -> Result<()> {
-    if method.cardinality == Cardinality::Many {
-        return Err(Error::invalid(format!("method `{}` streams; it cannot be scripted yet", method.name)));
-    }
     for field in method.output.fields() {
         let echoed = method
             .input
@@ -58,6 +55,56 @@ pub(crate) fn answer(batch: &RecordBatch, output: &SchemaRef) -> Result<RecordBa
     });
     let columns = columns.collect::<Result<Vec<ArrayRef>>>()?;
     Ok(RecordBatch::try_new(output.clone(), columns)?)
+}
+
+/// A part of a streamed answer, made of the request's row, of its number and of nothing else. A column `part` of 64-bit integers holds
+/// that number. `bytes`: what the columns of text and bytes take together.
+pub(crate) fn part(
+    request: &RecordBatch,
+    number: u64,
+    rows: u32,
+    bytes: Option<u64>,
+    output: &SchemaRef,
+) -> Result<RecordBatch> {
+    let row = hashes(request).first().copied().unwrap_or_default();
+    let first = number * u64::from(rows);
+    let hashes: Vec<u64> = (first..first + u64::from(rows)).map(|n| mix(row ^ mix(n + 1))).collect();
+    let is_sized = |t: &DataType| matches!(t, DataType::Utf8 | DataType::Binary);
+    let echo =
+        |field: &Field| request.column_by_name(field.name()).filter(|c| c.data_type() == field.data_type());
+    let sized =
+        output.fields().iter().filter(|f| is_sized(f.data_type()) && echo(f).is_none()).count() as u64;
+    let each = bytes.map(|bytes| (bytes / (u64::from(rows) * sized.max(1))) as usize);
+    let columns = output.fields().iter().map(|field| {
+        if let Some(column) = echo(field) {
+            return Ok(arrow_select::take::take(column, &UInt32Array::from(vec![0; rows as usize]), None)?);
+        }
+        Ok(match (field.data_type(), field.name().as_str()) {
+            (DataType::UInt64, "part") => {
+                Arc::new(UInt64Array::from(vec![number; rows as usize])) as ArrayRef
+            }
+            (DataType::Int64, "part") => Arc::new(Int64Array::from(vec![number as i64; rows as usize])),
+            (DataType::Utf8, _) if each.is_some() => {
+                let text = |h: &u64| filled(format!("{h:016x}").into_bytes(), each.unwrap_or_default());
+                let texts = hashes.iter().map(|h| String::from_utf8_lossy(&text(h)).into_owned());
+                Arc::new(StringArray::from_iter_values(texts))
+            }
+            (DataType::Binary, _) if each.is_some() => {
+                let cell = |h: &u64| filled(h.to_le_bytes().to_vec(), each.unwrap_or_default());
+                Arc::new(BinaryArray::from_iter_values(hashes.iter().map(cell)))
+            }
+            _ => make(field, &hashes)?,
+        })
+    });
+    let columns = columns.collect::<Result<Vec<ArrayRef>>>()?;
+    Ok(RecordBatch::try_new(output.clone(), columns)?)
+}
+
+/// The pattern as often as it takes to fill so many bytes.
+fn filled(pattern: Vec<u8>, bytes: usize) -> Vec<u8> {
+    let mut filled = pattern.repeat(bytes.div_ceil(pattern.len()));
+    filled.truncate(bytes);
+    filled
 }
 
 fn make(field: &Field, hashes: &[u64]) -> Result<ArrayRef> {
@@ -143,7 +190,7 @@ mod tests {
     use arrow_schema::Schema;
     use futures::FutureExt;
     use pelton_core::BoxFuture;
-    use pelton_core::service::{Context, Invocation, Started};
+    use pelton_core::service::{Cardinality, Context, Emitter, Invocation, Started};
     use pelton_core::time::{Clock, Time};
 
     use super::*;
@@ -200,7 +247,7 @@ mod tests {
     fn run(options: serde_json::Value, batch: RecordBatch) -> Result<RecordBatch> {
         let mut service =
             futures::executor::block_on(crate::in_place_of(&[method()])?.open(context(options)))?;
-        match service.run(0, batch, &Invocation::default(), &mut |_| Ok(())) {
+        match service.run(0, batch, &Invocation::default(), &Emitter::none()) {
             Started::Done(result) => result,
             Started::Pending(future) => futures::executor::block_on(future),
         }
@@ -214,6 +261,59 @@ mod tests {
         assert_ne!(both.column(0).slice(0, 1).as_ref(), both.column(0).slice(1, 1).as_ref());
     }
 
+    /// What a stream gives for a request: rows of each part, bytes of its text, and how it ended, with the time in ms.
+    fn streamed(options: serde_json::Value, cancel_at: Option<usize>) -> (Vec<(u64, usize, usize)>, String) {
+        let field = |name: &str, t| Field::new(name, t, false);
+        let output = vec![
+            field("text", DataType::Utf8),
+            field("part", DataType::UInt64),
+            field("rest", DataType::Binary),
+        ];
+        let method =
+            MethodSpec { output: Arc::new(Schema::new(output)), cardinality: Cardinality::Many, ..method() };
+        let context = context(options);
+        let clock = context.clock.clone();
+        let definition = crate::in_place_of(std::slice::from_ref(&method)).unwrap();
+        let mut service = futures::executor::block_on(definition.open(context)).unwrap();
+        let cancelled = Arc::new(AtomicBool::new(false));
+        let parts: Arc<std::sync::Mutex<Vec<_>>> = Arc::default();
+        let emitter = Emitter::new(Default::default(), {
+            let (parts, cancelled) = (parts.clone(), cancelled.clone());
+            move |rows: RecordBatch| {
+                let mut parts = parts.lock().unwrap();
+                assert_eq!(rows.schema(), method.output);
+                assert!(rows.column(0).as_string::<i32>().iter().all(|text| text == Some("a")));
+                let number = rows.column(1).as_primitive::<UInt64Type>().value(0);
+                let bytes = rows.column(2).as_binary::<i32>().value_data().len();
+                parts.push((number, rows.num_rows(), bytes));
+                cancelled.store(cancel_at == Some(parts.len()), Ordering::Relaxed);
+                Ok(())
+            }
+        });
+        let invocation = Invocation::new(None, cancelled);
+        let Started::Pending(future) = service.run(0, texts(&["a"]), &invocation, &emitter) else {
+            panic!("scripted methods return futures")
+        };
+        let ended = futures::executor::block_on(future).map(|_| "ok".to_owned());
+        let ended = ended.unwrap_or_else(|e| e.message().to_owned());
+        let parts = parts.lock().unwrap().clone();
+        (parts, format!("{ended} at {} ms", clock.now().since_origin().as_millis()))
+    }
+
+    #[test]
+    fn streams_give_parts_as_scripted() {
+        let plain = streamed(serde_json::json!({"latency": "10ms", "parts": 3, "pause": "5ms"}), None);
+        assert_eq!(plain, (vec![(0, 1, 8), (1, 1, 8), (2, 1, 8)], "ok at 20 ms".into()));
+        let large = serde_json::json!({"parts": 2, "part_rows": 10, "part_bytes": "1MiB"});
+        assert_eq!(streamed(large, None).0, [(0, 10, 1048570), (1, 10, 1048570)]);
+        assert_eq!(streamed(serde_json::json!({"parts": 0}), None), (vec![], "ok at 0 ms".into()));
+        let fails = streamed(serde_json::json!({"fail_at_part": 3}), None);
+        assert_eq!((fails.0.len(), fails.1.as_str()), (2, "scripted to fail at part 3 of a stream at 0 ms"));
+        let stopped = streamed(serde_json::json!({"pause": "1s"}), Some(2));
+        assert_eq!(stopped.0.len(), 2);
+        assert!(stopped.1.starts_with("stopped: nobody waits"), "{}", stopped.1);
+    }
+
     #[test]
     fn failures_come_as_scripted() {
         let refused = |options| run(options, texts(&["a"; 40])).unwrap_err();
@@ -222,6 +322,7 @@ mod tests {
         assert!(refused(serde_json::json!({"jitter": 2.0})).message().contains("`jitter` is 2"));
         assert!(refused(serde_json::json!({"slow_factor": -1.0})).message().contains("`slow_factor` is -1"));
         assert!(refused(serde_json::json!({"hang_for": "1s"})).message().contains("`hang_after`"));
+        assert!(refused(serde_json::json!({"part_rows": 0})).message().contains("`part_rows` is 0"));
         assert!(refused(serde_json::json!({"latencie": "1s"})).message().contains("latencie"));
         assert_eq!(refused(serde_json::json!({"open_error": "no model"})).message(), "no model");
         let memory = refused(serde_json::json!({"memory_error_rows": 39}));
@@ -245,7 +346,7 @@ mod tests {
         let mut service = futures::executor::block_on(definition.open(context)).unwrap();
         let time = |_| {
             let begun = clock.now();
-            let started = service.run(0, texts(&["a"; 10]), &Invocation::default(), &mut |_| Ok(()));
+            let started = service.run(0, texts(&["a"; 10]), &Invocation::default(), &Emitter::none());
             let Started::Pending(future) = started else { panic!("scripted methods return futures") };
             future.now_or_never().map(|result| {
                 result.unwrap();
@@ -286,7 +387,7 @@ mod tests {
         let mut service = futures::executor::block_on(definition.open(context)).unwrap();
         // Each takes its time when it is looked at, and is one of those that run from when it was started.
         let mut started: Vec<_> = (0..4)
-            .map(|_| match service.run(0, texts(&["a"]), &Invocation::default(), &mut |_| Ok(())) {
+            .map(|_| match service.run(0, texts(&["a"]), &Invocation::default(), &Emitter::none()) {
                 Started::Pending(future) => future,
                 Started::Done(_) => panic!("scripted methods return futures"),
             })
@@ -310,7 +411,7 @@ mod tests {
             let definition = crate::in_place_of(&[method()]).unwrap();
             let mut service = futures::executor::block_on(definition.open(context)).unwrap();
             let nobody = Invocation::new(None, Arc::new(AtomicBool::new(true)));
-            let Started::Pending(future) = service.run(0, texts(&["a"]), &nobody, &mut |_| Ok(())) else {
+            let Started::Pending(future) = service.run(0, texts(&["a"]), &nobody, &Emitter::none()) else {
                 panic!("scripted methods return futures")
             };
             let kind = futures::executor::block_on(future).err().map(|e| e.kind());

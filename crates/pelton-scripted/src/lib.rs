@@ -10,9 +10,10 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use arrow_array::RecordBatch;
-use arrow_schema::{DataType, Field};
-use pelton_core::service::{Context, Definition, Invocation, MethodSpec, Methods};
-use pelton_core::{BoxFuture, Error, Fate, Kind, Result, Retry};
+use arrow_schema::{DataType, Field, SchemaRef};
+use pelton_core::service::{Cardinality, Context, Definition, Emitter, Invocation, MethodSpec, Methods};
+use pelton_core::time::Clock;
+use pelton_core::{BoxFuture, Bytes, Error, Fate, Kind, Result, Retry};
 use rand::rngs::StdRng;
 use rand::{RngExt, SeedableRng};
 use serde::Deserialize;
@@ -64,6 +65,19 @@ pub struct Script {
     pub only_instance: Option<u32>,
     /// A batch for which nobody waits any more runs to its end. Without it, one looks now and then, and stops.
     pub ignore_cancel: bool,
+    /// How many parts a streaming method gives for a request, after the time that the batch takes.
+    pub parts: u64,
+    /// Rows of each part.
+    pub part_rows: u32,
+    /// About so many bytes in each part, in its columns of text and bytes. None: short ones.
+    pub part_bytes: Option<Bytes>,
+    /// The time between two parts, which is not varied.
+    #[serde(with = "humantime_serde")]
+    pub pause: Duration,
+    /// A stream fails before its part of this number, counted from 1.
+    pub fail_at_part: Option<u64>,
+    /// The process crashes there.
+    pub crash_at_part: Option<u64>,
     /// What the random choices are drawn from; by default each instance draws its own.
     pub seed: Option<u64>,
 }
@@ -90,6 +104,12 @@ impl Default for Script {
             slow_factor: 10.0,
             only_instance: None,
             ignore_cancel: false,
+            parts: 4,
+            part_rows: 1,
+            part_bytes: None,
+            pause: Duration::ZERO,
+            fail_at_part: None,
+            crash_at_part: None,
             seed: None,
         }
     }
@@ -107,6 +127,15 @@ impl Script {
             return Err(Error::invalid(format!(
                 "scripted service: `{name}` is {factor}; it must be 0 to {MOST_FACTOR}"
             )));
+        }
+        if self.part_rows == 0 || self.part_rows > MOST_ROWS {
+            return Err(Error::invalid(format!(
+                "scripted service: `part_rows` is {}; it must be 1 to {MOST_ROWS}",
+                self.part_rows
+            )));
+        }
+        if self.part_bytes.is_some_and(|bytes| bytes > Bytes::mib(1024)) {
+            return Err(Error::invalid("scripted service: `part_bytes` must be at most 1 GiB"));
         }
         if self.hang_for.is_some() && self.hang_after.is_none() {
             return Err(Error::invalid(
@@ -150,6 +179,8 @@ enum Turn {
 
 /// More would be no time that anybody means.
 const MOST_FACTOR: f64 = 1e6;
+/// Rows of a part at most.
+const MOST_ROWS: u32 = 1 << 20;
 /// How long a batch runs on without looking whether somebody waits for it.
 const LOOK_EVERY: Duration = Duration::from_millis(50);
 
@@ -166,6 +197,18 @@ pub fn in_place_of(methods: &[MethodSpec]) -> Result<Definition> {
     for method in methods {
         answer::check(method)?;
         let output = method.output.clone();
+        if method.cardinality == Cardinality::Many {
+            scripted = scripted.flowing(
+                &method.name,
+                method.concurrency.unwrap_or(1),
+                method.input.fields().clone(),
+                method.output.fields().clone(),
+                move |service, batch, invocation, emitter| {
+                    service.stream(batch, invocation, emitter, output.clone())
+                },
+            );
+            continue;
+        }
         scripted = scripted.concurrent(
             &method.name,
             method.concurrency.unwrap_or(1),
@@ -239,16 +282,7 @@ impl Scripted {
             if !hang.is_zero() {
                 clock.sleep(hang).await;
             }
-            let until = clock.now() + time;
-            let mut left = time;
-            while !left.is_zero() {
-                clock.sleep(if ignore_cancel { left } else { left.min(LOOK_EVERY) }).await;
-                left = until.since(clock.now());
-                if !ignore_cancel && invocation.is_cancelled() {
-                    let why = "stopped: nobody waits for the answer any more";
-                    return Err(Error::new(Kind::Cancelled, Fate::Executed, Retry::Never, why));
-                }
-            }
+            pause(&*clock, time, &invocation, ignore_cancel).await?;
             if fails {
                 return Err(Error::transient("scripted to fail"));
             }
@@ -261,6 +295,58 @@ impl Scripted {
             answer(&batch)
         })
     }
+}
+
+impl Scripted {
+    fn stream(
+        &mut self,
+        batch: RecordBatch,
+        invocation: Invocation,
+        emitter: Emitter,
+        output: SchemaRef,
+    ) -> BoxFuture<Result<()>> {
+        let script = self.script.clone();
+        let (clock, crash) = (self.context.clock.clone(), self.context.crash.clone());
+        let begun = self.run(batch, invocation.clone(), |batch| Ok(batch.clone()));
+        Box::pin(async move {
+            let request = begun.await?;
+            for part in 0..script.parts {
+                if part > 0 {
+                    pause(&*clock, script.pause, &invocation, script.ignore_cancel).await?;
+                }
+                if script.crash_at_part == Some(part + 1) {
+                    crash(&format!("scripted to crash at part {} of a stream", part + 1));
+                    return std::future::pending().await;
+                }
+                if script.fail_at_part == Some(part + 1) {
+                    return Err(Error::user(format!("scripted to fail at part {} of a stream", part + 1)));
+                }
+                let bytes = script.part_bytes.map(Bytes::get);
+                emitter.emit(answer::part(&request, part, script.part_rows, bytes, &output)?).await?;
+            }
+            Ok(())
+        })
+    }
+}
+
+/// Waits, as long as somebody waits for what comes.
+async fn pause(
+    clock: &dyn Clock,
+    time: Duration,
+    invocation: &Invocation,
+    ignore_cancel: bool,
+) -> Result<()> {
+    let until = clock.now() + time;
+    let mut left = time;
+    while !left.is_zero() {
+        clock.sleep(if ignore_cancel { left } else { left.min(LOOK_EVERY) }).await;
+        left = until.since(clock.now());
+        if !ignore_cancel && invocation.is_cancelled() {
+            let why = "stopped: nobody waits for the answer any more";
+            return Err(Error::new(Kind::Cancelled, Fate::Executed, Retry::Never, why));
+        }
+    }
+    Ok(())
 }
 
 /// One batch among those that run.

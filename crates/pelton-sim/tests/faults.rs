@@ -30,6 +30,7 @@ macro_rules! scenarios {
 
 scenarios! {
     calm crashes slow cuts failures shares starts drains drains_and_cuts leaving takeover restart partition small_ledger spill bad_spill stopping chaos
+    slow_streams streams streams_restart
 }
 
 #[test]

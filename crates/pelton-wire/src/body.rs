@@ -9,7 +9,7 @@ pub(crate) mod layout;
 use std::collections::HashMap;
 use std::sync::Arc;
 
-use arrow_array::RecordBatch;
+use arrow_array::{RecordBatch, UInt32Array};
 use arrow_buffer::Buffer;
 use arrow_ipc::writer::StreamEncoder;
 use arrow_ipc::{MessageHeader, root_as_message};
@@ -160,6 +160,12 @@ pub fn gather<'a>(pieces: impl IntoIterator<Item = &'a Piece>) -> Result<RecordB
         [only] => Ok(only.clone()),
         [first, ..] => Ok(arrow_select::concat::concat_batches(&first.schema(), &slices)?),
     }
+}
+
+/// The same rows in buffers of their own: those of a slice are those of all of its batch.
+pub fn copy(rows: &RecordBatch) -> Result<RecordBatch> {
+    let all = UInt32Array::from_iter_values(0..rows.num_rows() as u32);
+    Ok(arrow_select::take::take_record_batch(rows, &all)?)
 }
 
 /// How many bytes some rows take: theirs, not those of the batch that they are a slice of, nor of the buffers' spare room.

@@ -135,6 +135,18 @@ pub enum Frame {
         runs: Vec<RequestRun>,
     },
 
+    /// Caller: bytes of parts that each of its streams here, and all of them together, may have under way; and of these streams it has
+    /// taken so many parts more. Counted from the start of the connection; what is cancelled is not counted any more.
+    Credit {
+        window: u64,
+        total: u64,
+        taken: Vec<(RequestId, u32)>,
+    },
+    /// Caller: streams of an earlier connection; go on with them here after so many parts.
+    Resume {
+        streams: Vec<(RequestId, u32)>,
+    },
+
     /// Instance: it takes nothing new.
     Draining,
     /// Instance: how much it holds, for balancing.
@@ -266,6 +278,8 @@ impl Frame {
             Frame::Report(_) => 22,
             Frame::Command(_) => 23,
             Frame::Holds { .. } => 24,
+            Frame::Credit { .. } => 30,
+            Frame::Resume { .. } => 31,
             Frame::Segment { .. } => 32,
             Frame::Release { .. } => 33,
             Frame::Piece => 34,
@@ -282,7 +296,11 @@ impl Frame {
     pub fn keeps_order(&self) -> bool {
         let about_requests = matches!(
             self,
-            Frame::Failure { .. } | Frame::HandBack { .. } | Frame::Attach { .. } | Frame::Cancel { .. }
+            Frame::Failure { .. }
+                | Frame::HandBack { .. }
+                | Frame::Attach { .. }
+                | Frame::Resume { .. }
+                | Frame::Cancel { .. }
         );
         self.has_body() || about_requests || matches!(self, Frame::Ping(_) | Frame::Pong(_))
     }
@@ -320,6 +338,9 @@ impl Frame {
             | Frame::Segment { .. }
             | Frame::Release { .. }
             | Frame::Piece => {}
+            Frame::Credit { taken: streams, .. } | Frame::Resume { streams } => {
+                streams.iter_mut().for_each(|(id, _)| visit(&mut id.operator));
+            }
         }
     }
 
@@ -373,6 +394,12 @@ impl Frame {
                 out.push(u8::from(*last));
                 put_runs(&mut out, runs);
             }
+            Frame::Credit { window, total, taken } => {
+                out.extend(window.to_le_bytes());
+                out.extend(total.to_le_bytes());
+                put_streams(&mut out, taken);
+            }
+            Frame::Resume { streams } => put_streams(&mut out, streams),
             Frame::Load { held } => out.extend(held.to_le_bytes()),
             Frame::Segment { bytes } => out.extend(bytes.to_le_bytes()),
             Frame::Release { offsets } => {
@@ -443,6 +470,8 @@ impl Frame {
                 let last = r.u8()? != 0;
                 Frame::Holds { runs: runs(&mut r)?, last }
             }
+            30 => Frame::Credit { window: r.u64()?, total: r.u64()?, taken: streams(&mut r)? },
+            31 => Frame::Resume { streams: streams(&mut r)? },
             32 => Frame::Segment { bytes: r.u64()? },
             33 => {
                 let n = r.count(8)?;
@@ -559,6 +588,26 @@ fn runs(r: &mut Reader<'_>) -> Result<Vec<RequestRun>> {
         return Err(Error::protocol(format!("a frame is about more than {MAX_REQUESTS} requests")));
     }
     Ok(runs)
+}
+
+/// A number `u32` of streams: id as in a run, parts `u32`; which are the bytes of a run.
+fn put_streams(out: &mut Vec<u8>, streams: &[(RequestId, u32)]) {
+    out.extend((streams.len() as u32).to_le_bytes());
+    for (first, count) in streams {
+        put_run(out, RequestRun { first: *first, count: *count });
+    }
+}
+
+fn streams(r: &mut Reader<'_>) -> Result<Vec<(RequestId, u32)>> {
+    let n = r.count(RUN)?;
+    let stream = |r: &mut Reader<'_>| {
+        let id = RequestId { operator: r.u32()?, group: r.u64()?, sequence: r.u64()? };
+        if id.sequence == u64::MAX {
+            return Err(Error::protocol(format!("a stream {id} cannot be")));
+        }
+        Ok((id, r.u32()?))
+    };
+    (0..n).map(|_| stream(r)).collect()
 }
 
 /// An error: kind `u8`, fate `u8`, retry `u8`, wait in microseconds `u64`, message.

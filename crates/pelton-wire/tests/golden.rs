@@ -111,6 +111,8 @@ fn frames() -> Vec<Frame> {
         Frame::Report("{}".into()),
         Frame::Command("{}".into()),
         Frame::Holds { runs: vec![run(1, 2, 3)], last: true },
+        Frame::Credit { window: 1 << 22, total: 1 << 25, taken: vec![(run(1, 2, 1).first, 3)] },
+        Frame::Resume { streams: vec![(run(1, 2, 1).first, 4), (run(2, 0, 1).first, 1)] },
         Frame::Segment { bytes: 1 << 20 },
         Frame::Release { offsets: vec![0, 4096] },
         Frame::Piece,

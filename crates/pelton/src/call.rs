@@ -13,6 +13,8 @@ use pelton_env::Env;
 use pelton_remote::RemoteCaller;
 use tokio::sync::{oneshot, watch};
 
+use crate::answers::{Answers, Inbox};
+
 /// The operator number of calls that come from no operator.
 const BY_HAND: u32 = u32::MAX;
 
@@ -90,24 +92,34 @@ impl Services {
         }
     }
 
-    /// Calls a method: one request a row of `arguments`, one row (or, of a streaming method, any number) for each in the
-    /// answer, in the same order. The first request that fails fails the call. Dropping the future takes the requests back.
-    pub async fn call(&self, service: &str, method: &str, arguments: RecordBatch) -> Result<RecordBatch> {
+    fn method(&self, service: &str, method: &str) -> Result<(Arc<dyn Caller>, usize)> {
         let caller = self.caller(service)?;
         let specs = caller.methods();
         let index = specs
             .iter()
             .position(|m| m.name == method)
             .ok_or_else(|| no_such_method(service, method, specs))?;
-        let output = specs[index].output.clone();
-        let rows = arguments.num_rows() as u64;
-        if rows == 0 {
+        Ok((caller, index))
+    }
+
+    fn ids(&self, rows: usize) -> Vec<RequestId> {
+        let rows = rows as u64;
+        let first = self.next.fetch_add(rows, Ordering::Relaxed);
+        let id = |sequence| RequestId { operator: BY_HAND, group: self.group, sequence };
+        (first..first + rows).map(id).collect()
+    }
+
+    /// Calls a method: one request a row of `arguments`, one row (or, of a streaming method, any number) for each in the
+    /// answer, in the same order. The first request that fails fails the call. Dropping the future takes the requests back.
+    /// The whole answer is in memory; for a streamed one that is large see [`stream`](Services::stream).
+    pub async fn call(&self, service: &str, method: &str, arguments: RecordBatch) -> Result<RecordBatch> {
+        let (caller, index) = self.method(service, method)?;
+        let output = caller.methods()[index].output.clone();
+        if arguments.num_rows() == 0 {
             return Ok(RecordBatch::new_empty(output));
         }
-        let first = self.next.fetch_add(rows, Ordering::Relaxed);
-        let ids: Vec<RequestId> = (first..first + rows)
-            .map(|sequence| RequestId { operator: BY_HAND, group: self.group, sequence })
-            .collect();
+        let ids = self.ids(arguments.num_rows());
+        let first = ids[0].sequence;
         let (done, answer) = oneshot::channel();
         let gathering =
             Gathering { first, parts: vec![Vec::new(); ids.len()], missing: ids.len(), done: Some(done) };
@@ -136,6 +148,38 @@ impl Services {
     /// The same for a thread that may block, and that serves no async runtime.
     pub fn call_blocking(&self, service: &str, method: &str, arguments: RecordBatch) -> Result<RecordBatch> {
         futures::executor::block_on(self.call(service, method, arguments))
+    }
+
+    /// Calls a method, and gives the answers part by part as they come: one request a row of `arguments`, any number of parts for each.
+    /// The methods run ahead of who takes the parts by the bounds of the declaration's `stream`, and then wait.
+    ///
+    /// ```no_run
+    /// # use futures::StreamExt;
+    /// # async fn tell(services: &pelton::Services, prompts: pelton::prelude::RecordBatch) -> pelton::Result<()> {
+    /// let mut answers = services.stream("model", "generate", prompts)?;
+    /// while let Some(part) = answers.next().await {
+    ///     let part = part?;
+    ///     println!("{}: {} rows", part.request, part.rows.num_rows());
+    /// }
+    /// # Ok(())
+    /// # }
+    /// ```
+    pub fn stream(&self, service: &str, method: &str, arguments: RecordBatch) -> Result<Answers> {
+        let (caller, index) = self.method(service, method)?;
+        let ids = self.ids(arguments.num_rows());
+        let mut failure = self.control.failure();
+        let failed = Box::pin(async move { given_up(&mut failure).await });
+        let inbox = Arc::new(Inbox::default());
+        let answers = Answers::new(caller.clone(), ids.clone(), inbox.clone(), failed);
+        if !ids.is_empty() {
+            let submission = Submission {
+                priority: Priority::Interactive,
+                paced: true,
+                ..Submission::new(index, ids, arguments)
+            };
+            caller.submit(submission, inbox);
+        }
+        Ok(answers)
     }
 
     /// Ends all instances, and returns when they are gone.

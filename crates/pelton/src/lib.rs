@@ -10,6 +10,7 @@
 //! An instance of a service is the same program, started once more: [`Job::service`] notices, serves, and does not
 //! return. So declare services before anything with an effect.
 
+mod answers;
 mod call;
 mod command;
 mod host;
@@ -22,11 +23,12 @@ mod server;
 mod shorthand;
 mod stream;
 
+pub use answers::{Answers, Part};
 pub use call::Services;
 pub use command::Command;
 pub use host::Snapshot;
 pub use job::{Job, ServiceHandle, Settings};
-pub use local::Local;
+pub use local::{Local, LocalParts};
 pub use pelton_client::Stats;
 pub use pelton_control as control;
 pub use pelton_core::{

@@ -97,7 +97,10 @@ impl State {
         now: Time,
         actions: &mut Vec<Action>,
     ) {
-        let took = self.took(key, entries.iter().map(|e| e.run), now);
+        // How long a stream goes on after its first part is its caller's doing too.
+        let goes_on = |id| self.requests.get(id).is_some_and(|r| r.parts > 0);
+        let fresh = entries.iter().filter(|e| !goes_on(e.run.first));
+        let took = self.took(key, fresh.map(|e| e.run), now);
         if let Some((peer, took)) = self.peers.get_mut(&key).zip(took) {
             peer.health.succeeded(took, now);
             peer.answer.observe(took);
@@ -116,15 +119,18 @@ impl State {
                     // The next attempt is there, and what it gives comes later.
                     Some(_) if stale => {}
                     Some(request) if request.method != method || !fits => wrong.push(id),
-                    Some(request) if !entry.last && request.again > 0 => request.again -= 1,
                     Some(request) if !entry.last => {
                         request.parts += 1;
+                        self.credits.delivered(id, key, &part, request.paced, now);
                         let outcome = Outcome { id, rows: Ok(part), last: false };
                         actions.push(Action::Deliver(request.receiver.clone(), vec![outcome]));
                     }
                     Some(_) => self.end(id, Ok(part), now, actions),
                     // Of an attempt that was given up since: nobody waits for it, and it can be forgotten there.
                     None => {
+                        if !entry.last && !stale {
+                            self.credits.delivered(id, key, &part, false, now);
+                        }
                         if entry.last
                             && self.ended.get(&id) != Some(&key)
                             && let Some(peer) = self.peers.get_mut(&key)

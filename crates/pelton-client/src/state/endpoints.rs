@@ -111,6 +111,7 @@ impl State {
         self.forget_held(key);
         self.abandon(key, now, actions);
         self.peers.remove(&key);
+        self.credits.lost(key);
         self.ended.retain(|_, peer| *peer != key);
         actions.push(Action::Disconnect(key));
     }
@@ -206,16 +207,18 @@ impl State {
             let runs = RequestRun::pack(given_up);
             actions.push(Action::Send(key, Frame::Cancel { runs }.into()));
         }
-        // An attached stream begins anew.
-        for id in &peer.in_flight {
-            if let Some(request) = self.requests.get_mut(*id) {
-                request.again = request.parts;
-            }
+        // A stream goes on after the parts that its caller has.
+        let parts = |id: &RequestId| self.requests.get(*id).map_or(0, |r| r.parts);
+        let (streams, whole): (Vec<RequestId>, Vec<RequestId>) =
+            peer.in_flight.iter().copied().partition(|id| parts(id) > 0);
+        if !whole.is_empty() {
+            actions.push(Action::Send(key, Frame::Attach { runs: RequestRun::pack(whole) }.into()));
         }
-        if !peer.in_flight.is_empty() {
-            let runs = RequestRun::pack(peer.in_flight.iter().copied());
-            actions.push(Action::Send(key, Frame::Attach { runs }.into()));
+        if !streams.is_empty() {
+            let streams = streams.into_iter().map(|id| (id, parts(&id))).collect();
+            actions.push(Action::Send(key, Frame::Resume { streams }.into()));
         }
+        self.announce_credit(key, actions);
         self.forget_held(key);
     }
 
@@ -254,6 +257,7 @@ impl State {
         };
         peer.connection = None;
         peer.lost_since = Some(now);
+        self.credits.lost(key);
         // Not those that have been asked for anew since.
         let lost = peer.acknowledged.lost().into_iter().filter(|id| self.requests.get(*id).is_none());
         peer.to_acknowledge.extend(lost);

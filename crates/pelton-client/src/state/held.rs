@@ -125,6 +125,7 @@ impl State {
         let theirs = |id: &RequestId| operators.contains(&id.operator);
         for id in self.requests.of(theirs) {
             self.requests.remove(id, now);
+            self.credits.release(id, now);
         }
         self.ended.retain(|id, _| !theirs(id));
         self.held.clear();
@@ -141,6 +142,7 @@ impl State {
                 continue;
             }
             peer.lost_since = Some(now);
+            self.credits.lost(key);
             let unheard = peer.acknowledged.lost();
             peer.to_acknowledge.extend(unheard.into_iter().filter(|id| !ended.contains_key(id)));
             self.awaited.insert(peer.endpoint.instance.clone());

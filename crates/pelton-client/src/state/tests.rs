@@ -119,12 +119,13 @@ fn event(text: &str, method: u16, receiver: &Arc<dyn Receiver>) -> (Time, Event)
             let error = Error::new(Kind::Connect, Fate::NotSent, Retry::Elsewhere, "no");
             Event::NotConnected { peer: number(2), error }
         }
-        kind @ ("submit" | "explicit" | "stream") => {
+        kind @ ("submit" | "explicit" | "stream" | "paced") => {
             let submission = Submission {
                 timeout: words.get(3).map(|ms| Duration::from_millis(ms.parse().unwrap())),
                 acknowledge: if kind == "explicit" { Acknowledge::Explicit } else { Acknowledge::OnReceipt },
+                paced: kind == "paced",
                 ..Submission::new(
-                    usize::from(kind == "stream"),
+                    usize::from(kind == "stream" || kind == "paced"),
                     ids(words[2]),
                     rows(ids(words[2]).iter().map(|id| id.sequence)),
                 )
@@ -164,6 +165,7 @@ fn event(text: &str, method: u16, receiver: &Arc<dyn Receiver>) -> (Time, Event)
         "hiccup" => received(Frame::Failure { runs: runs(3), error: Error::transient("not now") }.into()),
         "cancel" => Event::Cancelled(ids(words[2])),
         "ack" => Event::Acknowledged(ids(words[2])),
+        "took" => Event::Took(ids(words[2])),
         "hold" => Event::Held,
         "abandon" => Event::Abandoned(vec![1]),
         "tick" => Event::Tick,
@@ -174,6 +176,11 @@ fn event(text: &str, method: u16, receiver: &Arc<dyn Receiver>) -> (Time, Event)
 
 fn show_runs(runs: &[RequestRun]) -> String {
     runs.iter().flat_map(|r| r.ids()).map(|id| id.sequence.to_string()).collect::<Vec<_>>().join(",")
+}
+
+fn show_streams(streams: &[(RequestId, u32)]) -> String {
+    let each = streams.iter().map(|(id, parts)| format!("{}+{parts}", id.sequence));
+    each.collect::<Vec<_>>().join(",")
 }
 
 fn show(action: &Action) -> String {
@@ -203,6 +210,8 @@ fn show(action: &Action) -> String {
             Frame::Attach { runs } => format!("attach {to} {}", show_runs(runs)),
             Frame::Cancel { runs } => format!("cancel {to} {}", show_runs(runs)),
             Frame::Acknowledge { runs } => format!("ack {to} {}", show_runs(runs)),
+            Frame::Resume { streams } => format!("resume {to} {}", show_streams(streams)),
+            Frame::Credit { taken, .. } => format!("credit {to} {}", show_streams(taken)),
             Frame::Ping(n) if *n >= 1 << 63 => format!("mark {to} {}", n - (1 << 63)),
             Frame::Ping(n) => format!("ping {to} {n}"),
             other => format!("{other:?}"),
@@ -220,7 +229,7 @@ fn check_with(declaration: &Declaration, script: &str) -> State {
     let mut state = State::new(declaration, methods().into(), StdRng::seed_from_u64(1), Time::ZERO);
     let receiver: Arc<dyn Receiver> = Arc::new(Nobody);
     let (mut told, mut expected) = (Vec::new(), Vec::new());
-    let method = u16::from(script.contains(" stream "));
+    let method = u16::from(script.contains(" stream ") || script.contains(" paced "));
     for line in script.lines().map(str::trim).filter(|l| !l.is_empty()) {
         let (text, actions) = line.split_once("=>").unwrap_or((line, ""));
         let (now, event) = event(text.trim(), method, &receiver);
@@ -395,10 +404,65 @@ fn a_stream_goes_on_where_it_was_cut() {
          2 permit 0.1 1 => request 0 0
          3 part 0.1 0 => deliver 0~
          4 lost 0.1 => connect 0
-         5 connected 0.2 => attach 0 0
-         6 part 0.2 0
+         5 connected 0.2 => resume 0 0+1
          7 part 0.2 0 => deliver 0~
          8 results 0.2 0 => deliver 0; ack 0 0; ping 0 1",
+    );
+}
+
+#[test]
+fn what_its_caller_takes_of_a_stream_is_told() {
+    // Of one who does not say, at once; all of it a little later.
+    check_one(
+        "1 stream 0 => announce 0 1
+         2 permit 0.1 1 => request 0 0
+         3 part 0.1 0 => deliver 0~
+         4 part 0.1 0 => deliver 0~
+         8 tick => credit 0 0+2",
+    );
+    check_one(
+        "1 paced 0 => announce 0 1
+         2 permit 0.1 1 => request 0 0
+         3 part 0.1 0 => deliver 0~
+         4 part 0.1 0 => deliver 0~
+         9 tick
+         10 took 0
+         15 tick => credit 0 0+1
+         16 results 0.1 0 => deliver 0; ack 0 0; ping 0 1
+         17 took 0
+         22 tick => credit 0 0+1",
+    );
+    // What came over a connection that is lost is not told to the next one.
+    check_one(
+        "1 paced 0 => announce 0 1
+         2 permit 0.1 1 => request 0 0
+         3 part 0.1 0 => deliver 0~
+         4 part 0.1 0 => deliver 0~
+         5 took 0
+         6 lost 0.1 => connect 0
+         7 connected 0.2 => resume 0 0+2
+         8 part 0.2 0 => deliver 0~
+         9 took 0
+         14 tick
+         15 took 0
+         20 tick => credit 0 0+1",
+    );
+    // Nor what was cancelled; but what a caller leaves behind that had its end.
+    check_one(
+        "1 paced 0 => announce 0 1
+         2 permit 0.1 1 => request 0 0
+         3 part 0.1 0 => deliver 0~
+         4 cancel 0 => cancel 0 0; deliver 0:cancelled:Unknown; mark 0 1
+         5 took 0
+         12 tick",
+    );
+    check_one(
+        "1 paced 0 => announce 0 1
+         2 permit 0.1 1 => request 0 0
+         3 part 0.1 0 => deliver 0~
+         4 results 0.1 0 => deliver 0; ack 0 0; ping 0 1
+         5 cancel 0
+         10 tick => credit 0 0+1",
     );
 }
 

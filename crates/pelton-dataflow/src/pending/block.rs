@@ -1,5 +1,7 @@
 //! Rows of one group that arrived together, and what became of each.
 
+use std::collections::VecDeque;
+
 use arrow_array::RecordBatch;
 use pelton_core::{Error, Result};
 
@@ -13,8 +15,9 @@ pub(super) enum Slot {
     /// It takes back what an earlier row was given, and gets that when its turn has come. Never sent.
     Retraction,
     /// Some rows of a streaming answer. Not saved: a request that is sent again is answered from the begin.
-    Partial(Vec<RecordBatch>),
-    Done(Vec<RecordBatch>),
+    Partial(VecDeque<RecordBatch>, u64),
+    /// What of the answer is not given out.
+    Done(VecDeque<RecordBatch>),
     Failed(Error),
     /// Given out.
     Gone,
@@ -28,7 +31,7 @@ pub(super) struct Block {
     pub(super) rows: RecordBatch,
     pub(super) slots: Vec<Slot>,
     /// Rows that ended and are not given out, as they ended.
-    ended: Vec<u32>,
+    ended: VecDeque<u32>,
     /// Rows before this one are given out, where order is kept.
     cursor: usize,
     gone: usize,
@@ -45,7 +48,7 @@ impl Block {
         bytes: u64,
         slots: Vec<Slot>,
     ) -> Self {
-        Block { segment, sequences, rows, slots, ended: Vec::new(), cursor: 0, gone: 0, bytes }
+        Block { segment, sequences, rows, slots, ended: VecDeque::new(), cursor: 0, gone: 0, bytes }
     }
 
     pub(super) fn last(&self) -> u64 {
@@ -69,86 +72,100 @@ impl Block {
     pub(super) fn waiting(&self) -> impl Iterator<Item = (u32, u64)> + '_ {
         let slots = self.slots.iter().zip(&self.sequences).enumerate();
         slots
-            .filter(|(_, (s, _))| matches!(s, Slot::Waiting | Slot::Partial(_)))
+            .filter(|(_, (s, _))| matches!(s, Slot::Waiting | Slot::Partial(..)))
             .map(|(row, (_, s))| (row as u32, *s))
     }
 
     /// Notes what came for a row: whether that ended it, and how many bytes more there are now.
     pub(super) fn put(&mut self, row: usize, result: Result<RecordBatch>, last: bool) -> (bool, i64) {
         let slot = &mut self.slots[row];
-        let mut parts = match slot {
-            Slot::Waiting => Vec::new(),
-            Slot::Partial(parts) => std::mem::take(parts),
+        let (mut parts, before) = match slot {
+            Slot::Waiting => (VecDeque::new(), 0),
+            Slot::Partial(parts, bytes) => (std::mem::take(parts), *bytes),
             Slot::Retraction | Slot::Done(_) | Slot::Failed(_) | Slot::Gone => return (false, 0),
         };
-        let before = bytes(&parts);
-        match result {
+        let (more, ended) = match result {
             Ok(rows) => {
-                parts.push(rows);
-                let after = bytes(&parts);
-                *slot = if last { Slot::Done(parts) } else { Slot::Partial(parts) };
-                self.grow(before, after, row, last)
+                let bytes = bytes(&rows);
+                parts.push_back(rows);
+                *slot = if last { Slot::Done(parts) } else { Slot::Partial(parts, before + bytes) };
+                (bytes as i64, last)
             }
             Err(e) => {
                 *slot = Slot::Failed(e);
-                self.grow(before, 0, row, true)
+                (-(before as i64), true)
             }
-        }
-    }
-
-    fn grow(&mut self, before: u64, after: u64, row: usize, ended: bool) -> (bool, i64) {
+        };
         if ended {
-            self.ended.push(row as u32);
+            self.ended.push_back(row as u32);
         }
-        let more = after as i64 - before as i64;
         self.bytes = self.bytes.saturating_add_signed(more);
         (ended, more)
     }
 
-    /// Moves what ended into `gather`, in order up to the first that did not, or all: how many rows, and bytes freed. Where there are
-    /// retractions, what is given out is `stored` on the way.
+    /// Bytes of the answer that came so far, while it is not whole.
+    pub(super) fn partial(&self, row: usize) -> u64 {
+        if let Slot::Partial(_, bytes) = &self.slots[row] { *bytes } else { 0 }
+    }
+
+    /// Moves what ended into `gather`, in order up to the first that did not, or all, as far as it has room. A large answer leaves in
+    /// pieces, and what is left of it stays. Where there are retractions, what is given out is `stored` on the way, once: there each
+    /// answer leaves whole.
     pub(super) fn collect(
         &mut self,
         order: Order,
         split: u64,
         mut stored: Option<&mut Stored>,
         gather: &mut Gather,
-    ) -> Result<(usize, u64)> {
-        let mut picked = Vec::new();
-        match order {
-            Order::Ordered => {
-                while picked.len() < gather.room() && self.slots.get(self.cursor).is_some_and(Slot::has_ended)
-                {
-                    picked.push(self.cursor as u32);
-                    self.cursor += 1;
+    ) -> Result<Collected> {
+        let mut collected = Collected::default();
+        if order == Order::Unordered {
+            self.ended.make_contiguous().sort_unstable();
+        }
+        while !gather.is_full() {
+            let next = match order {
+                Order::Ordered => self.slots.get(self.cursor).filter(|s| s.has_ended()).map(|_| self.cursor),
+                Order::Unordered => self.ended.front().map(|row| *row as usize),
+            };
+            let Some(row) = next else { break };
+            let slot = &mut self.slots[row];
+            // What a retraction is given comes from what is stored, and was not counted here.
+            let counted = matches!(slot, Slot::Done(_));
+            if let Some(stored) = &mut stored {
+                let ended = std::mem::replace(slot, Slot::Gone);
+                *slot = stored.settle(split, &self.rows, row, ended)?;
+            }
+            if let Slot::Done(parts) = slot {
+                let freed = gather.parts(row as u32, &self.rows, parts, stored.is_some());
+                collected.results += if counted { freed } else { 0 };
+                if !parts.is_empty() {
+                    break;
                 }
             }
-            Order::Unordered => {
-                self.ended.sort_unstable();
-                picked.extend(self.ended.drain(..self.ended.len().min(gather.room())));
+            if let Slot::Failed(error) = std::mem::replace(&mut self.slots[row], Slot::Gone) {
+                gather.failed(row as u32, self.sequences[row], &self.rows, error);
             }
+            collected.rows += 1;
+            self.cursor += usize::from(order == Order::Ordered);
+            self.ended.pop_front();
         }
-        self.gone += picked.len();
-        let count = picked.len();
-        let mut freed = 0;
-        for row in &picked {
-            let slot = std::mem::replace(&mut self.slots[*row as usize], Slot::Gone);
-            if let Slot::Done(parts) = &slot {
-                freed += bytes(parts);
-            }
-            let slot = match &mut stored {
-                Some(stored) => stored.settle(split, &self.rows, *row as usize, slot)?,
-                None => slot,
-            };
-            gather.slot(*row, self.sequences[*row as usize], &self.rows, slot);
-        }
+        self.gone += collected.rows;
         gather.end_block(&self.rows);
-        self.bytes = self.bytes.saturating_sub(freed);
+        self.bytes = self.bytes.saturating_sub(collected.results);
+        collected.bytes = collected.results;
         if self.is_done() {
-            freed += std::mem::take(&mut self.bytes);
+            collected.bytes += std::mem::take(&mut self.bytes);
         }
-        Ok((count, freed))
+        Ok(collected)
     }
+}
+
+/// What was given out: rows to their end, bytes that this freed, and those of them that were results.
+#[derive(Clone, Copy, Debug, Default)]
+pub(super) struct Collected {
+    pub(super) rows: usize,
+    pub(super) bytes: u64,
+    pub(super) results: u64,
 }
 
 impl Slot {
@@ -157,6 +174,6 @@ impl Slot {
     }
 }
 
-fn bytes(parts: &[RecordBatch]) -> u64 {
-    parts.iter().map(|p| Batch { split: 0, rows: p.clone() }.bytes()).sum()
+pub(super) fn bytes(rows: &RecordBatch) -> u64 {
+    Batch { split: 0, rows: rows.clone() }.bytes()
 }

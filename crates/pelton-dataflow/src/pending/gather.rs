@@ -1,5 +1,6 @@
 //! Rows and their results, joined into batches.
 
+use std::collections::VecDeque;
 use std::sync::Arc;
 
 use arrow_array::{ArrayRef, RecordBatch, RecordBatchOptions, UInt32Array};
@@ -7,13 +8,13 @@ use arrow_schema::{Field, Schema, SchemaRef};
 use pelton_core::service::{Cardinality, show_columns};
 use pelton_core::{Error, RequestId, Result};
 
-use super::block::Slot;
+use super::block::bytes;
 use crate::batch::{Batch, RowError};
 use crate::row::show;
 
 /// Rows in one emitted batch at most. Results that come one by one leave joined, but not as one huge batch.
 const ROWS: usize = 8192;
-/// Bytes of results in one emitted batch, about.
+/// Bytes in one emitted batch, about; one larger row leaves alone.
 const BYTES: u64 = 2 << 20;
 
 /// What results look like, and the rows that are made of them.
@@ -95,10 +96,6 @@ impl Gather {
         }
     }
 
-    pub(super) fn room(&self) -> usize {
-        ROWS.saturating_sub(self.rows)
-    }
-
     pub(super) fn is_full(&self) -> bool {
         self.rows >= ROWS || self.bytes >= BYTES
     }
@@ -107,31 +104,56 @@ impl Gather {
         self.rows == 0
     }
 
-    pub(super) fn slot(&mut self, row: u32, sequence: u64, rows: &RecordBatch, slot: Slot) {
-        self.rows += 1;
-        match slot {
-            Slot::Done(parts) => {
-                for part in parts.into_iter().filter(|p| p.num_rows() > 0) {
-                    self.picked.extend(std::iter::repeat_n(row, part.num_rows()));
-                    self.results.push(part);
-                }
+    /// Takes parts of a row's answer, as many of their rows as there is room for, and at least one; or `whole`, all of them. Each comes with
+    /// the row that it answers, so a large row goes with few. Returns the bytes of the parts that are gone.
+    pub(super) fn parts(
+        &mut self,
+        row: u32,
+        rows: &RecordBatch,
+        parts: &mut VecDeque<RecordBatch>,
+        whole: bool,
+    ) -> u64 {
+        let mut freed = 0;
+        if parts.iter().all(|p| p.num_rows() == 0) {
+            self.rows += 1;
+            freed += parts.drain(..).map(|p| bytes(&p)).sum::<u64>();
+        }
+        let input = if parts.is_empty() { 0 } else { bytes(&rows.slice(row as usize, 1)) };
+        while (whole || !self.is_full())
+            && let Some(part) = parts.pop_front()
+        {
+            let count = part.num_rows();
+            let size = bytes(&part);
+            let each = (input + size / count.max(1) as u64).max(1);
+            let room =
+                (BYTES.saturating_sub(self.bytes) / each).max(1).min(ROWS.saturating_sub(self.rows) as u64);
+            let taken = if whole { count } else { count.min(room as usize) };
+            self.picked.extend(std::iter::repeat_n(row, taken));
+            self.rows += taken;
+            self.bytes += each * taken as u64;
+            freed += size;
+            if taken < count {
+                let rest = part.slice(taken, count - taken);
+                freed = freed.saturating_sub(bytes(&rest));
+                parts.push_front(rest);
             }
-            Slot::Failed(error) => {
-                let id = RequestId { operator: self.operator, group: self.group, sequence };
-                self.failed.push(Failed { id, row: RowError { row: show(rows, row as usize), error } });
-            }
-            Slot::Waiting | Slot::Retraction | Slot::Partial(_) | Slot::Gone => {
-                unreachable!("only what ended is gathered")
+            if taken > 0 {
+                self.results.push(part.slice(0, taken));
             }
         }
+        freed
+    }
+
+    pub(super) fn failed(&mut self, row: u32, sequence: u64, rows: &RecordBatch, error: Error) {
+        self.rows += 1;
+        let id = RequestId { operator: self.operator, group: self.group, sequence };
+        self.failed.push(Failed { id, row: RowError { row: show(rows, row as usize), error } });
     }
 
     pub(super) fn end_block(&mut self, rows: &RecordBatch) {
         if !self.picked.is_empty() {
             // Row numbers are within the block, so this cannot fail.
-            let picked = pick(rows, &self.picked).expect("rows of the block");
-            self.bytes += Batch { split: 0, rows: picked.clone() }.bytes();
-            self.inputs.push(picked);
+            self.inputs.push(pick(rows, &self.picked).expect("rows of the block"));
             self.picked.clear();
         }
     }

@@ -25,11 +25,14 @@ use pelton_core::{Error, RequestId, Result};
 
 use crate::batch::Batch;
 use crate::plan::Order;
-use block::{Block, Slot};
+use block::{Block, Collected, Slot};
 pub(crate) use gather::{Emission, Shape, nullable, pick};
 use saved::Results;
 pub(crate) use saved::{SavedLane, SavedRow};
 pub(crate) use stored::Stored;
+
+/// A streamed answer of this size is taken however small the budget is.
+const LEAST: u64 = 1 << 20;
 
 /// The rows of one group.
 struct Lane {
@@ -70,6 +73,8 @@ pub(crate) struct Pending {
     first_segment: u64,
     rows: u64,
     bytes: u64,
+    /// Those of them that are results.
+    results: u64,
     budget: u64,
 }
 
@@ -93,6 +98,7 @@ impl Pending {
             first_segment: 0,
             rows: 0,
             bytes: 0,
+            results: 0,
             budget,
         }
     }
@@ -100,6 +106,35 @@ impl Pending {
     /// Whether no more is to be taken in. One batch is always taken, however big.
     pub(crate) fn is_full(&self) -> bool {
         self.bytes >= self.budget
+    }
+
+    /// Whether no more parts of streams are to be taken in but those of one, so that it can end.
+    pub(crate) fn is_overfull(&self) -> bool {
+        self.results >= self.budget
+    }
+
+    /// Bytes of the parts of a streamed answer of which the last is not there.
+    pub(crate) fn partial(&mut self, id: RequestId) -> u64 {
+        let found = self.lanes.get_mut(&id.group).and_then(|lane| lane.find(id.sequence));
+        found.map_or(0, |(block, row)| block.partial(row))
+    }
+
+    /// Refuses a part with which a streamed answer would be larger than all that may be held here: the parts of a request leave
+    /// together, once the last one is there.
+    pub(crate) fn check_size(&mut self, id: RequestId, rows: &RecordBatch) -> Result<()> {
+        let part = block::bytes(rows);
+        let before = self.partial(id);
+        let limit = self.budget.max(LEAST);
+        // The first part may be as large as a message, like the answer of a method that does not stream.
+        if before == 0 || before + part <= limit {
+            return Ok(());
+        }
+        Err(Error::limit(format!(
+            "a streamed answer is larger than {}, which is what a call operator may hold (`pending_bytes` of the job's settings); \
+             its parts leave once the last one is there",
+            pelton_core::Bytes(limit)
+        ))
+        .with_fate(pelton_core::Fate::Executed))
     }
 
     pub(crate) fn is_empty(&self) -> bool {
@@ -175,6 +210,7 @@ impl Pending {
         };
         let (ended, bytes) = block.put(row, rows, last);
         self.bytes = self.bytes.saturating_add_signed(bytes);
+        self.results = self.results.saturating_add_signed(bytes);
         if ended {
             self.ready.insert(id.group);
         }
@@ -207,15 +243,17 @@ impl Pending {
             let lane = self.lanes.get_mut(&group).expect("groups that are ready have a lane");
             let mut gather = gather::Gather::new(self.operator, group);
             let had_rows = !lane.blocks.is_empty();
-            let (freed, by_segment) = lane.collect(self.order, limit, self.stored.as_mut(), &mut gather)?;
+            let by_segment = lane.collect(self.order, limit, self.stored.as_mut(), &mut gather)?;
             if had_rows && lane.blocks.is_empty() {
                 // The next of its split may have its turn.
                 self.ready.extend(self.splits[&lane.split].iter().filter(|g| **g != group));
             }
-            self.bytes = self.bytes.saturating_sub(freed);
-            for (segment, rows) in by_segment {
+            for (segment, collected) in by_segment {
+                let Collected { rows, bytes, results } = collected;
                 self.segments[(segment - self.first_segment) as usize].open -= rows;
                 self.rows -= rows as u64;
+                self.bytes = self.bytes.saturating_sub(bytes);
+                self.results = self.results.saturating_sub(results);
             }
             if !gather.is_full() {
                 self.ready.remove(&group);
@@ -296,10 +334,11 @@ impl Pending {
         if let Some(stored) = &mut self.stored {
             stored.restore(saved.split, std::mem::take(&mut saved.stored))?;
         }
-        let (lane, rows, bytes) = Lane::restore(saved, self.first_segment, |rows| self.slots(rows))?;
+        let (lane, rows, bytes, results) = Lane::restore(saved, self.first_segment, |rows| self.slots(rows))?;
         self.insert(group, lane);
         self.ready.insert(group);
-        self.grow(rows, bytes);
+        self.grow(rows, bytes + results);
+        self.results += results;
         Ok(())
     }
 }
@@ -312,29 +351,26 @@ impl Lane {
         Some((block, row))
     }
 
-    /// Moves what may leave into `gather`: bytes freed, and rows by segment.
+    /// Moves what may leave into `gather`; says how much, by segment.
     fn collect(
         &mut self,
         order: Order,
         limit: u64,
         mut stored: Option<&mut Stored>,
         gather: &mut gather::Gather,
-    ) -> Result<(u64, Vec<(u64, usize)>)> {
-        let mut freed = 0;
-        let mut rows = Vec::new();
+    ) -> Result<Vec<(u64, Collected)>> {
+        let mut all = Vec::new();
         for block in &mut self.blocks {
             if gather.is_full() || block.segment > limit {
                 break;
             }
-            let (taken, bytes) = block.collect(order, self.split, stored.as_deref_mut(), gather)?;
-            freed += bytes;
-            rows.push((block.segment, taken));
+            all.push((block.segment, block.collect(order, self.split, stored.as_deref_mut(), gather)?));
             if order == Order::Ordered && !block.is_done() {
                 break;
             }
         }
         self.blocks.retain(|b| !b.is_done());
-        Ok((freed, rows))
+        Ok(all)
     }
 
     fn save(&self, group: u64, shape: &Shape) -> Result<SavedLane> {
@@ -346,7 +382,7 @@ impl Lane {
             for (row, slot) in block.slots.iter().enumerate() {
                 let state = match slot {
                     Slot::Gone => continue,
-                    Slot::Waiting | Slot::Partial(_) | Slot::Retraction => SavedRow::Waiting,
+                    Slot::Waiting | Slot::Partial(..) | Slot::Retraction => SavedRow::Waiting,
                     Slot::Failed(e) => SavedRow::failed(e),
                     Slot::Done(parts) => {
                         results.extend(parts.iter().filter(|p| p.num_rows() > 0).cloned());
@@ -364,22 +400,22 @@ impl Lane {
         Ok(saved)
     }
 
-    /// `slots` says how rows begin.
+    /// Rows, bytes of theirs and of their results. `slots` says how rows begin.
     fn restore(
         saved: SavedLane,
         segment: u64,
         slots: impl Fn(&RecordBatch) -> Vec<Slot>,
-    ) -> Result<(Lane, usize, u64)> {
+    ) -> Result<(Lane, usize, u64, u64)> {
         let SavedLane { split, next, turn, .. } = saved;
         let mut lane = Lane { split, next, turn, blocks: VecDeque::new() };
         let (mut sequences, mut states) = (saved.sequences().into_iter(), saved.states.iter());
         let mut results = Results::new(saved.results.as_ref());
-        let (mut count, mut bytes) = (0, 0);
+        let (mut count, mut bytes, mut more) = (0, 0, 0);
         for rows in &saved.rows {
             let batch = Batch { split, rows: rows.clone() };
-            let mut more = batch.bytes() as i64;
+            let own = batch.bytes();
             let sequences = sequences.by_ref().take(rows.num_rows()).collect();
-            let mut block = Block::new(segment, sequences, batch.rows, more as u64, slots(rows));
+            let mut block = Block::new(segment, sequences, batch.rows, own, slots(rows));
             for (row, state) in states.by_ref().take(rows.num_rows()).enumerate() {
                 let result = match state {
                     SavedRow::Waiting => continue,
@@ -390,10 +426,10 @@ impl Lane {
                 more += block.put(row, result, true).1;
             }
             count += block.slots.len();
-            bytes += more;
+            bytes += own;
             lane.blocks.push_back(block);
         }
-        Ok((lane, count, bytes.max(0) as u64))
+        Ok((lane, count, bytes, more.max(0) as u64))
     }
 }
 

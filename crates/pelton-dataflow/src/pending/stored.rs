@@ -71,7 +71,7 @@ impl Stored {
             }
             Ok(Change::Retract(key)) => Ok(match (self.take(split, &key), &self.default) {
                 (Some(kept), _) => kept.into_slot(),
-                (None, Some(default)) => Slot::Done(vec![default.clone()]),
+                (None, Some(default)) => Slot::Done([default.clone()].into()),
                 (None, None) => Slot::Failed(self.shape.unknown(rows, &key)),
             }),
         }
@@ -154,7 +154,7 @@ impl Kept {
                 Kept::Rows(join(&parts)?.map(|rows| own(&rows)).transpose()?)
             }
             Slot::Failed(e) => Kept::Failed(e.clone()),
-            Slot::Waiting | Slot::Partial(_) | Slot::Retraction | Slot::Gone => {
+            Slot::Waiting | Slot::Partial(..) | Slot::Retraction | Slot::Gone => {
                 unreachable!("only what ended is given out")
             }
         })

@@ -173,6 +173,19 @@ fn told(p: &mut Pending) -> Result<Vec<String>> {
     Ok(told)
 }
 
+/// From a checkpoint.
+fn restart(p: &mut Pending, fresh: &dyn Fn() -> Pending) -> Result<()> {
+    let state = State { lanes: p.save()?, ..State::default() };
+    *p = fresh();
+    let mut pieces = Vec::new();
+    encode(&state, |name, content| {
+        pieces.push((name, content));
+        Ok(())
+    })?;
+    let back = decode(pieces)?;
+    back.lanes.into_iter().try_for_each(|lane| p.restore(lane))
+}
+
 /// Plays words: `+I:1,-D:1` are rows that come together, `0=10,11` is what request 0 is answered, `0!no` how it fails, `save` a restart from a
 /// checkpoint, `group=2` the group of what follows, all of one split. Tells what is submitted (`?0`), and what leaves.
 fn play(p: &mut Pending, words: &str, fresh: &dyn Fn() -> Pending) -> Result<String> {
@@ -180,15 +193,7 @@ fn play(p: &mut Pending, words: &str, fresh: &dyn Fn() -> Pending) -> Result<Str
     let mut group = 7;
     for word in words.split(' ') {
         if word == "save" {
-            let state = State { lanes: p.save()?, ..State::default() };
-            *p = fresh();
-            let mut pieces = Vec::new();
-            encode(&state, |name, content| {
-                pieces.push((name, content));
-                Ok(())
-            })?;
-            let back = decode(pieces)?;
-            back.lanes.into_iter().try_for_each(|lane| p.restore(lane))?;
+            restart(p, fresh)?;
         } else if let Some(other) = word.strip_prefix("group=") {
             group = other.parse().unwrap();
         } else if word.contains(':') {
@@ -274,6 +279,26 @@ fn retractions_get_what_was_given_out() {
         let fresh = || pending_changes(1 << 20, None);
         assert_eq!(play(&mut fresh(), words, &fresh).unwrap(), expected, "{words}");
     }
+}
+
+#[test]
+fn a_large_answer_of_a_changelog_leaves_whole_whatever_comes_between() {
+    let fresh = || pending_changes(1 << 20, None);
+    let mut p = fresh();
+    p.add(7, Batch { split: 7, rows: changes(&["+I:1", "-D:1"]) }).unwrap();
+    let id = RequestId { operator: 1, group: 7, sequence: 0 };
+    assert!(!p.finish(id, Ok(numbers("y", 0..15_000)), false));
+    assert!(p.finish(id, Ok(numbers("y", 15_000..20_000)), true));
+    for kind in ["+I", "-D"] {
+        let Some(Emission::Rows { rows: Some(Batch { rows, .. }), .. }) = p.emit().unwrap() else {
+            panic!("{kind}: no rows")
+        };
+        assert!(rows.column(0).as_string::<i32>().iter().all(|k| k == Some(kind)));
+        assert!(rows.column(2).as_primitive::<Int64Type>().values().iter().copied().eq(0..20_000), "{kind}");
+        restart(&mut p, &fresh).unwrap();
+    }
+    assert!(p.emit().unwrap().is_none());
+    assert!(p.is_empty() && p.bytes == 0 && p.results == 0 && p.stored() == (0, 0));
 }
 
 #[test]

@@ -1,6 +1,6 @@
 //! A call operator's subtask: rows to requests, outcomes to rows.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
@@ -9,6 +9,7 @@ use pelton_core::call::{
     Acknowledge, Affinity, Caller, ErrorPolicy, Holder, Outcome, Priority, Receiver, Submission,
 };
 use pelton_core::id::InstanceId;
+use pelton_core::service::Cardinality;
 use pelton_core::{Error, RequestId, RequestRun, Result};
 use tokio::sync::Notify;
 
@@ -58,6 +59,10 @@ pub(crate) struct Calling {
     mailbox: Arc<Mailbox>,
     pending: Pending,
     reported: Reported,
+    /// Parts of streams that are here, and that the client does not know to be taken.
+    untaken: BTreeMap<RequestId, usize>,
+    /// Requests of which there are parts and not all.
+    partial: BTreeSet<RequestId>,
     /// Requests that ended since the last barrier.
     ended: Vec<RequestId>,
     /// Requests that ended before a barrier, to acknowledge when a checkpoint of this or a later number is complete.
@@ -78,8 +83,9 @@ impl Calling {
         }
         let mailbox = Arc::new(Mailbox { outcomes: Mutex::new(Vec::new()), wake });
         let (ended, covered) = (Vec::new(), Vec::new());
+        let (untaken, partial) = (BTreeMap::new(), BTreeSet::new());
         let reported = Reported::default();
-        Ok(Calling { terms, caller, mailbox, pending, reported, ended, covered })
+        Ok(Calling { terms, caller, mailbox, pending, reported, untaken, partial, ended, covered })
     }
 
     pub(crate) fn resubmit(&mut self) -> Result<()> {
@@ -101,8 +107,22 @@ impl Calling {
     pub(crate) fn collect(&mut self) -> Result<()> {
         let outcomes =
             std::mem::take(&mut *self.mailbox.outcomes.lock().expect("nothing panics under this lock"));
+        let streams = self.terms.shape.method.cardinality == Cardinality::Many;
         for Outcome { id, rows, last } in outcomes {
-            let rows = match (rows.and_then(|rows| self.pending.check(rows, last)), &self.terms.on_error) {
+            let part = rows.is_ok() && !last;
+            let rows = rows.and_then(|rows| self.pending.check(rows, last));
+            let rows = match (streams, rows) {
+                (true, Ok(rows)) => self.pending.check_size(id, &rows).map(|()| rows),
+                (_, rows) => rows,
+            };
+            if rows.is_err() && part {
+                // Its service goes on for nothing.
+                self.caller.cancel(&[id]);
+            }
+            if part {
+                *self.untaken.entry(id).or_default() += 1;
+            }
+            let rows = match (rows, &self.terms.on_error) {
                 (Err(e), ErrorPolicy::Fail) => {
                     // At once, not when its turn has come. What nothing waits for is not ours to fail with.
                     let Some(row) = self.pending.show(id) else {
@@ -120,8 +140,45 @@ impl Calling {
             if self.pending.finish(id, rows, last) {
                 self.ended.push(id);
             }
+            if !streams {
+                continue;
+            }
+            if self.pending.partial(id) > 0 {
+                self.partial.insert(id);
+            } else {
+                // Nothing of it is held back any more.
+                self.partial.remove(&id);
+                self.take(id);
+            }
+        }
+        if streams {
+            self.take_parts();
         }
         Ok(())
+    }
+
+    /// Says that the parts which are here are taken, so that more come: of all streams as long as there is room for their answers, and
+    /// else of one alone, so that it ends.
+    fn take_parts(&mut self) {
+        if self.untaken.is_empty() {
+            return;
+        }
+        if !self.pending.is_overfull() {
+            let ids: Vec<RequestId> =
+                (self.untaken.iter()).flat_map(|(id, parts)| std::iter::repeat_n(*id, *parts)).collect();
+            self.untaken.clear();
+            if !ids.is_empty() {
+                self.caller.took(&ids);
+            }
+        } else if let Some(first) = self.partial.first().copied() {
+            self.take(first);
+        }
+    }
+
+    fn take(&mut self, id: RequestId) {
+        if let Some(parts) = self.untaken.remove(&id) {
+            self.caller.took(&vec![id; parts]);
+        }
     }
 
     /// Takes rows in: first into what is pending, then to the client.
@@ -158,6 +215,7 @@ impl Calling {
             },
             priority: self.terms.priority,
             acknowledge: Acknowledge::Explicit,
+            paced: true,
             ..Submission::new(shape.index, ids, arguments)
         };
         self.caller.submit(submission, self.mailbox.clone());
@@ -198,6 +256,7 @@ impl Calling {
     /// Sends on what is ready, as one batch; says whether there was something.
     pub(crate) fn emit(&mut self, chain: &mut Chain, outbox: &mut Outbox) -> Result<bool> {
         let emission = self.pending.emit()?;
+        self.take_parts();
         self.report(chain);
         match emission {
             None => Ok(false),

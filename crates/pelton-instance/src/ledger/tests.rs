@@ -65,7 +65,7 @@ fn acknowledged_ones_take_no_room_behind_one_that_is_not() {
 
 fn finish(ledger: &mut Ledger, number: u64, bytes: u64, ms: u64) {
     let (stage, attached) = (Stage::Running { batch: 1 }, None);
-    let entry = Entry { method: 0, attached, stage, parts: Vec::new(), unwanted: false };
+    let entry = Entry { method: 0, attached, stage, parts: Vec::new(), stream: None, unwanted: false };
     ledger.insert(id(number), entry);
     ledger.finish(id(number), bytes, at(ms));
 }

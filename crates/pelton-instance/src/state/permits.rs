@@ -17,8 +17,8 @@ const LEASE: Duration = Duration::from_secs(2);
 impl State {
     pub(super) fn load(&self) -> Load {
         Load {
-            queued: self.queue.rows() + self.split_rows(),
-            queued_weight: self.queue.weight() + self.split_weight(),
+            queued: self.queue.rows() + self.split_rows() + self.parked.len() as u64,
+            queued_weight: self.queue.weight() + self.split_weight() + self.parked_weight(),
             running: self.running_rows,
             running_weight: self.running_weight,
             young_weight: self.young_weight(),
@@ -59,7 +59,8 @@ impl State {
         };
         let bytes = of_outstanding(|c| c.like.row_bytes as f64) as u64;
         let weight = of_outstanding(|c| c.like.row_weight);
-        let held = load.rows().saturating_add(outstanding);
+        // What waits for callers that take nothing does not keep others from the service.
+        let held = load.rows().saturating_sub(self.stalled()).saturating_add(outstanding);
         let budget = self.flow.permits(&self.declaration, self.target(), load, now);
         let (all_weight, growth) = self.flow.weight_budget(&self.declaration, now);
         let room = permit::Room {
@@ -69,7 +70,7 @@ impl State {
                 .permits
                 .bytes
                 .get()
-                .saturating_sub(self.queue.bytes().saturating_add(bytes)),
+                .saturating_sub((self.queue.bytes() + self.parked_bytes()).saturating_add(bytes)),
             weight: all_weight - load.weight() - weight - growth * held as f64,
         };
         self.meter.permits = budget;

@@ -15,7 +15,7 @@ impl State {
         let due = |r: &super::Running| {
             let stop = r.cancelled_since.is_none().then_some(r.latest).flatten();
             let kill = r.cancelled_since.zip(self.declaration.kill_after).map(|(since, wait)| since + wait);
-            [Some(r.progress + limit), stop, kill].into_iter().flatten().min()
+            [r.suspended.0.is_none().then(|| r.progress + limit), stop, kill].into_iter().flatten().min()
         };
         self.running.values().filter_map(due).min()
     }
@@ -39,7 +39,7 @@ impl State {
                     format!("has gone on for {gone_on:?} after it was told to stop (kill_after is {wait:?})"),
                 ));
             }
-            (now >= r.progress + limit).then(|| {
+            (r.suspended.0.is_none() && now >= r.progress + limit).then(|| {
                 (
                     *id,
                     format!(
@@ -95,7 +95,8 @@ impl State {
 
     /// How long the longest run goes on without any progress.
     pub(super) fn standstill(&self, now: Time) -> Duration {
-        self.running.values().map(|r| now.since(r.progress)).max().unwrap_or_default()
+        let working = self.running.values().filter(|r| r.suspended.0.is_none());
+        working.map(|r| now.since(r.progress)).max().unwrap_or_default()
     }
 }
 

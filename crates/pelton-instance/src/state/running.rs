@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use arrow_array::RecordBatch;
 use pelton_core::meter;
-use pelton_core::service::{Cardinality, Invocation, MethodSpec, check_columns};
+use pelton_core::service::{Cardinality, Gate, Invocation, MethodSpec, check_columns};
 use pelton_core::{Error, Fate, Kind, RequestId, RequestRun, Result, Retry, Time};
 use pelton_link::Message;
 use pelton_policy::batch;
@@ -17,6 +17,9 @@ use pelton_wire::body::{self, Piece, gather};
 use super::{Action, Batch, BatchId, ConnectionId, Phase, ResultEntry, Running, State};
 use crate::ledger::Stage;
 use crate::queue::{Item, Most};
+
+/// Most bytes of several results in one frame; a larger one is alone in its frame. What is put together is copied.
+const FRAME_BYTES: u64 = 16 << 20;
 
 impl State {
     /// Whether a batch of this method may start beside what runs.
@@ -101,7 +104,13 @@ impl State {
             }
             batch::Decision::Close(why) => meter::count(&mut self.meter.closed, why.name(), 1),
         }
-        let items = self.queue.take(head.lane, most);
+        let mut items = self.queue.take(head.lane, most);
+        if self.is_streaming(method) {
+            let (parked, rest) = items.into_iter().partition(|item| self.must_wait(item));
+            let parked: Vec<Item> = parked;
+            self.parked.extend(parked.into_iter().map(|item| (method, item)));
+            items = rest;
+        }
         Some(self.start(method, items, now, actions))
     }
 
@@ -192,27 +201,13 @@ impl State {
             preempted: false,
             latest,
             unwanted: 0,
+            gate: Gate::default(),
+            suspended: (None, Duration::ZERO),
+            kept: 0,
         };
+        let gate = running.gate.clone();
         self.running.insert(id, running);
-        Some(Batch { id, method, rows, invocation })
-    }
-
-    pub(super) fn emitted(
-        &mut self,
-        batch: BatchId,
-        rows: RecordBatch,
-        now: Time,
-        actions: &mut Vec<Action>,
-    ) {
-        let Some(running) = self.running.get_mut(&batch) else { return };
-        running.progress = now;
-        let (method, id) = (running.method, running.items[0].id);
-        let part = Piece { offset: 0, rows: rows.num_rows(), batch: Arc::new(rows) };
-        let Some(entry) = self.ledger.running(id, batch) else { return };
-        entry.parts.push(part.clone());
-        if let Some(connection) = entry.attached {
-            self.send_parts(connection, method, &[(id, part)], false, actions);
-        }
+        Some(Batch { id, method, rows, invocation, gate })
     }
 
     pub(super) fn ended(
@@ -223,11 +218,13 @@ impl State {
         actions: &mut Vec<Action>,
     ) {
         let Some(running) = self.running.remove(&batch) else { return };
+        let suspended = running.suspended_for(now);
         let Running { method, items, weight, since, preempted, .. } = running;
         let beside = self.running_rows - items.len() as u64;
         self.running_rows -= items.len() as u64;
         self.running_weight = if self.running.is_empty() { 0.0 } else { self.running_weight - weight };
-        let took = now.since(since);
+        // The time of its own, not that of its caller.
+        let took = now.since(since).saturating_sub(suspended);
         self.meter.run.record(took.as_micros() as u64);
         if self.running.is_empty() || self.may_start(method) {
             self.free_since = now;
@@ -258,7 +255,7 @@ impl State {
         let many = spec.cardinality == Cardinality::Many;
         let rows = match result.and_then(|rows| if many { Ok(rows) } else { check_result(spec, &ids, rows) })
         {
-            Ok(_) if many => Arc::new(RecordBatch::new_empty(spec.output.clone())),
+            Ok(_) if many => return self.streamed(&ids, batch, now, actions),
             Ok(rows) => Arc::new(rows),
             Err(error) => {
                 meter::count(&mut self.meter.failed, error.kind().name(), ids.len() as u64);
@@ -276,14 +273,12 @@ impl State {
                 self.ledger.remove(id);
                 continue;
             }
-            let part =
-                Piece { batch: rows.clone(), offset: if many { 0 } else { row }, rows: usize::from(!many) };
+            let part = Piece { batch: rows.clone(), offset: row, rows: 1 };
             if let Some(connection) = entry.attached {
                 outgoing.entry(connection).or_default().push((id, part.clone()));
             }
             entry.parts.push(part);
-            let emitted: u64 = if many { entry.parts.iter().map(part_bytes).sum() } else { 0 };
-            self.ledger.finish(id, each + emitted, now);
+            self.ledger.finish(id, each, now);
         }
         for (connection, parts) in outgoing {
             self.send_parts(connection, method, &parts, true, actions);
@@ -375,19 +370,11 @@ impl State {
         for (id, part) in parts {
             let size = part_bytes(part);
             if size > max {
-                let error = Error::new(
-                    Kind::Limit,
-                    Fate::Executed,
-                    Retry::Never,
-                    format!(
-                        "a result of {size} bytes is over the service's limit of {} (max_message)",
-                        self.declaration.max_message
-                    ),
-                );
+                let error = self.too_large(size);
                 self.fail(vec![*id], &error, actions);
                 continue;
             }
-            if bytes + size > max {
+            if bytes + size > max.min(FRAME_BYTES) {
                 actions.extend(results(to, method, &frame, last));
                 (frame, bytes) = (Vec::new(), 0);
             }
@@ -395,6 +382,14 @@ impl State {
             bytes += size;
         }
         actions.extend(results(to, method, &frame, last));
+    }
+
+    pub(super) fn too_large(&self, size: u64) -> Error {
+        let message = format!(
+            "a result of {size} bytes is over the limit of the service ({}); raise `max_message` in its declaration",
+            self.declaration.max_message
+        );
+        Error::new(Kind::Limit, Fate::Executed, Retry::Never, message)
     }
 
     /// Ends requests with an error. It is not stored: a caller that tries again shall get another attempt.
@@ -444,7 +439,12 @@ fn part_bytes(part: &Piece) -> u64 {
 }
 
 /// One result frame: the parts' rows behind one another.
-fn results(to: ConnectionId, method: u16, parts: &[(RequestId, &Piece)], last: bool) -> Option<Action> {
+pub(super) fn results(
+    to: ConnectionId,
+    method: u16,
+    parts: &[(RequestId, &Piece)],
+    last: bool,
+) -> Option<Action> {
     let rows = gather(parts.iter().map(|(_, part)| *part)).ok()?;
     let mut entries: Vec<ResultEntry> = Vec::new();
     for (id, part) in parts {

@@ -2,8 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use pelton_core::service::Cardinality;
-use pelton_core::{RequestId, RequestRun};
+use pelton_core::{RequestId, RequestRun, Time};
 use pelton_wire::Frame;
 use pelton_wire::body::Piece;
 
@@ -20,18 +19,16 @@ impl State {
         &mut self,
         first: u64,
         result: Result<Vec<(u64, Vec<Piece>)>, Failed>,
+        now: Time,
         actions: &mut Vec<Action>,
     ) {
         let mut together: Option<Together> = None;
         for Delivery { to, method, id, mut parts } in self.ledger.loaded(first, result) {
-            let Some(last) = parts.pop() else { continue };
-            if self.methods[usize::from(method)].cardinality == Cardinality::Many {
-                for part in parts {
-                    self.send_parts(to, method, &[(id, part)], false, actions);
-                }
-                self.send_parts(to, method, &[(id, last)], true, actions);
+            if self.is_streaming(method) {
+                self.reloaded(id, parts, now, actions);
                 continue;
             }
+            let Some(last) = parts.pop() else { continue };
             // One frame for neighbours: they are sent without a copy.
             match &mut together {
                 Some((same, _, parts))
@@ -49,6 +46,8 @@ impl State {
         if let Some((to, method, parts)) = together {
             self.send_parts(to, method, &parts, true, actions);
         }
+        // Not before: what is delivered must still be there. Streams are in memory again.
+        self.ledger.evict(now);
     }
 
     /// What the ledger wants of the disk, and what it had to forget although somebody waits for it.

@@ -8,7 +8,7 @@ use arrow_array::types::UInt64Type;
 use arrow_schema::{DataType, Field, Schema};
 
 use pelton_core::Bytes;
-use pelton_core::declaration::LedgerLimits;
+use pelton_core::declaration::{LedgerLimits, StreamLimits};
 use pelton_core::service::Cardinality;
 
 use super::*;
@@ -66,6 +66,12 @@ fn event(state: &State, text: &str) -> (Time, Event) {
         "return" => received(Frame::Return { rows: number(3) }),
         "attach" => received(Frame::Attach { runs: runs(words[3]) }),
         "cancel" => received(Frame::Cancel { runs: runs(words[3]) }),
+        "resume" => received(Frame::Resume { streams: vec![(id(number(3)), number(4) as u32)] }),
+        "took" => {
+            let stream = &state.declaration.stream;
+            let (window, total) = (stream.window.get(), stream.total.get());
+            received(Frame::Credit { window, total, taken: vec![(id(number(3)), number(4) as u32)] })
+        }
         "ack" => received(Frame::Acknowledge { runs: runs(words[3]) }),
         kind @ ("request" | "stream") => {
             let (from, to) = range(words[3]);
@@ -76,6 +82,7 @@ fn event(state: &State, text: &str) -> (Time, Event) {
             Event::Received { connection: number(2), message: Message { frame, rows: Some(rows(from..to)) } }
         }
         "emit" => Event::Emitted { batch: number(2), rows: rows([number(3)]) },
+        "emit-many" => Event::Emitted { batch: number(2), rows: rows(0..number(3)) },
         "end" => Event::Ended { batch: number(2), result: Ok(rows(batch_rows(number(2)))) },
         "fail" => Event::Ended { batch: number(2), result: Err(Error::user("no")) },
         "hiccup" => Event::Ended { batch: number(2), result: Err(Error::transient("not now")) },
@@ -89,11 +96,11 @@ fn event(state: &State, text: &str) -> (Time, Event) {
         "loaded" => {
             let (from, to) = range(words[3]);
             let batch = Arc::new(rows(from..to));
-            // Some results, the order of each its key; or one, with some rows and its end.
+            // Some results, the order of each its key; or one of a stream, with some rows.
             let piece = |offset: u64, rows| Piece { batch: batch.clone(), offset: offset as usize, rows };
             let parts = match words.get(4) {
                 Some(_) => {
-                    vec![(number(2), (0..to - from).map(|i| piece(i, 1)).chain([piece(0, 0)]).collect())]
+                    vec![(number(2), (0..to - from).map(|i| piece(i, 1)).collect())]
                 }
                 None => (from..to).map(|key| (key, vec![piece(key - from, 1)])).collect(),
             };
@@ -168,7 +175,19 @@ fn check_with(mut state: State, script: &str) -> State {
     for line in script.lines().map(str::trim).filter(|l| !l.is_empty()) {
         let (text, actions) = line.split_once("=>").unwrap_or((line, ""));
         let (now, event) = event(&state, text.trim());
-        let shown = state.handle(event, now).iter().map(show).filter(|s| !s.is_empty()).collect::<Vec<_>>();
+        let suspended = |state: &State| {
+            let all = state.running.iter().filter(|(_, r)| r.suspended.0.is_some());
+            all.map(|(batch, r)| (*batch, r.gate.clone())).collect::<Vec<_>>()
+        };
+        let before = suspended(&state);
+        let mut shown =
+            state.handle(event, now).iter().map(show).filter(|s| !s.is_empty()).collect::<Vec<_>>();
+        let after = suspended(&state);
+        assert!(after.iter().all(|(_, gate)| !gate.is_open()));
+        let is_new = |(batch, _): &&(u64, _)| before.iter().all(|(b, _)| b != batch);
+        shown.extend(after.iter().filter(is_new).map(|(batch, _)| format!("hold {batch}")));
+        let went_on = |(_, gate): &&(u64, Gate)| gate.is_open();
+        shown.extend(before.iter().filter(went_on).map(|(batch, _)| format!("go-on {batch}")));
         told.push(format!("{} => {}", text.trim(), shown.join("; ")).trim().to_owned());
         expected.push(format!("{} => {}", text.trim(), actions.trim()).trim().to_owned());
     }
@@ -357,6 +376,276 @@ fn what_waits_for_a_caller_that_stays_away_is_dropped() {
          1003 end 0",
     );
     assert!(state.is_idle());
+}
+
+/// One stream has room for two parts, all together for three, and three are kept; parts are small, and count for 1 KB each.
+fn narrow() -> State {
+    let mut state = state();
+    let stream = StreamLimits { window: Bytes(1500), total: Bytes(2500), kept: Bytes(2500) };
+    state.declaration.stream = stream;
+    state.declaration.permits.rows = Some(9);
+    state
+}
+
+/// With a stream that runs.
+fn check_streaming(script: &str) -> State {
+    let begun = "0 opened => report
+         0 join 1 a 1
+         0 announce 1 1 => permit 1 1
+         1 stream 1 0 => run 0: 0
+         2 emit 0 0 => part 1 0\n";
+    check_with(narrow(), &format!("{begun}{script}"))
+}
+
+#[test]
+fn a_stream_goes_no_further_than_its_caller_takes() {
+    let state = check_streaming(
+        "3 emit 0 0 => part 1 0; hold 0
+         4 emit 0 0
+         5 took 1 0 1 => part 1 0
+         6 took 1 0 1 => go-on 0
+         7 emit 0 0 => part 1 0; hold 0
+         8 end 0 => results 1 0
+         9 took 1 0 2
+         10 ack 1 0",
+    );
+    assert_eq!((state.held(), state.ledger.bytes()), (0, 0));
+    assert!(state.connections.values().all(|c| !c.untaken.is_full() && c.untaken.parts(id(0)) == 0));
+}
+
+#[test]
+fn a_stream_that_waits_for_its_caller_stands_not_still() {
+    let mut state = check_streaming("3 emit 0 0 => part 1 0; hold 0");
+    assert_eq!(state.wake_at(), None);
+    let much_later = Time::from_origin(Duration::from_secs(24 * 3600));
+    assert_eq!(state.standstill(much_later), Duration::ZERO);
+    assert!(state.handle(Event::Tick, much_later).is_empty());
+    // Its time counts from when it could go on.
+    let taken = Frame::Credit { window: 1500, total: 2500, taken: vec![(id(0), 2)] };
+    state.handle(Event::Received { connection: 1, message: taken.into() }, much_later);
+    assert_eq!(state.wake_at(), Some(much_later + Duration::from_secs(15 * 60)));
+    state.handle(Event::Ended { batch: 0, result: Ok(rows([])) }, much_later);
+    let ran = state.meter().run.mean();
+    assert!(ran < 1e6, "the wait is not the run's: {ran} us");
+}
+
+#[test]
+fn a_stream_that_is_cancelled_or_late_is_let_go() {
+    check_streaming(
+        "3 emit 0 0 => part 1 0; hold 0
+         4 cancel 1 0 => go-on 0
+         5 emit 0 0
+         6 fail 0",
+    );
+    let state = check_with(
+        narrow(),
+        "0 opened => report
+         0 join 1 a 1
+         0 announce 1 1 => permit 1 1
+         1 stream 1 0 50 => run 0: 0
+         2 emit 0 0 => part 1 0
+         3 emit 0 0 => part 1 0; hold 0
+         51 tick => go-on 0
+         52 emit 0 0
+         53 fail 0 => user 1 0",
+    );
+    assert!(state.is_idle());
+}
+
+#[test]
+fn another_connection_goes_on_after_what_its_caller_has() {
+    // What it had taken was told, or not; nothing of the old connection counts for the new one.
+    check_streaming(
+        "3 emit 0 0 => part 1 0; hold 0
+         4 left 1 => go-on 0
+         5 emit 0 0 => hold 0
+         6 join 2 a 1 => holds 2 0
+         7 resume 2 0 2 => part 2 0; go-on 0
+         8 emit 0 0 => part 2 0; hold 0
+         9 end 0 => results 2 0",
+    );
+    check_streaming("3 resume 1 0 5 => hand-back 1 0");
+    check_streaming("3 resume 1 7 1 => hand-back 1 7");
+}
+
+#[test]
+fn a_stream_that_is_kept_whole_is_given_to_a_caller_that_was_started_again() {
+    check_streaming(
+        "3 took 1 0 1
+         4 end 0 => results 1 0
+         5 left 1
+         6 join 2 a 2 => holds 2 0
+         7 attach 2 0 => part 2 0; results 2 0",
+    );
+    // More than it has room for comes as it takes it, and is not forgotten meanwhile.
+    let state = check_streaming(
+        "3 took 1 0 1
+         4 emit 0 0 => part 1 0
+         5 left 1
+         5 emit 0 0 => hold 0
+         5 end 0
+         6 join 2 a 2 => holds 2 0
+         7 attach 2 0 => part 2 0; part 2 0
+         8 took 2 0 1 => part 2 0; results 2 0",
+    );
+    assert_eq!(state.ledger.evicted(), 0);
+}
+
+#[test]
+fn a_stream_whose_begin_is_forgotten_is_run_again() {
+    let cut = "3 took 1 0 1
+         4 emit 0 0 => part 1 0
+         5 took 1 0 1
+         6 emit 0 0 => part 1 0
+         7 took 1 0 1\n";
+    // By a caller that has nothing of it: it is not told of it, and what it asks for is begun.
+    check_streaming(&format!(
+        "{cut}
+         8 left 1 => hold 0
+         9 join 2 a 2 => go-on 0
+         10 announce 2 1 => permit 2 1
+         11 stream 2 0
+         12 fail 0 => run 1: 0
+         13 emit 1 0 => part 2 0"
+    ));
+    check_streaming(&format!(
+        "{cut}
+         8 left 1 => hold 0
+         9 join 2 a 2 => go-on 0
+         11 attach 2 0 => hand-back 2 0"
+    ));
+    // By another client it is not forgotten, unless that asks for it.
+    check_streaming(&format!(
+        "{cut}
+         8 left 1 => hold 0
+         9 join 2 b 2
+         11 attach 2 0 => hand-back 2 0; go-on 0"
+    ));
+    // Who has those parts goes on.
+    check_streaming(&format!(
+        "{cut}
+         8 left 1 => hold 0
+         9 join 2 a 1
+         11 resume 2 0 3 => go-on 0
+         12 emit 0 0 => part 2 0"
+    ));
+}
+
+/// The same with methods that run two requests side by side.
+fn side_by_side() -> State {
+    let mut state = narrow();
+    let spec = |name, cardinality| MethodSpec { concurrency: Some(2), ..spec(name, cardinality) };
+    state.methods = vec![spec("call", Cardinality::One), spec("stream", Cardinality::Many)].into();
+    state
+}
+
+#[test]
+fn streams_that_are_held_back_take_no_permits_from_calls() {
+    let mut state = side_by_side();
+    state.declaration.permits.rows = Some(3);
+    check_with(
+        state,
+        "0 opened => report
+         0 join 1 a 1
+         0 announce 1 3 => permit 1 3
+         1 stream 1 0..3 => run 0: 0; run 1: 1
+         2 announce 1 4
+         3 emit 0 0 => part 1 0
+         4 emit 0 0 => part 1 0; permit 1 4; hold 0
+         5 request 1 9 => run 2: 9
+         6 end 2 => results 1 9",
+    );
+}
+
+#[test]
+fn streams_share_what_is_kept() {
+    let state = side_by_side();
+    // The first has more than its half when the second needs room.
+    let state = check_with(
+        state,
+        "0 opened => report
+         0 join 1 a 1
+         0 announce 1 2 => permit 1 2
+         1 stream 1 0..2 => run 0: 0; run 1: 1
+         2 emit 0 0 => part 1 0
+         3 took 1 0 1
+         4 emit 0 0 => part 1 0
+         5 took 1 0 1
+         6 emit 1 1 => part 1 1
+         7 took 1 1 1
+         8 emit 0 0 => part 1 0
+         9 left 1 => hold 0
+         10 join 2 a 2 => holds 2 1; go-on 0",
+    );
+    assert!(state.ledger.get(id(0)).is_none() && state.ledger.get(id(1)).is_some());
+}
+
+#[test]
+fn a_stream_that_nobody_comes_back_for_ends_with_the_lease() {
+    let state = check_streaming(
+        "3 left 1
+         4 emit 0 0
+         5 emit 0 0 => hold 0
+         1004 tick
+         1005 tick => go-on 0
+         1006 fail 0",
+    );
+    assert!(state.is_idle());
+}
+
+#[test]
+fn streams_wait_to_begin_while_their_caller_takes_nothing_and_others_go_on() {
+    check_with(
+        narrow(),
+        "0 opened => report
+         0 join 1 a 1
+         0 join 2 b 1
+         0 announce 1 4 => permit 1 4
+         0 announce 2 1 => permit 2 1
+         1 stream 1 0..3 => run 0: 0
+         2 emit 0 0 => part 1 0
+         3 emit 0 0 => part 1 0; hold 0
+         4 end 0 => results 1 0; run 1: 1
+         5 emit 1 1 => part 1 1; hold 1
+         6 end 1 => results 1 1
+         7 stream 2 9 => run 2: 9
+         8 emit 2 9 => part 2 9
+         9 end 2 => results 2 9
+         10 request 1 3 => run 3: 3
+         11 end 3 => results 1 3
+         12 took 1 0 1 => run 4: 2
+         13 end 4 => results 1 2",
+    );
+}
+
+#[test]
+fn parts_travel_in_pieces_and_a_row_that_is_too_large_ends_its_stream() {
+    let mut state = narrow();
+    state.declaration.stream.window = Bytes(4000);
+    state.declaration.stream.total = Bytes::mib(1);
+    let begun = "0 opened => report
+         0 join 1 a 1
+         0 announce 1 1 => permit 1 1
+         1 stream 1 0 => run 0: 0\n";
+    // 500 rows of 8 bytes, in pieces of at most 1000.
+    check_with(
+        state,
+        &format!("{begun} 2 emit-many 0 500 => part 1 0; part 1 0; hold 0\n 3 took 1 0 1 => part 1 0"),
+    );
+    let mut state = narrow();
+    state.declaration.max_message = Bytes(4);
+    check_with(state, &format!("{begun} 2 emit 0 1 => limit 1 0\n 3 emit 0 1\n 4 fail 0"));
+}
+
+#[test]
+fn an_instance_that_drains_waits_until_its_streams_are_taken() {
+    check_streaming(
+        "3 emit 0 0 => part 1 0; hold 0
+         3 emit 0 0
+         4 drain => draining 1; report
+         5 end 0
+         6 took 1 0 1 => part 1 0; results 1 0; leave",
+    );
 }
 
 #[test]
@@ -642,7 +931,49 @@ fn a_stream_comes_back_from_disk_as_it_went() {
          4 end 0 => results 1 0; write 0 to 1
          5 written 0
          6 attach 1 0 => load 0 of 1
-         7 loaded 0 5..7 stream => part 1 0; part 1 0; results 1 0",
+         7 loaded 0 5..7 stream => part 1 0; part 1 0; results 1 0; free 1; write 1 to 2
+         8 resume 1 0 1 => part 1 0; results 1 0; write 2 to 2
+         9 written 1
+         10 written 2
+         11 left 1
+         12 join 2 a 1 => holds 2 0
+         13 resume 2 0 1 => load 2 of 2
+         14 loaded 2 5..7 stream => part 2 0; results 2 0; free 2; write 3 to 3
+         15 ack 2 0
+         16 written 3 => free 3",
+    );
+    // What is not with its caller yet stays in memory; what is not there any more cannot be gone on with.
+    let window = StreamLimits { window: Bytes(1000), total: Bytes(4000), kept: Bytes::kib(64) };
+    let mut state = state();
+    state.declaration.stream = window;
+    state.declaration.ledger = LedgerLimits {
+        bytes: Bytes(10),
+        spill: Some("/".into()),
+        age: Duration::from_secs(60),
+        ..state.declaration.ledger
+    };
+    state.ledger = Ledger::new(state.declaration.ledger.clone());
+    check_with(
+        state,
+        "0 opened => report
+         0 join 1 a 1
+         0 announce 1 1 => permit 1 1
+         1 stream 1 0 => run 0: 0
+         2 emit 0 5 => part 1 0; hold 0
+         3 emit 0 6
+         4 end 0
+         5 tick
+         6 took 1 0 1 => part 1 0; results 1 0; write 0 to 1
+         7 written 0
+         8 left 1
+         9 join 2 a 1 => holds 2 0
+         10 resume 2 0 0 => load 0 of 1
+         11 join 3 b 1
+         12 resume 3 0 0 => denied 3 0
+         13 loaded 0 5..7 stream => part 2 0; free 1
+         14 attach 3 0 => denied 3 0
+         15 took 2 0 1 => part 2 0; results 2 0; write 1 to 2
+         16 resume 2 0 3 => hand-back 2 0",
     );
 }
 
@@ -669,6 +1000,9 @@ fn whatever_happens_meanwhile_every_request_is_answered_or_handed_back() {
         state.declaration.ledger.bytes = Bytes(8 * rng.random_range(1..20));
         state.declaration.ledger.spill = Some("/".into());
         state.ledger = Ledger::new(state.declaration.ledger.clone());
+        let window = if rng.random_bool(0.5) { Bytes(1000) } else { Bytes::mib(1) };
+        let kept = Bytes::kib(1 << rng.random_range(0..8));
+        state.declaration.stream = StreamLimits { window, total: Bytes(4 * window.get()), kept };
         let bad = rng.random_bool(0.5);
         let (mut ms, mut connection, mut sent, mut announces) = (0, 0, 0, false);
         let (mut batches, mut writes, mut loads) = (Vec::new(), Vec::new(), Vec::new());
@@ -681,12 +1015,13 @@ fn whatever_happens_meanwhile_every_request_is_answered_or_handed_back() {
             ms += 1;
             // In the end, all that is under way comes to its end.
             let last = step >= 300;
-            if last && batches.is_empty() && writes.is_empty() && loads.is_empty() && state.is_idle() {
+            let under_way = !batches.is_empty() || !writes.is_empty() || !loads.is_empty();
+            if last && !under_way && state.is_idle() && !state.ledger.has_unsent() {
                 break;
             }
             let received = |connection, frame: Frame| Event::Received { connection, message: frame.into() };
             let some = |rng: &mut rand::rngs::StdRng, known: &[u64]| known[rng.random_range(0..known.len())];
-            let choice = if last { 10 + step % 3 } else { rng.random_range(0..13) };
+            let choice = if last { 10 + step % 4 } else { rng.random_range(0..14) };
             let event = match choice {
                 _ if std::mem::take(&mut announces) => {
                     received(connection, Frame::Announce { rows: 1 << 20, like: Demand::default() })
@@ -704,12 +1039,18 @@ fn whatever_happens_meanwhile_every_request_is_answered_or_handed_back() {
                     asked.extend((sent..sent + n).map(|key| (key, false)));
                     known.extend(sent..sent + n);
                     sent += n;
-                    event(&state, &format!("{ms} request {connection} {ids}")).1
+                    let kind = ["request", "stream"][rng.random_range(0..2)];
+                    event(&state, &format!("{ms} {kind} {connection} {ids}")).1
                 }
                 5 | 6 if connection > 0 && !known.is_empty() => {
                     let key = some(&mut rng, &known);
                     asked.insert(key, false);
-                    received(connection, Frame::Attach { runs: RequestRun::pack([id(key)]) })
+                    let after = rng.random_range(0..4);
+                    let frame = match rng.random_bool(0.2) {
+                        true => Frame::Resume { streams: vec![(id(key), after)] },
+                        false => Frame::Attach { runs: RequestRun::pack([id(key)]) },
+                    };
+                    received(connection, frame)
                 }
                 7 | 8 if connection > 0 && !known.is_empty() => {
                     let key = some(&mut rng, &known);
@@ -726,8 +1067,18 @@ fn whatever_happens_meanwhile_every_request_is_answered_or_handed_back() {
                     )
                 }
                 9 | 10 if !batches.is_empty() => {
-                    let batch: u64 = batches.remove(0);
-                    event(&state, &format!("{ms} end {batch}")).1
+                    let (batch, method) = batches.remove(0);
+                    if method == 1 && rng.random_bool(0.6) {
+                        batches.push((batch, method));
+                        Event::Emitted { batch, rows: rows([ms]) }
+                    } else {
+                        event(&state, &format!("{ms} end {batch}")).1
+                    }
+                }
+                13 if connection > 0 => {
+                    let all = if last || rng.random_bool(0.5) { 1 << 30 } else { 1000 };
+                    let taken = known.iter().take(3).map(|key| (id(*key), 1)).collect();
+                    received(connection, Frame::Credit { window: all, total: 4 * all, taken })
                 }
                 11 if !writes.is_empty() => {
                     let block: crate::spill::Block = writes.remove(0);
@@ -750,18 +1101,22 @@ fn whatever_happens_meanwhile_every_request_is_answered_or_handed_back() {
             };
             for action in state.handle(event, Time::from_origin(Duration::from_millis(ms))) {
                 match action {
-                    Action::Run(batch) => batches.push(batch.id),
+                    Action::Run(batch) => batches.push((batch.id, batch.method)),
                     Action::Disk(Order::Write(block)) => writes.push(block),
                     Action::Disk(Order::Load(load)) => loads.push(load.first),
                     Action::Send(to, message) if to == connection => {
                         let runs: Vec<RequestRun> = match &message.frame {
-                            Frame::Results { entries, .. } => entries.iter().map(|e| e.run).collect(),
+                            Frame::Results { entries, .. } => {
+                                entries.iter().filter(|e| e.last).map(|e| e.run).collect()
+                            }
                             // For want of a permit.
                             Frame::HandBack { runs } | Frame::Failure { runs, .. } => runs.clone(),
                             _ => continue,
                         };
                         let ids: Vec<u64> = runs.iter().flat_map(|r| r.ids()).map(|id| id.sequence).collect();
-                        if let (Frame::Results { .. }, Some(rows)) = (&message.frame, &message.rows) {
+                        if let (Frame::Results { method: 0, .. }, Some(rows)) =
+                            (&message.frame, &message.rows)
+                        {
                             let keys = rows.column(0).as_primitive::<UInt64Type>().values().to_vec();
                             assert_eq!(keys, ids, "seed {seed}, step {step}");
                         }

@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use arrow_array::RecordBatch;
 use pelton_core::declaration::Resources;
-use pelton_core::service::{Context, Definition, Invocation, Opened, Started};
+use pelton_core::service::{Context, Definition, Emitter, Invocation, Opened, Started};
 use pelton_core::time::{Clock, Time};
 use pelton_core::{BoxFuture, Result};
 
@@ -57,7 +57,7 @@ pub(crate) fn refusal(definition: &Definition, options: serde_json::Value) -> St
 
 /// Opens the service for one batch.
 pub(crate) fn call(definition: &Definition, ctx: &Context, rows: RecordBatch) -> Result<RecordBatch> {
-    match open(definition, ctx.clone())?.run(0, rows, &Invocation::default(), &mut |_| Ok(())) {
+    match open(definition, ctx.clone())?.run(0, rows, &Invocation::default(), &Emitter::none()) {
         Started::Done(result) => result,
         Started::Pending(_) => panic!("the method is serial"),
     }

@@ -8,7 +8,7 @@ use arrow_array::cast::AsArray;
 use arrow_array::types::UInt64Type;
 use arrow_array::{ArrayRef, RecordBatch, UInt64Array};
 use arrow_schema::{DataType, Field, SchemaRef};
-use pelton_core::service::{Context, Definition, Invocation, MethodSpec, Methods, Opened, Started};
+use pelton_core::service::{Context, Definition, Emitter, Invocation, MethodSpec, Methods, Opened, Started};
 use pelton_core::{BoxFuture, Error, Result, Time};
 
 use crate::faults::process;
@@ -18,6 +18,14 @@ use crate::faults::world::{Pid, World};
 pub const CALL: usize = 0;
 /// The method that gives `key % 4` batches of one row for a key.
 pub const STREAM: usize = 1;
+
+/// The method that gives [`flow_parts`] batches of one row for a key, and waits while its caller takes none.
+pub const FLOW: usize = 2;
+
+/// How many parts that gives.
+pub fn flow_parts(key: u64) -> u64 {
+    key * 7 % 23
+}
 
 /// One run of one request.
 #[derive(Clone, Copy, Debug)]
@@ -104,7 +112,8 @@ pub fn specs(concurrency: usize) -> Vec<MethodSpec> {
         .concurrent("call", concurrency, input.clone(), output.clone(), |_, _, _| {
             Box::pin(std::future::pending())
         })
-        .streaming("stream", input, output, |_, _, _, _| Ok(()))
+        .streaming("stream", input.clone(), output.clone(), |_, _, _, _| Ok(()))
+        .flowing("flow", concurrency, input, output, |_, _, _, _| Box::pin(std::future::pending()))
         .specs()
         .to_vec()
 }
@@ -133,7 +142,12 @@ pub fn definition(
     let (input, output) = (vec![field("key")], vec![field("key"), field("answer")]);
     let methods = Methods::<Probe>::new()
         .concurrent("call", plan.concurrency, input.clone(), output.clone(), Probe::call)
-        .streaming("stream", input, output, |probe: &mut Probe, batch, _, emit| probe.stream(&batch, emit));
+        .streaming("stream", input.clone(), output.clone(), |probe: &mut Probe, batch, _, emit| {
+            probe.stream(&batch, emit)
+        })
+        .flowing("flow", plan.concurrency, input, output, |probe: &mut Probe, batch, _, emitter| {
+            probe.flow(&batch, emitter)
+        });
     let (world, executions, plan, started) =
         (world.clone(), executions.clone(), plan.clone(), started.clone());
     let open = move |mut ctx: Context| -> BoxFuture<Result<Probe>> {
@@ -182,7 +196,7 @@ impl Probe {
         let (keys, pid) = (keys(&batch), self.pid);
         let (world, executions) = (self.world.clone(), self.executions.clone());
         executions.began(&keys, pid, world.now());
-        let started = self.inner.run(CALL, batch, &invocation, &mut |_| Ok(()));
+        let started = self.inner.run(CALL, batch, &invocation, &Emitter::none());
         Box::pin(async move {
             let result = match started {
                 Started::Done(result) => result,
@@ -193,15 +207,39 @@ impl Probe {
         })
     }
 
+    fn flow(&mut self, batch: &RecordBatch, emitter: Emitter) -> BoxFuture<Result<()>> {
+        let (keys, pid, output) = (keys(batch), self.pid, self.output.clone());
+        let (world, executions) = (self.world.clone(), self.executions.clone());
+        executions.began(&keys, pid, world.now());
+        Box::pin(async move {
+            let mut result = Ok(());
+            'all: for key in &keys {
+                for part in 0..flow_parts(*key) {
+                    world.sleep(world.between(Duration::ZERO, Duration::from_micros(300))).await;
+                    result = emitter.emit(row(&output, *key, part)?).await;
+                    if result.is_err() {
+                        break 'all;
+                    }
+                }
+            }
+            executions.ended(&keys, pid, world.now(), result.is_ok());
+            result
+        })
+    }
+
     fn stream(&mut self, batch: &RecordBatch, emit: pelton_core::service::Emit<'_>) -> Result<()> {
         let keys = keys(batch);
         self.executions.began(&keys, self.pid, self.world.now());
         for (key, part) in keys.iter().flat_map(|key| (0..key % 4).map(move |part| (*key, part))) {
-            let columns: Vec<ArrayRef> =
-                vec![Arc::new(UInt64Array::from(vec![key])), Arc::new(UInt64Array::from(vec![part]))];
-            emit(RecordBatch::try_new(self.output.clone(), columns)?)?;
+            emit(row(&self.output, key, part)?)?;
         }
         self.executions.ended(&keys, self.pid, self.world.now(), true);
         Ok(())
     }
+}
+
+fn row(schema: &SchemaRef, key: u64, part: u64) -> Result<RecordBatch> {
+    let columns: Vec<ArrayRef> =
+        vec![Arc::new(UInt64Array::from(vec![key])), Arc::new(UInt64Array::from(vec![part]))];
+    Ok(RecordBatch::try_new(schema.clone(), columns)?)
 }

@@ -11,7 +11,7 @@ use pelton_env::simulated::{EIO, Fault};
 use pelton_wire::Frame;
 
 use crate::faults::network::{Cut, Weather};
-use crate::faults::probe::{BadStart, CALL, Plan, STREAM};
+use crate::faults::probe::{BadStart, CALL, FLOW, Plan, STREAM};
 use crate::faults::stage::{Order, Setup, Stage};
 use crate::faults::world::World;
 
@@ -60,6 +60,9 @@ scenarios! {
     bad_spill, spilling, "its disk is full, fails, or gives something else back: requests run again, and are answered";
     stopping, |_, s| s.declaration = s.declaration.clone().option("open", "3s"), "control is stopped at any time";
     chaos, chaotic, "all of it";
+    slow_streams, narrow, "a caller takes its streams slowly: they run ahead by their bounds, and nothing else waits";
+    streams, narrow, "streams while connections are lost, instances die and callers give up";
+    streams_restart, narrow, "a caller of streams is started again";
 }
 
 pub fn find(name: &str) -> Option<Scenario> {
@@ -132,7 +135,43 @@ fn chaotic(world: &World, setup: &mut Setup) {
     }
 }
 
+/// Room for a few parts, which count for 1 KB each.
+fn narrow(world: &World, setup: &mut Setup) {
+    let stream = &mut setup.declaration.stream;
+    stream.window = Bytes::kib(1 + world.below(5));
+    stream.total = Bytes(stream.window.get() * (1 + world.below(4)));
+    stream.kept = Bytes::kib(world.below(250));
+    setup.plan.concurrency = 2 + world.below(4) as usize;
+}
+
 // --- parts that scenarios are made of ---
+
+/// Streams in a few submissions, and calls beside them, of another operator.
+async fn stream_some(stage: &Stage, client: &Client, requests: u64) -> Vec<RequestId> {
+    let mut ids = Vec::new();
+    let mut from = 0;
+    while from < requests {
+        let n = (1 + stage.world.below(8)).min(requests - from);
+        let acknowledge = either(stage);
+        let order = Order { acknowledge, ..Order::default() };
+        ids.extend(stage.submit(client, Order { method: FLOW, ..order }, from..from + n));
+        stage.submit(client, Order { operator: 2, method: CALL, ..order }, from..from + n);
+        from += n;
+        stage.sleep_ms(0, 4).await;
+    }
+    ids
+}
+
+/// Takes parts, now more and now fewer, until every request has ended.
+async fn take_all(stage: &Stage, client: &Client) -> Result<(), String> {
+    let end = stage.world.now() + PATIENCE;
+    while stage.book.open() > 0 && stage.world.now() < end {
+        stage.take(client, stage.world.below(20) as usize);
+        stage.sleep_ms(0, 6).await;
+    }
+    while stage.take(client, 100) > 0 {}
+    stage.all_ended(Duration::ZERO).await
+}
 
 /// A few submissions, now and a little later: both methods, all priorities.
 async fn send_some(stage: &Stage, client: &Client, order: Order, requests: u64) -> Vec<RequestId> {
@@ -632,5 +671,94 @@ async fn chaos(stage: Stage) -> Result<(), String> {
         client.acknowledge(ids);
     }
     stage.all_idle(false).await?;
+    stop(&stage).await
+}
+
+async fn slow_streams(stage: Stage) -> Result<(), String> {
+    stage.some_ready(stage.setup.declaration.instances.initial as usize).await?;
+    let client = stage.client("a", 1);
+    let ids = stream_some(&stage, &client, 20 + stage.world.below(40)).await;
+    // Nothing is taken: all calls end, and the streams stop at their bounds.
+    let (book, calls) = (stage.book.clone(), ids.len());
+    stage.until(PATIENCE, "calls end beside streams that stand", move || book.well(2) == calls).await?;
+    stage.sleep_ms(500, 1000).await;
+    let instances = u64::from(stage.setup.declaration.instances.initial);
+    let limits = stage.setup.declaration.stream;
+    // Every instance its share of the total, one part beyond it, and one for each stream that had begun.
+    let share = (limits.total.get() / instances).max(limits.window.get()).div_ceil(1 << 10);
+    let most = instances * (share + 1 + stage.setup.plan.concurrency as u64);
+    let there = stage.take(&client, 0) as u64;
+    if there > most {
+        return Err(format!("{there} parts came that nobody took; at most {most} may"));
+    }
+    take_all(&stage, &client).await?;
+    stage.book.only(&[])?;
+    ran_once(&stage)?;
+    client.acknowledge(&stage.book.ids());
+    stage.all_idle(true).await?;
+    stop(&stage).await
+}
+
+async fn streams(stage: Stage) -> Result<(), String> {
+    stage.some_ready(1).await?;
+    let client = stage.client("a", 1);
+    let ids = stream_some(&stage, &client, 20 + stage.world.below(40)).await;
+    let (mut killed, mut cancelled) = (false, false);
+    for _ in 0..2 + stage.world.below(12) {
+        stage.sleep_ms(0, 30).await;
+        stage.take(&client, stage.world.below(30) as usize);
+        match stage.world.below(8) {
+            0 => {
+                killed = true;
+                some_pid(&stage).into_iter().for_each(|pid| stage.machine.kill(pid));
+            }
+            1 => {
+                cancelled = true;
+                let from = stage.world.below(ids.len() as u64) as usize;
+                client.cancel(&ids[from..(from + 5).min(ids.len())]);
+            }
+            2 => {
+                let how_long = Duration::from_millis(stage.world.below(500));
+                some_pid(&stage).into_iter().for_each(|pid| stage.net.stall(pid, how_long));
+            }
+            3..6 => cut_some(&stage),
+            _ => {}
+        }
+    }
+    take_all(&stage, &client).await?;
+    let kinds = [(killed, Kind::Reset), (cancelled, Kind::Cancelled)];
+    let kinds: Vec<Kind> = kinds.into_iter().filter(|(may, _)| *may).map(|(_, kind)| kind).collect();
+    stage.book.only(&kinds)?;
+    stage.nothing_ran_twice()?;
+    client.acknowledge(&stage.book.ids());
+    stage.all_idle(false).await?;
+    stop(&stage).await
+}
+
+async fn streams_restart(stage: Stage) -> Result<(), String> {
+    stage.some_ready(1).await?;
+    let order = Order { method: FLOW, acknowledge: Acknowledge::Explicit, ..Order::default() };
+    let n = 10 + stage.world.below(30);
+    let mut client = stage.client("a", 1);
+    for epoch in 2..4 + stage.world.below(2) {
+        stage.submit(&client, order, 0..n);
+        for _ in 0..stage.world.below(6) {
+            stage.sleep_ms(0, 10).await;
+            stage.take(&client, stage.world.below(20) as usize);
+        }
+        stage.book.turn_over();
+        stage.untaken.lock().expect("nobody panics with it").clear();
+        drop(client);
+        client = stage.client("a", epoch);
+    }
+    let ids = stage.submit(&client, order, 0..n);
+    take_all(&stage, &client).await?;
+    stage.book.only(&[])?;
+    // The longest stream has 22 parts; where each may keep that, nothing runs again.
+    if stage.setup.declaration.stream.kept.get() / stage.setup.plan.concurrency as u64 >= 25 << 10 {
+        ran_once(&stage)?;
+    }
+    client.acknowledge(&ids);
+    stage.all_idle(true).await?;
     stop(&stage).await
 }

@@ -38,6 +38,8 @@ pub struct Stage {
     pub executions: Executions,
     pub book: Book,
     pub setup: Setup,
+    /// Parts of streams that were delivered and not taken, by callers who say when they take them.
+    pub untaken: Arc<Mutex<Vec<RequestId>>>,
     control: Arc<Mutex<Option<Control>>>,
     methods: Arc<[MethodSpec]>,
     folder: Arc<tempfile::TempDir>,
@@ -65,6 +67,7 @@ impl Stage {
             control: Arc::default(),
             machine,
             setup,
+            untaken: Arc::default(),
             folder: Arc::new(folder),
         })
     }
@@ -112,16 +115,33 @@ impl Stage {
     /// Sends requests for these keys.
     pub fn submit(&self, client: &Client, order: Order, keys: std::ops::Range<u64>) -> Vec<RequestId> {
         let Order { operator, method, timeout, acknowledge, priority } = order;
+        let paced = method == probe::FLOW;
         let id = |key| RequestId { operator, group: 7, sequence: key };
         let ids: Vec<RequestId> = keys.clone().map(id).collect();
         let real: Vec<u64> = keys.map(|key| key_of(id(key))).collect();
         self.book.opened(&ids, method, timeout);
         let arguments = probe::arguments(&real);
-        let submission =
-            Submission { timeout, priority, acknowledge, ..Submission::new(method, ids.clone(), arguments) };
-        let page = Page { book: self.book.clone(), generation: self.book.generation() };
+        let submission = Submission {
+            timeout,
+            priority,
+            acknowledge,
+            paced,
+            ..Submission::new(method, ids.clone(), arguments)
+        };
+        let untaken = paced.then(|| self.untaken.clone());
+        let page = Page { book: self.book.clone(), generation: self.book.generation(), untaken };
         client.submit(submission, Arc::new(page));
         ids
+    }
+
+    /// Takes the oldest parts of streams, up to so many. Returns how many there were.
+    pub fn take(&self, client: &Client, most: usize) -> usize {
+        let mut untaken = self.untaken.lock().expect("nobody panics with it");
+        let there = untaken.len();
+        let taken: Vec<RequestId> = untaken.drain(..there.min(most)).collect();
+        drop(untaken);
+        client.took(&taken);
+        there
     }
 
     /// What each instance that can be reached says of itself.
@@ -396,8 +416,9 @@ fn check_answer(
         }
         entry.parts += 1;
     }
-    if last && entry.parts != key % 4 {
-        return Err(format!("{id} got {} parts of {}", entry.parts, key % 4));
+    let all = if entry.method == probe::FLOW { probe::flow_parts(key) } else { key % 4 };
+    if last && entry.parts != all {
+        return Err(format!("{id} got {} parts of {all}", entry.parts));
     }
     Ok(())
 }
@@ -406,6 +427,7 @@ fn check_answer(
 struct Page {
     book: Book,
     generation: u64,
+    untaken: Option<Arc<Mutex<Vec<RequestId>>>>,
 }
 
 impl Receiver for Page {
@@ -415,6 +437,9 @@ impl Receiver for Page {
             return;
         }
         for outcome in outcomes {
+            if let Some(untaken) = self.untaken.as_ref().filter(|_| !outcome.last) {
+                untaken.lock().expect("nobody panics with it").push(outcome.id);
+            }
             if let Err(why) = self.book.received(outcome) {
                 self.book.world.fail(why);
             }

@@ -9,7 +9,7 @@ use arrow_array::RecordBatch;
 use arrow_array::cast::AsArray;
 use arrow_array::types::UInt64Type;
 use arrow_schema::{DataType, Field};
-use pelton::service::{Context, Definition, Invocation, Methods, Opened, Started};
+use pelton::service::{Context, Definition, Emitter, Invocation, Methods, Opened, Started};
 use pelton::{Error, Result, scripted};
 use pelton_core::BoxFuture;
 
@@ -89,7 +89,7 @@ impl Counted {
         if self.hangs.exists() {
             return Box::pin(std::future::pending());
         }
-        match self.inner.run(0, batch, &invocation, &mut |_| Ok(())) {
+        match self.inner.run(0, batch, &invocation, &Emitter::none()) {
             Started::Done(result) => Box::pin(async move { result }),
             Started::Pending(future) => future,
         }
