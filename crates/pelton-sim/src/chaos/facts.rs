@@ -26,6 +26,10 @@ struct Inner {
     bad_disks: BTreeSet<Pid>,
     /// When the job went back to an earlier checkpoint.
     rewinds: Vec<Time>,
+    /// Instances that were told to drain, and when first.
+    drained: BTreeMap<Pid, Time>,
+    /// When hosts started.
+    hosts: Vec<Time>,
     necessary: u64,
     beyond: BTreeMap<&'static str, u64>,
 }
@@ -59,6 +63,21 @@ impl Facts {
 
     pub(crate) fn rewound_between(&self, from: Time, until: Time) -> bool {
         self.lock().rewinds.iter().any(|at| (from..=until).contains(at))
+    }
+
+    pub(crate) fn drained(&self, pid: Pid, at: Time) {
+        self.lock().drained.entry(pid).or_insert(at);
+    }
+
+    pub(crate) fn host_started(&self, at: Time) {
+        self.lock().hosts.push(at);
+    }
+
+    /// Whether this instance was draining when a host started between these moments: that one does not take it over.
+    pub(crate) fn was_left_draining(&self, pid: Pid, from: Time, until: Time) -> bool {
+        let inner = self.lock();
+        let since = inner.drained.get(&pid).copied();
+        since.is_some_and(|since| inner.hosts.iter().any(|at| (from.max(since)..=until).contains(at)))
     }
 
     pub(crate) fn evicted(&self, pid: Pid, n: u64) {

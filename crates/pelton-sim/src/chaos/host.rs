@@ -122,6 +122,7 @@ impl Hosts {
         let (pid, ended) = self.machine.begin_host();
         *self.lock() = View { pid: Some(pid), clients: Vec::new() };
         self.facts.count("host starts");
+        self.facts.host_started(self.machine.world.now());
         self.machine.trace.add(self.machine.world.now(), format_args!("host {pid} starts"));
         let (stop, stopped) = watch::channel(false);
         let outcome = Arc::new(Mutex::new(None));

@@ -191,6 +191,9 @@ fn excuse(
     if facts.rewound_between(first.began, second.began) {
         return Some("went back");
     }
+    if facts.was_left_draining(first.pid, first.began, second.began) {
+        return Some("left draining");
+    }
     if terms.attempt.is_some() {
         return Some("overdue");
     }

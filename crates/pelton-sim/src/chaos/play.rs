@@ -375,6 +375,7 @@ impl Ground {
         let Some((_, bootstrap)) = self.machine.running().into_iter().find(|(p, _)| *p == pid) else {
             return;
         };
+        self.facts.drained(pid, self.world.now());
         let env = self.machine.env(HOST, "drainer");
         let drain = async move {
             let greeting =
