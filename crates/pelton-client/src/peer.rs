@@ -42,6 +42,8 @@ pub(crate) struct Peer {
     pub(crate) failures: u32,
     /// Since when there is no connection.
     pub(crate) lost_since: Option<Time>,
+    /// It was connected again, and has not said what it holds since: what it said before still counts.
+    pub(crate) restates: bool,
     pub(crate) window: Window,
     /// Whether it answers.
     pub(crate) health: Health,
@@ -232,6 +234,7 @@ impl Peer {
             given_up: GivenUp::default(),
             failures: 0,
             lost_since: None,
+            restates: false,
             window: Window::default(),
             health: Health::new(Settings::of_instances()),
             answer: Latency::default(),

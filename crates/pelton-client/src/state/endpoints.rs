@@ -195,6 +195,7 @@ impl State {
         peer.connection = Some(connection);
         peer.failures = 0;
         peer.lost_since = None;
+        peer.restates = true;
         peer.window = Window::default();
         peer.given_up.clear();
         peer.held = welcome.status.held;
@@ -219,7 +220,6 @@ impl State {
             actions.push(Action::Send(key, Frame::Resume { streams }.into()));
         }
         self.announce_credit(key, actions);
-        self.forget_held(key);
     }
 
     pub(super) fn not_connected(

@@ -33,7 +33,10 @@ impl State {
         now: Time,
         actions: &mut Vec<Action>,
     ) {
-        let Some(peer) = self.peers.get(&key) else { return };
+        let Some(peer) = self.peers.get_mut(&key) else { return };
+        if std::mem::take(&mut peer.restates) {
+            self.held.forget(key);
+        }
         let (mut wanted, mut elsewhere) = (Vec::new(), Vec::new());
         for run in runs {
             self.held.claim(*run, key);
