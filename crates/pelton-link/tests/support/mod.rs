@@ -1,5 +1,5 @@
 //! Two ends of a connection; an end that says whatever it likes; rows.
-#![allow(dead_code)]
+#![allow(dead_code, reason = "each test program uses a part of it")]
 
 use std::os::fd::OwnedFd;
 use std::sync::Arc;

@@ -1,4 +1,4 @@
-//! What befalls a job as a whole: its data plane fails, it stands still, its machine dies, its disk is full.
+//! What befalls a job as a whole and does not kill it: its data plane fails, it stands still, its disk is full.
 
 use std::collections::BTreeSet;
 use std::fs;

@@ -68,7 +68,7 @@ enum Part {
     Kill,
     /// What is held while a payload of 1 GB goes there and back
     Memory,
-    /// TLS over TCP between two network namespaces; only when it is asked for, because Pelton has no part in it yet
+    /// TLS over TCP between two network namespaces; only when it is asked for, because Pelton's served instances are not measured in it yet
     Tls,
 }
 
