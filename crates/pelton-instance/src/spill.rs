@@ -89,6 +89,7 @@ pub(crate) struct Ordered {
     loads: mpsc::UnboundedReceiver<Load>,
 }
 
+/// Without limits of their own: the ledger has no more on its way to disk than it says, and asks for a block once.
 pub(crate) fn orders() -> (Orders, Ordered) {
     let (changes, changed) = mpsc::unbounded_channel();
     let (loads, loaded) = mpsc::unbounded_channel();
