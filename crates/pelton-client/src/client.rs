@@ -1,6 +1,6 @@
 //! The loop around a client's state: connections, timer, and the [`Caller`] that others hold.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
@@ -18,6 +18,10 @@ use tokio::sync::{Notify, mpsc};
 
 use crate::peer::{ConnectionId, PeerKey};
 use crate::state::{Action, Event, State};
+
+/// How often is looked whether more was submitted, and how many turns of the other tasks lie between two looks.
+const GATHERED: usize = 16;
+const LOOKS: usize = 3;
 
 /// Who calls whom.
 #[derive(Clone)]
@@ -116,10 +120,18 @@ impl Client {
 impl Drop for Client {
     fn drop(&mut self) {
         // The tasks of connections hold the shared part, and it holds them.
-        let mut inner = self.shared.lock();
+        let mut guard = self.shared.lock();
+        let inner = &mut *guard;
+        for action in inner.state.farewell() {
+            if let Action::Send(peer, message) = action
+                && let Some((_, sender)) = inner.connections.get(&peer)
+            {
+                sender.send(message);
+            }
+        }
         inner.connections.clear();
         let tasks = std::mem::take(&mut inner.tasks);
-        drop(inner);
+        drop(guard);
         drop(tasks);
     }
 }
@@ -172,7 +184,7 @@ impl Shared {
     /// order; nothing of it waits.
     fn apply(self: &Arc<Self>, event: Event) {
         let mut inner = self.lock();
-        self.apply_locked(&mut inner, event);
+        self.apply_locked(&mut inner, [event]);
     }
 
     /// The first of several requests goes out at once. The others are gathered for as long as it takes somebody to come round to them:
@@ -208,9 +220,9 @@ impl Shared {
         inner
     }
 
-    fn apply_locked(self: &Arc<Self>, inner: &mut Inner, event: Event) {
+    fn apply_locked(self: &Arc<Self>, inner: &mut Inner, more: impl IntoIterator<Item = Event>) {
         let mut events = self.take_submitted();
-        events.push(event);
+        events.extend(more);
         self.apply_all(inner, events);
     }
 
@@ -218,11 +230,13 @@ impl Shared {
         let before = inner.state.wake_at();
         let actions = inner.state.handle_all(events, self.env.now());
         self.busy.store(inner.state.unended() > 0, Ordering::Relaxed);
+        let mut spoken = BTreeSet::new();
         for action in actions {
             match action {
                 Action::Send(peer, message) => {
                     if let Some((_, sender)) = inner.connections.get(&peer) {
-                        sender.send(message);
+                        sender.queue(message);
+                        spoken.insert(peer);
                     }
                 }
                 Action::Deliver(receiver, outcomes) => receiver.deliver(outcomes),
@@ -237,6 +251,7 @@ impl Shared {
                 }
             }
         }
+        spoken.iter().filter_map(|peer| inner.connections.get(peer)).for_each(|(_, sender)| sender.write());
         // A timer that was set for something earlier looks again by itself.
         let comes_earlier = |now: Time| before.is_none_or(|before| now < before);
         if inner.state.wake_at().is_some_and(comes_earlier) {
@@ -252,6 +267,7 @@ impl Shared {
 
     async fn tick(self: Arc<Self>) {
         loop {
+            self.gather().await;
             let wake = self.lock_and_look().state.wake_at();
             let due = tokio::select! {
                 biased;
@@ -260,6 +276,22 @@ impl Shared {
             };
             if due && self.lock().state.wake_at().is_some_and(|at| at <= self.env.now()) {
                 self.apply(Event::Tick);
+            }
+        }
+    }
+
+    /// Lets others submit as long as they do, for a moment: what goes out together costs little more than one alone.
+    async fn gather(&self) {
+        let waiting = || self.submitted.lock().unwrap_or_else(PoisonError::into_inner).len();
+        let mut before = 0;
+        for _ in 0..GATHERED {
+            let now = waiting();
+            if now == before {
+                return;
+            }
+            before = now;
+            for _ in 0..LOOKS {
+                tokio::task::yield_now().await;
             }
         }
     }
@@ -286,13 +318,19 @@ impl Shared {
             let connection = inner.next_connection;
             inner.connections.insert(peer, (connection, link.sender));
             let welcome = Box::new(welcome);
-            self.apply_locked(&mut inner, Event::Connected { peer, connection, welcome });
+            self.apply_locked(&mut inner, [Event::Connected { peer, connection, welcome }]);
             connection
         };
         let mut receiver = link.receiver;
         loop {
             match receiver.next().await {
-                Ok(Some(message)) => self.apply(Event::Received { peer, connection, message }),
+                Ok(Some(message)) => {
+                    let received = |message| Event::Received { peer, connection, message };
+                    let mut events = vec![received(message)];
+                    events.extend(receiver.next_now().into_iter().map(received));
+                    let mut inner = self.lock();
+                    self.apply_locked(&mut inner, events);
+                }
                 Ok(None) => break,
                 Err(e) => {
                     tracing::debug!("the connection to {} ends: {e}", endpoint.instance);

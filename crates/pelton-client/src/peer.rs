@@ -32,8 +32,12 @@ pub(crate) struct Peer {
     pub(crate) in_flight: BTreeSet<RequestId>,
     /// What it has may be what instances die of: nothing else is sent to it meanwhile.
     pub(crate) isolates: bool,
+    /// What may be sent to it ahead of permits when it has no work: a little, or as much as it has had from here at a time.
+    pub(crate) ahead: Ahead,
     /// Results that it may forget.
     pub(crate) to_acknowledge: Vec<RequestId>,
+    /// Some of those results are large.
+    pub(crate) has_large_results: bool,
     pub(crate) acknowledged: Acknowledged,
     /// Requests that were given up while it could not be reached.
     pub(crate) to_cancel: Vec<RequestId>,
@@ -75,6 +79,32 @@ impl Latency {
     }
 }
 
+/// Rows and bytes that may be sent ahead of permits.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Ahead {
+    pub(crate) rows: u64,
+    pub(crate) bytes: u64,
+}
+
+impl Default for Ahead {
+    fn default() -> Self {
+        Ahead { rows: 16, bytes: 64 << 10 }
+    }
+}
+
+impl Ahead {
+    /// It has so many rows of about so many bytes each, and has not refused them.
+    pub(crate) fn had(&mut self, rows: u64, each: u64) {
+        self.rows = self.rows.max(rows);
+        self.bytes = self.bytes.max(rows.saturating_mul(each));
+    }
+
+    /// Whether all of this may go.
+    pub(crate) fn allows(&self, rows: u64, bytes: u64) -> bool {
+        rows <= self.rows && bytes <= self.bytes
+    }
+}
+
 /// Counted from the start of a connection: announced, permitted, sent and returned rows.
 #[derive(Clone, Copy, Debug, Default)]
 pub(crate) struct Window {
@@ -92,6 +122,11 @@ impl Window {
         self.permitted.saturating_sub(self.sent).saturating_sub(self.returned)
     }
 
+    /// Rows that were sent and not permitted yet.
+    pub(crate) fn ahead(&self) -> u64 {
+        (self.sent + self.returned).saturating_sub(self.permitted)
+    }
+
     /// What the instance still thinks we want.
     pub(crate) fn demand(&self) -> u64 {
         self.announced.saturating_sub(self.permitted)
@@ -100,7 +135,11 @@ impl Window {
     /// The new announcement that says that we want `wanted` rows like these, if it is worth a frame. Small changes of a large demand are
     /// not; what begins or ends always is.
     pub(crate) fn announce(&mut self, wanted: u64, like: Demand) -> Option<u64> {
-        let demand = self.demand();
+        let (demand, ahead) = (self.demand(), self.ahead());
+        if wanted == 0 && demand == ahead {
+            return None;
+        }
+        let wanted = wanted + ahead;
         let worth_it = match (demand, wanted) {
             (0, 0) => false,
             _ if self.differs(&like) => true,
@@ -126,6 +165,9 @@ impl Window {
     }
 }
 
+/// After so many acknowledgements a ping asks whether they were heard.
+const PINGED_AFTER: usize = 1024;
+
 /// Acknowledgements that were sent, and may have been lost with their connection. A ping behind them comes back when they have
 /// been heard; one is under way at a time.
 #[derive(Debug, Default)]
@@ -137,20 +179,18 @@ pub(crate) struct Acknowledged {
 }
 
 impl Acknowledged {
-    /// Some were sent. Returns the number of the ping to send behind them, if it is time for one.
-    pub(crate) fn sent(&mut self, ids: &[RequestId]) -> Option<u64> {
+    /// Some were sent. Returns the number of the ping to send behind them, if it is `asked` for, or time for one.
+    pub(crate) fn sent(&mut self, ids: &[RequestId], asked: bool) -> Option<u64> {
         self.since_ping.extend(ids);
-        self.ping()
+        if asked || self.since_ping.len() >= PINGED_AFTER { self.ping() } else { None }
     }
 
-    /// The ping came back. Returns the next one to send, if there is something to ask for.
-    pub(crate) fn confirmed(&mut self, ping: u64) -> Option<u64> {
-        if !self.pinged || ping != self.pings {
-            return None;
+    /// The ping came back.
+    pub(crate) fn confirmed(&mut self, ping: u64) {
+        if self.pinged && ping == self.pings {
+            self.pinged = false;
+            self.before_ping.clear();
         }
-        self.pinged = false;
-        self.before_ping.clear();
-        self.ping()
     }
 
     fn ping(&mut self) -> Option<u64> {
@@ -228,7 +268,9 @@ impl Peer {
             held: 0,
             in_flight: BTreeSet::new(),
             isolates: false,
+            ahead: Ahead::default(),
             to_acknowledge: Vec::new(),
+            has_large_results: false,
             acknowledged: Acknowledged::default(),
             to_cancel: Vec::new(),
             given_up: GivenUp::default(),
@@ -250,6 +292,25 @@ impl Peer {
     /// Whether it, without a connection, may hold what was sent to it: it once had one, and was not given up since.
     pub(crate) fn may_hold(&self, now: Time) -> bool {
         self.lost_since.is_some() && !self.is_given_up(now)
+    }
+
+    /// Whether there is no work at it, as far as is known here, and nothing under way to or from it about permits.
+    pub(crate) fn is_idle(&self) -> bool {
+        let asked = self.window.demand() > 0 || self.window.available() > 0 || self.window.ahead() > 0;
+        self.held == 0 && self.in_flight.is_empty() && !asked
+    }
+
+    /// It refused requests for want of a permit, and has not counted them.
+    pub(crate) fn refused(&mut self, rows: u64) {
+        self.window.sent = self.window.sent.saturating_sub(rows);
+        // Until it says otherwise.
+        self.held = self.held.max(1);
+        self.ahead = Ahead::default();
+    }
+
+    /// Whether it is not to keep results until something else is said: they are large, or it is about to leave.
+    pub(crate) fn acknowledges_at_once(&self) -> bool {
+        self.has_large_results || self.draining || self.retired
     }
 
     /// It has ended, or lost, this request.

@@ -39,6 +39,11 @@ pub const MOST_PEERS: usize = 64;
 const FRAME_ROWS: u64 = 4096;
 /// Most bytes of several rows in one frame; a larger one is alone in its frame. What is put together is copied.
 const FRAME_BYTES: u64 = 16 << 20;
+/// Acknowledgements go out with what is said next, or when there are so many of them, or when one has waited so long.
+const ACKNOWLEDGED_TOGETHER: usize = 256;
+const ACKNOWLEDGED_WITHIN: Duration = Duration::from_millis(500);
+/// Results of so many bytes are acknowledged at once: the instance keeps them until then.
+const LARGE_RESULTS: u64 = 64 << 10;
 
 /// What happened.
 pub enum Event {
@@ -116,6 +121,8 @@ pub struct State {
     credits: Credits,
     /// When the retry budget can pay for the next try that waits for it.
     paid_at: Option<Time>,
+    /// When acknowledgements that wait go out at the latest; some time that was set stays, though they went earlier.
+    acknowledges_at: Option<Time>,
     /// When it last looked.
     seen: Time,
     retries: u64,
@@ -156,6 +163,7 @@ impl State {
             holding: false,
             credits: Credits::new(declaration.stream),
             paid_at: None,
+            acknowledges_at: None,
             seen: now,
             retries: 0,
             rng,
@@ -171,7 +179,14 @@ impl State {
         };
         let probe =
             if self.requests.backlog_rows() > 0 { self.peers.values().filter_map(probe).min() } else { None };
-        let due = [self.requests.due(), probe, self.hopeless_at(), self.paid_at, self.credits.due()];
+        let due = [
+            self.requests.due(),
+            probe,
+            self.hopeless_at(),
+            self.paid_at,
+            self.credits.due(),
+            self.acknowledges_at,
+        ];
         due.into_iter().flatten().min()
     }
 
@@ -227,7 +242,7 @@ impl State {
         self.flush_credits(now, &mut actions);
         self.send(now, &mut actions);
         self.announce(now, &mut actions);
-        self.flush_acknowledgements(&mut actions);
+        self.flush_acknowledgements(now, &mut actions);
         self.retire(&mut actions);
         coalesce(actions)
     }
@@ -511,40 +526,13 @@ impl State {
         let alone = self.alone();
         let holding = self.holding || self.is_waiting_to_resume();
         let keys: Vec<PeerKey> = self.peers.keys().copied().collect();
-        for key in keys {
+        for &key in &keys {
             while let Some(peer) = self.peers.get(&key).filter(|p| !holding && p.window.available() > 0) {
                 let suspect = self.requests.suspect_is_next(key);
-                let admitted = peer.admits(alone, suspect, now);
-                if admitted == 0 {
+                let rows = peer.window.available().min(peer.admits(alone, suspect, now));
+                if rows == 0 || !self.send_some(key, rows, now, actions) {
                     break;
                 }
-                let rows = peer.window.available().min(FRAME_ROWS).min(admitted);
-                let taken = self.requests.take(key, rows, self.max_message.get().min(FRAME_BYTES), now);
-                let any = !taken.is_empty();
-                let ids = self.without_held(taken, now, actions);
-                if any && ids.is_empty() {
-                    continue;
-                }
-                let Some(peer) = self.peers.get_mut(&key) else { break };
-                for id in &ids {
-                    let waited = self.requests.waited(*id).as_micros() as u64;
-                    self.meter.permit_wait.record(waited);
-                }
-                let Some(first) = ids.first().and_then(|id| self.requests.get(*id)) else { break };
-                let (method, priority, single) = (first.method, first.priority, first.alone());
-                if !peer.health.is_well() {
-                    peer.health.probing();
-                }
-                peer.isolates = single;
-                let requests = ids.iter().filter_map(|id| self.requests.get(*id));
-                let deadlines = deadlines(requests.clone(), now);
-                let rows =
-                    gather(requests.map(|r| &r.row)).expect("arguments of one method have the same columns");
-                peer.window.sent += ids.len() as u64;
-                peer.in_flight.extend(ids.iter().copied());
-                let runs = RequestRun::pack(ids);
-                let frame = Frame::Request { method, priority, alone: single, deadlines, runs };
-                actions.push(Action::Send(key, Message { frame, rows: Some(rows) }));
             }
             let Some(peer) = self.peers.get_mut(&key) else { continue };
             let unused = peer.window.available();
@@ -554,20 +542,83 @@ impl State {
                 actions.push(Action::Send(key, frame.into()));
             }
         }
+        if !holding && !alone && self.requests.backlog_rows() > 0 {
+            self.send_ahead(&keys, now, actions);
+        }
+    }
+
+    /// A few rows go to instances without work together with what announces them: that there is room is all but sure, and if there is
+    /// none they come back unseen. To ask first would take as long as many a call.
+    fn send_ahead(&mut self, keys: &[PeerKey], now: Time, actions: &mut Vec<Action>) {
+        let (rows, bytes) = (self.requests.backlog_rows(), self.requests.backlog_bytes());
+        let idle = |p: &Peer| {
+            p.ahead.allows(rows, bytes) && p.is_idle() && p.admits(false, false, now) == u64::MAX
+        };
+        let idle: Vec<PeerKey> =
+            keys.iter().copied().filter(|key| self.peers.get(key).is_some_and(idle)).collect();
+        for (i, &key) in idle.iter().enumerate() {
+            let rows = self.requests.backlog_rows().div_ceil((idle.len() - i) as u64);
+            if rows == 0 || self.requests.suspect_is_next(key) {
+                return;
+            }
+            let like = self.like();
+            let Some(peer) = self.peers.get_mut(&key) else { continue };
+            if let Some(rows) = peer.window.announce(rows, like) {
+                actions.push(Action::Send(key, Frame::Announce { rows, like }.into()));
+            }
+            self.send_some(key, rows, now, actions);
+        }
+    }
+
+    /// Sends at most so many rows of the backlog in one frame. False if there is none for this instance.
+    fn send_some(&mut self, key: PeerKey, rows: u64, now: Time, actions: &mut Vec<Action>) -> bool {
+        let bytes = self.max_message.get().min(FRAME_BYTES);
+        let taken = self.requests.take(key, rows.min(FRAME_ROWS), bytes, now);
+        let any = !taken.is_empty();
+        let ids = self.without_held(taken, now, actions);
+        let Some(first) = ids.first().and_then(|id| self.requests.get(*id)) else { return any };
+        let (method, priority, single) = (first.method, first.priority, first.alone());
+        for id in &ids {
+            let waited = self.requests.waited(*id).as_micros() as u64;
+            self.meter.permit_wait.record(waited);
+        }
+        let Some(peer) = self.peers.get_mut(&key) else { return false };
+        if !peer.health.is_well() {
+            peer.health.probing();
+        }
+        peer.isolates = single;
+        let requests = ids.iter().filter_map(|id| self.requests.get(*id));
+        let deadlines = deadlines(requests.clone(), now);
+        let bytes: u64 = requests.clone().map(|r| r.bytes).sum();
+        let rows = gather(requests.map(|r| &r.row)).expect("arguments of one method have the same columns");
+        peer.window.sent += ids.len() as u64;
+        peer.in_flight.extend(ids.iter().copied());
+        if peer.window.ahead() == 0 {
+            peer.ahead.had(peer.in_flight.len() as u64, bytes / ids.len() as u64);
+        }
+        let runs = RequestRun::pack(ids);
+        let frame = Frame::Request { method, priority, alone: single, deadlines, runs };
+        actions.push(Action::Send(key, Message { frame, rows: Some(rows) }));
+        true
+    }
+
+    /// What the rows are like that wait.
+    fn like(&self) -> Demand {
+        let [interactive, _, bulk] = self.requests.waiting();
+        Demand {
+            row_bytes: self.requests.row_bytes(),
+            row_weight: self.requests.row_weight(),
+            patience: self.requests.patience(),
+            interactive,
+            bulk,
+        }
     }
 
     /// Tells the instances how much waits for each of them.
     fn announce(&mut self, now: Time, actions: &mut Vec<Action>) {
         let holding = self.holding || self.is_waiting_to_resume();
         let backlog = if holding { 0 } else { self.requests.unbound() };
-        let [interactive, _, bulk] = self.requests.waiting();
-        let like = Demand {
-            row_bytes: self.requests.row_bytes(),
-            row_weight: self.requests.row_weight(),
-            patience: self.requests.patience(),
-            interactive,
-            bulk,
-        };
+        let like = self.like();
         let alone = self.alone();
         let mut takers: Vec<(PeerKey, &mut Peer)> =
             self.peers.iter_mut().filter(|(_, p)| p.takes_requests()).map(|(k, p)| (*k, p)).collect();
@@ -597,20 +648,50 @@ impl State {
         }
     }
 
-    fn flush_acknowledgements(&mut self, actions: &mut Vec<Action>) {
+    fn flush_acknowledgements(&mut self, now: Time, actions: &mut Vec<Action>) {
+        let due = self.acknowledges_at.is_some_and(|at| now >= at);
+        if due {
+            self.acknowledges_at = None;
+        }
         for (&key, peer) in &mut self.peers {
-            if peer.connection.is_some() && !peer.to_acknowledge.is_empty() {
-                let all = std::mem::take(&mut peer.to_acknowledge);
-                for ids in all.chunks(1 << 16) {
-                    let runs = RequestRun::pack(ids.iter().copied());
-                    actions.push(Action::Send(key, Frame::Acknowledge { runs }.into()));
-                }
-                if let Some(ping) = peer.acknowledged.sent(&all) {
-                    actions.push(Action::Send(key, Frame::Ping(ping).into()));
-                }
+            if peer.connection.is_none() || peer.to_acknowledge.is_empty() {
+                continue;
             }
+            let spoken = actions.iter().position(|a| matches!(a, Action::Send(to, _) if *to == key));
+            let many = peer.to_acknowledge.len() >= ACKNOWLEDGED_TOGETHER;
+            if !(due || many || peer.acknowledges_at_once() || spoken.is_some()) {
+                self.acknowledges_at.get_or_insert(now + ACKNOWLEDGED_WITHIN);
+                continue;
+            }
+            // Before all else: one of them may be requested anew.
+            let at = spoken.unwrap_or(actions.len());
+            actions.splice(at..at, acknowledge(key, peer, due));
         }
     }
+
+    /// What is to be said before the connections end.
+    pub fn farewell(&mut self) -> Vec<Action> {
+        let mut actions = Vec::new();
+        for (&key, peer) in &mut self.peers {
+            if peer.connection.is_some() {
+                actions.extend(acknowledge(key, peer, false));
+            }
+        }
+        actions
+    }
+}
+
+/// Tells an instance which results it may forget. `asks`: also whether it heard of those before.
+fn acknowledge(key: PeerKey, peer: &mut Peer, asks: bool) -> Vec<Action> {
+    peer.has_large_results = false;
+    let all = std::mem::take(&mut peer.to_acknowledge);
+    let runs = |ids: &[RequestId]| RequestRun::pack(ids.iter().copied());
+    let frames = all.chunks(1 << 16).map(|ids| Frame::Acknowledge { runs: runs(ids) });
+    let mut actions: Vec<Action> = frames.map(|frame| Action::Send(key, frame.into())).collect();
+    if let Some(ping) = peer.acknowledged.sent(&all, asks) {
+        actions.push(Action::Send(key, Frame::Ping(ping).into()));
+    }
+    actions
 }
 
 /// What each of these has left for this attempt. All of them have a limit, or none.

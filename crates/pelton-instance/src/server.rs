@@ -1,6 +1,6 @@
 //! The loop around an instance's state: connections, the worker, the lease.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Duration;
 
@@ -243,38 +243,44 @@ impl Server {
         self.state.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
     }
 
-    /// Hands an event to the state and does what it says.
-    fn apply(&self, mut event: Event) {
+    fn apply(&self, event: Event) {
+        self.apply_all(vec![event]);
+    }
+
+    /// Hands events to the state and does what it says.
+    fn apply_all(&self, mut events: Vec<Event>) {
         let mut inner = self.lock();
         let inner = &mut *inner;
-        if let Event::Received { connection, message } = &mut event
-            && let Some(caller) = inner.callers.get(connection)
-            && !inner.scopes.receive(&caller.job, &mut message.frame, || inner.state.operators())
-        {
-            tracing::warn!(
-                "a caller of job `{}` is refused: too many operators have results here",
-                caller.job
-            );
-            return caller.close.notify_one();
+        for event in &mut events {
+            if let Event::Received { connection, message } = event
+                && let Some(caller) = inner.callers.get(connection)
+                && !inner.scopes.receive(&caller.job, &mut message.frame, || inner.state.operators())
+            {
+                tracing::warn!(
+                    "a caller of job `{}` is refused: too many operators have results here",
+                    caller.job
+                );
+                return caller.close.notify_one();
+            }
         }
-        let failed = matches!(event, Event::Opened(Err(_)));
+        let failed = events.iter().any(|event| matches!(event, Event::Opened(Err(_))));
         let before = inner.state.wake_at();
         let now = self.env.now();
-        let mut actions = Vec::new();
         let gauged = self.gauge.read();
         if gauged != inner.gauged
             && let Some((used, total)) = gauged
         {
             inner.gauged = gauged;
-            actions = inner.state.handle(Event::Gauge { used, total }, now);
+            events.insert(0, Event::Gauge { used, total });
         }
-        actions.extend(inner.state.handle(event, now));
-        for action in actions {
+        let mut spoken = BTreeSet::new();
+        for action in inner.state.handle_all(events, now) {
             match action {
                 Action::Send(to, mut message) => {
                     if let Some(Connected { sender: Some(sender), job, .. }) = inner.callers.get(&to) {
                         inner.scopes.send(job, &mut message.frame);
-                        sender.send(message);
+                        sender.queue(message);
+                        spoken.insert(to);
                     }
                 }
                 Action::Close(connection) => {
@@ -297,6 +303,8 @@ impl Server {
                 }
             }
         }
+        let senders = spoken.iter().filter_map(|to| inner.callers.get(to)?.sender.as_ref());
+        senders.for_each(Sender::write);
         if comes_earlier(inner.state.wake_at(), before) {
             self.timer.notify_one();
         }
@@ -450,7 +458,12 @@ impl Server {
                 next = async { room.wait().await; receiver.next().await } => next,
             };
             match next {
-                Ok(Some(message)) => self.apply(Event::Received { connection: id, message }),
+                Ok(Some(message)) => {
+                    let received = |message| Event::Received { connection: id, message };
+                    let mut events = vec![received(message)];
+                    events.extend(receiver.next_now().into_iter().map(received));
+                    self.apply_all(events);
+                }
                 Ok(None) => break,
                 Err(e) => {
                     tracing::warn!("the connection of client `{client}` ends: {e}");

@@ -126,6 +126,8 @@ struct Connection {
     announced: u64,
     like: Demand,
     permitted: u64,
+    /// How many of them it was told of.
+    heard: u64,
     arrived: u64,
     returned: u64,
     /// Permits that it neither used nor gave back in time.
@@ -352,8 +354,28 @@ impl State {
     }
 
     pub fn handle(&mut self, event: Event, now: Time) -> Vec<Action> {
+        self.handle_all([event], now)
+    }
+
+    /// What happened together is answered together: what several frames bring may share a batch.
+    pub fn handle_all(&mut self, events: impl IntoIterator<Item = Event>, now: Time) -> Vec<Action> {
         let mut actions = Vec::new();
         self.seen = now;
+        for event in events {
+            self.take_in(event, now, &mut actions);
+        }
+        self.tell_disk(&mut actions);
+        self.run_batches(now, &mut actions);
+        self.grant(now);
+        self.tell_permits(&mut actions);
+        self.tell_load(&mut actions);
+        if self.may_leave(now) {
+            actions.push(Action::Leave);
+        }
+        actions
+    }
+
+    fn take_in(&mut self, event: Event, now: Time, actions: &mut Vec<Action>) {
         match event {
             Event::Opened(Ok(())) => {
                 self.opened = true;
@@ -369,29 +391,21 @@ impl State {
                 actions.push(Action::Report);
             }
             Event::Joined { connection, client, epoch } => {
-                self.joined(connection, client, epoch, now, &mut actions);
+                self.joined(connection, client, epoch, now, actions);
             }
             Event::Left(connection) => self.left(connection, now),
-            Event::Received { connection, message } => self.received(connection, message, now, &mut actions),
-            Event::Emitted { batch, rows } => self.emitted(batch, rows, now, &mut actions),
-            Event::Ended { batch, result } => self.ended(batch, result, now, &mut actions),
+            Event::Received { connection, message } => self.received(connection, message, now, actions),
+            Event::Emitted { batch, rows } => self.emitted(batch, rows, now, actions),
+            Event::Ended { batch, result } => self.ended(batch, result, now, actions),
             Event::Written { first, result } => self.ledger.written(first, result, now),
-            Event::Loaded { first, result } => self.loaded(first, result, now, &mut actions),
+            Event::Loaded { first, result } => self.loaded(first, result, now, actions),
             Event::Gauge { used, total } => {
                 self.flow.reported(used, total);
                 self.preempt(now);
             }
-            Event::Drain => self.drain(now, &mut actions),
-            Event::Tick => self.tick(now, &mut actions),
+            Event::Drain => self.drain(now, actions),
+            Event::Tick => self.tick(now, actions),
         }
-        self.tell_disk(&mut actions);
-        self.run_batches(now, &mut actions);
-        self.grant(now, &mut actions);
-        self.tell_load(&mut actions);
-        if self.may_leave(now) {
-            actions.push(Action::Leave);
-        }
-        actions
     }
 
     /// It drains and holds nothing; no request is on the way to it, and no result waits for a caller that lost its
@@ -427,6 +441,7 @@ impl State {
             announced: 0,
             like: Demand::default(),
             permitted: 0,
+            heard: 0,
             arrived: 0,
             returned: 0,
             expired: 0,
@@ -550,6 +565,13 @@ impl State {
         }
     }
 
+    /// Whether so many rows more are beyond what a caller may send.
+    fn lacks_permits(&self, from: ConnectionId, rows: u64) -> bool {
+        self.connections
+            .get(&from)
+            .is_none_or(|c| c.arrived.saturating_add(rows).saturating_add(c.returned) > c.permitted)
+    }
+
     #[expect(clippy::too_many_arguments, reason = "the parts of one frame")]
     fn requested(
         &mut self,
@@ -561,10 +583,14 @@ impl State {
         now: Time,
         actions: &mut Vec<Action>,
     ) {
-        let connection = self.connections.get_mut(&from).expect("looked up by the caller");
         let count = rows.num_rows() as u64;
+        if self.lacks_permits(from, count) {
+            // They may have come with what announces them.
+            self.grant(now);
+        }
+        let unasked = self.lacks_permits(from, count);
+        let connection = self.connections.get_mut(&from).expect("looked up by the caller");
         connection.arrived += count;
-        let unasked = connection.arrived.saturating_add(connection.returned) > connection.permitted;
         if unasked {
             // What came without a permit does not count as arrived on one.
             connection.arrived -= count;

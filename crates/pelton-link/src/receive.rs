@@ -6,6 +6,7 @@
 use arrow_array::RecordBatch;
 use arrow_schema::SchemaRef;
 use bytes::{BufMut, Bytes, BytesMut};
+use futures::FutureExt;
 use pelton_core::{Error, Fate, Kind, Result, Retry};
 use pelton_wire::frame::{MAX_INLINE, MAX_META};
 use pelton_wire::{Frame, HEADER, Header, Place, body, in_place};
@@ -19,6 +20,8 @@ use crate::{Message, Methods};
 /// Room for what is read at once: many small frames.
 const AT_ONCE: usize = 16 << 10;
 const LITTLE: usize = 1 << 10;
+/// Most messages that are given out together.
+const TOGETHER: usize = 64;
 /// Shorter parts are taken from the buffer that was read into.
 const SMALL: usize = 4 << 10;
 
@@ -36,6 +39,8 @@ pub struct Receiver {
     pub(crate) taken: Taken,
     /// A body of which some pieces are missing.
     begun: Option<Begun>,
+    /// What is wrong with the peer, found behind messages that were given out.
+    wrong: Option<Error>,
 }
 
 struct Begun {
@@ -82,6 +87,7 @@ impl Receiver {
             incoming: Incoming::new(None, Releases::default()),
             taken: Taken::default(),
             begun: None,
+            wrong: None,
         }
     }
 
@@ -94,6 +100,9 @@ impl Receiver {
     /// The next message; `None` when the peer has closed between two frames. Not cancel-safe in the middle of a frame: call it from
     /// one task that does nothing else.
     pub async fn next(&mut self) -> Result<Option<Message>> {
+        if let Some(e) = self.wrong.take() {
+            return Err(e);
+        }
         loop {
             let Some(header) = self.header().await? else { return Ok(None) };
             let meta = self.take(header.meta as usize).await?;
@@ -133,6 +142,37 @@ impl Receiver {
                 }
             }
         }
+    }
+
+    /// The messages that have come whole already: what is said together is best answered together. What is wrong with the one
+    /// behind them [`next`](Receiver::next) says.
+    pub fn next_now(&mut self) -> Vec<Message> {
+        let mut messages = Vec::new();
+        while messages.len() < TOGETHER && self.is_next_whole() {
+            // It waits for nothing, as all of it is here; at most for what follows a piece, which it has taken in then.
+            match self.next().now_or_never() {
+                Some(Ok(Some(message))) => messages.push(message),
+                Some(Err(e)) => {
+                    self.wrong = Some(e);
+                    break;
+                }
+                Some(Ok(None)) | None => break,
+            }
+        }
+        messages
+    }
+
+    /// Whether the next frame lies in the buffer with all that belongs to it.
+    fn is_next_whole(&self) -> bool {
+        let Some(header) = self.buffer.first_chunk::<HEADER>() else { return false };
+        let Ok(header) = Header::decode(header, self.max_meta, self.max_body) else { return false };
+        let behind = match header.place {
+            _ if header.body == 0 => 0,
+            Place::Inline => header.body as usize,
+            Place::Segment => 8,
+            Place::Pieces => 0,
+        };
+        self.buffer.len() >= HEADER + header.meta as usize + behind
     }
 
     /// A body in the peer's segment, of which the offset follows.

@@ -5,18 +5,18 @@
 
 use std::collections::VecDeque;
 use std::io::{self, IoSlice};
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use bytes::{Buf, Bytes};
+use futures::FutureExt;
 use pelton_core::Time;
 use pelton_env::{Env, Place as Where};
 use pelton_wire::body::{Encoded, Encoder, bytes};
 use pelton_wire::{Frame, Header, Place};
 use tokio::io::{AsyncWrite, AsyncWriteExt};
-use tokio::sync::Notify;
-use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel};
+use tokio::sync::{Mutex as AsyncMutex, Notify};
 
 use crate::Message;
 use crate::shared::incoming::Releases;
@@ -38,14 +38,36 @@ const IDLE: Duration = Duration::from_secs(2);
 /// Most slices that are handed to the system at once.
 const SLICES: usize = 64;
 
+/// What is queued is written by whoever queued it, if it is no more than this; otherwise by the connection's own task.
+const LITTLE: u64 = 16 << 10;
+
 /// Pushes messages towards the peer. Cheap to clone; the connection ends when the last clone is gone and all is written.
 ///
 /// The queues have no limit of their own: what is in them is bounded by permits on the way to an instance, and on the way back by
 /// what the instance holds, if it hears no more from whoever does not read (see [`Room`]).
 #[derive(Clone)]
 pub struct Sender {
-    urgent: UnboundedSender<Queued>,
-    ordered: UnboundedSender<Queued>,
+    line: Arc<Line>,
+    _open: Arc<Open>,
+}
+
+/// Closes the line with the last sender.
+struct Open(Arc<Line>);
+
+impl Drop for Open {
+    fn drop(&mut self) {
+        self.0.queues().closed = true;
+        self.0.wake.notify_one();
+    }
+}
+
+/// What senders and the connection's task share.
+struct Line {
+    queues: Mutex<Queues>,
+    /// Whoever has it writes what is queued.
+    writer: AsyncMutex<Writer>,
+    /// There is something for the task to do.
+    wake: Notify,
     backlog: Arc<Backlog>,
 }
 
@@ -53,6 +75,31 @@ pub struct Sender {
 struct Queued {
     message: Message,
     bytes: u64,
+}
+
+#[derive(Default)]
+struct Queues {
+    urgent: VecDeque<Queued>,
+    ordered: VecDeque<Queued>,
+    /// Bytes of all of it.
+    bytes: u64,
+    /// Nobody is left who could say anything, or nobody who would hear it.
+    closed: bool,
+}
+
+impl Queues {
+    /// What is to go out next.
+    fn next(&mut self) -> Option<Queued> {
+        let next = self.urgent.pop_front().or_else(|| self.ordered.pop_front())?;
+        self.bytes -= next.bytes;
+        Some(next)
+    }
+
+    fn next_urgent(&mut self) -> Option<Queued> {
+        let next = self.urgent.pop_front()?;
+        self.bytes -= next.bytes;
+        Some(next)
+    }
 }
 
 /// Bytes that the peer has not taken yet.
@@ -77,18 +124,43 @@ impl Backlog {
 }
 
 impl Sender {
-    /// Queues a message. One to a connection that has ended is dropped: its end is an event of its own.
+    /// Sends a message. One to a connection that has ended is dropped: its end is an event of its own.
     pub fn send(&self, message: impl Into<Message>) {
+        self.queue(message);
+        self.write();
+    }
+
+    /// The same for one of several messages: they go out together, with [`write`](Sender::write).
+    pub fn queue(&self, message: impl Into<Message>) {
         let message = message.into();
-        let queue = if message.frame.keeps_order() { &self.ordered } else { &self.urgent };
         let bytes = EACH + message.rows.as_ref().map_or(0, bytes);
-        self.backlog.bytes.fetch_add(bytes, Ordering::AcqRel);
-        let _ = queue.send(Queued { message, bytes });
+        let mut queues = self.line.queues();
+        if queues.closed {
+            return;
+        }
+        self.line.backlog.bytes.fetch_add(bytes, Ordering::AcqRel);
+        queues.bytes += bytes;
+        let queue = if message.frame.keeps_order() { &mut queues.ordered } else { &mut queues.urgent };
+        queue.push_back(Queued { message, bytes });
+    }
+
+    /// Writes what is queued: here and now if it is little and the peer takes it, which saves the way to another thread. Never waits.
+    pub fn write(&self) {
+        let little = self.line.queues().bytes <= LITTLE;
+        let written = little
+            && match self.line.writer.try_lock() {
+                Ok(mut writer) => matches!(writer.write_all(&self.line).now_or_never(), Some(Ok(()))),
+                // Whoever writes may just have looked for the last time.
+                Err(_) => false,
+            };
+        if !written {
+            self.line.wake.notify_one();
+        }
     }
 
     /// Where those wait who answer what the peer asks. It keeps no connection open.
     pub fn room(&self) -> Room {
-        Room(self.backlog.clone())
+        Room(self.line.backlog.clone())
     }
 
     /// `outgoing`: where large bodies are put, if the peer reads them there. `releases`: what is to be said of its own.
@@ -98,30 +170,67 @@ impl Sender {
         outgoing: Option<Outgoing>,
         releases: Releases,
     ) -> Sender {
-        let (urgent, urgent_queue) = unbounded_channel();
-        let (ordered, ordered_queue) = unbounded_channel();
         let backlog = Arc::new(Backlog::default());
-        let mut writer = Writer {
-            env: env.clone(),
+        let writer = Writer {
             write,
             pending: VecDeque::new(),
             queued: 0,
             counted: 0,
             rest: VecDeque::new(),
+            midway: false,
+            unflushed: false,
             encoder: Encoder::default(),
             outgoing,
-            releases,
-            backlog: backlog.clone(),
+            releases: releases.clone(),
+            used: false,
+            active: env.now(),
         };
-        env.spawn(Where::Network, async move {
-            let queues = Queues { urgent: urgent_queue, ordered: ordered_queue };
-            if let Err(e) = writer.run(queues).await {
+        let line = Arc::new(Line {
+            queues: Mutex::default(),
+            writer: AsyncMutex::new(writer),
+            wake: Notify::new(),
+            backlog,
+        });
+        env.spawn(Where::Network, run(env.clone(), line.clone(), releases)).detach();
+        Sender { _open: Arc::new(Open(line.clone())), line }
+    }
+}
+
+/// The connection's task: writes what nobody else could, and ends it.
+async fn run(env: Env, line: Arc<Line>, releases: Releases) {
+    loop {
+        let idle_at = {
+            let mut writer = line.writer.lock().await;
+            // In this order: what is queued before the line is closed is written.
+            let closed = line.queues().closed;
+            if let Err(e) = writer.write_all(&line).await {
                 tracing::debug!("a connection could not be written to: {e}");
+                break;
             }
-            writer.backlog.end();
-        })
-        .detach();
-        Sender { urgent, ordered, backlog }
+            if closed {
+                if let Err(e) = writer.write.shutdown().await {
+                    tracing::debug!("a connection could not be ended: {e}");
+                }
+                break;
+            }
+            writer.idle_at(env.now())
+        };
+        tokio::select! {
+            biased;
+            () = line.wake.notified() => {}
+            () = releases.due() => {}
+            () = env.sleep_until(idle_at) => {}
+        }
+    }
+    let mut queues = line.queues();
+    *queues = Queues { closed: true, ..Queues::default() };
+    drop(queues);
+    line.backlog.end();
+}
+
+impl Line {
+    fn queues(&self) -> MutexGuard<'_, Queues> {
+        self.queues.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -148,29 +257,7 @@ impl Room {
     }
 }
 
-struct Queues {
-    urgent: UnboundedReceiver<Queued>,
-    ordered: UnboundedReceiver<Queued>,
-}
-
-impl Queues {
-    /// What is to go out next; none when nobody is left who could say anything.
-    async fn next(&mut self) -> Option<Queued> {
-        tokio::select! {
-            biased;
-            Some(queued) = self.urgent.recv() => Some(queued),
-            Some(queued) = self.ordered.recv() => Some(queued),
-            else => None,
-        }
-    }
-
-    fn next_now(&mut self) -> Option<Queued> {
-        self.urgent.try_recv().or_else(|_| self.ordered.try_recv()).ok()
-    }
-}
-
 struct Writer {
-    env: Env,
     write: Box<dyn AsyncWrite + Send + Sync + Unpin>,
     /// What is to be written now.
     pending: VecDeque<Bytes>,
@@ -180,52 +267,51 @@ struct Writer {
     counted: u64,
     /// What is left of a body that goes out in pieces.
     rest: VecDeque<Bytes>,
+    /// Some of what is to be written now is: nothing may go before the rest.
+    midway: bool,
+    /// Something was written that may not be on its way yet.
+    unflushed: bool,
     encoder: Encoder,
     outgoing: Option<Outgoing>,
     releases: Releases,
-    backlog: Arc<Backlog>,
+    /// Whether something was put into the segment since it was looked at, and when it was seen to be used.
+    used: bool,
+    active: Time,
 }
 
 impl Writer {
-    async fn run(&mut self, mut queues: Queues) -> io::Result<()> {
-        let (env, releases) = (self.env.clone(), self.releases.clone());
-        let mut idle_at: Option<Time> = None;
+    /// Writes all that is queued. Dropped before its end, it goes on where it was when it is called again.
+    async fn write_all(&mut self, line: &Line) -> io::Result<()> {
         loop {
-            tokio::select! {
-                biased;
-                next = queues.next() => match next {
-                    Some(queued) => self.encode(queued)?,
-                    None => break,
-                },
-                () = releases.due() => {}
-                () = env.sleep_until(idle_at) => self.trim(),
-            }
-            // Whatever else is there goes out with it, what overtakes first.
+            // Whatever is there goes out together, what overtakes first.
             while self.queued < TOGETHER && self.rest.is_empty() {
-                match queues.next_now() {
-                    Some(queued) => self.encode(queued)?,
-                    None => break,
-                }
+                let Some(queued) = line.queues().next() else { break };
+                self.encode(queued)?;
             }
-            self.flush().await?;
             while !self.rest.is_empty() {
-                while let Ok(queued) = queues.urgent.try_recv() {
+                self.flush().await?;
+                while let Some(queued) = { line.queues().next_urgent() } {
                     self.encode(queued)?;
                 }
                 self.next_piece();
-                self.flush().await?;
             }
-            self.backlog.taken(std::mem::take(&mut self.counted));
-            let holds = self.outgoing.as_ref().is_some_and(Outgoing::holds_memory);
-            idle_at = holds.then(|| env.now() + IDLE);
+            self.flush().await?;
+            line.backlog.taken(std::mem::take(&mut self.counted));
+            if line.queues().bytes == 0 {
+                return Ok(());
+            }
         }
-        self.write.shutdown().await
     }
 
-    fn trim(&mut self) {
-        if let Some(outgoing) = &mut self.outgoing {
+    /// When the segment's memory is to be looked at; gives back what nobody uses.
+    fn idle_at(&mut self, now: Time) -> Option<Time> {
+        let outgoing = self.outgoing.as_mut()?;
+        if std::mem::take(&mut self.used) {
+            self.active = now;
+        } else if now >= self.active + IDLE {
             outgoing.trim();
         }
+        outgoing.holds_memory().then(|| self.active + IDLE)
     }
 
     fn encode(&mut self, Queued { message, bytes }: Queued) -> io::Result<()> {
@@ -240,6 +326,7 @@ impl Writer {
         })?;
         match self.outgoing.as_mut().and_then(|outgoing| outgoing.put(&body)) {
             Some(Put { offset, first }) => {
+                self.used = true;
                 if let Some(first) = first {
                     self.push(&first, Place::Inline, 0, None);
                 }
@@ -291,33 +378,49 @@ impl Writer {
     }
 
     async fn flush(&mut self) -> io::Result<()> {
-        let offsets = self.releases.take();
-        if !offsets.is_empty() {
-            // Before all else: it makes room.
-            self.push(&Frame::Release { offsets }, Place::Inline, 0, None);
-            self.pending.rotate_right(1);
-        }
-        while !self.pending.is_empty() {
-            let mut slices = [IoSlice::new(&[]); SLICES];
-            let count = slices.len().min(self.pending.len());
-            for (slice, bytes) in slices.iter_mut().zip(&self.pending) {
-                *slice = IoSlice::new(bytes);
+        loop {
+            let offsets = if self.midway { Vec::new() } else { self.releases.take() };
+            if !offsets.is_empty() {
+                // Before all else: it makes room.
+                self.push(&Frame::Release { offsets }, Place::Inline, 0, None);
+                self.pending.rotate_right(1);
             }
-            let mut written = self.write.write_vectored(&slices[..count]).await?;
-            if written == 0 {
-                return Err(io::ErrorKind::WriteZero.into());
+            if self.pending.is_empty() {
+                break;
             }
-            while let Some(first) = self.pending.front_mut() {
-                if first.len() > written {
-                    first.advance(written);
-                    break;
-                }
-                written -= first.len();
-                self.pending.pop_front();
+            while !self.pending.is_empty() {
+                self.write_some().await?;
+                self.midway = !self.pending.is_empty();
             }
         }
         self.queued = 0;
-        self.write.flush().await
+        if self.unflushed {
+            self.write.flush().await?;
+            self.unflushed = false;
+        }
+        Ok(())
+    }
+
+    async fn write_some(&mut self) -> io::Result<()> {
+        let mut slices = [IoSlice::new(&[]); SLICES];
+        let count = slices.len().min(self.pending.len());
+        for (slice, bytes) in slices.iter_mut().zip(&self.pending) {
+            *slice = IoSlice::new(bytes);
+        }
+        let mut written = self.write.write_vectored(&slices[..count]).await?;
+        if written == 0 {
+            return Err(io::ErrorKind::WriteZero.into());
+        }
+        self.unflushed = true;
+        while let Some(first) = self.pending.front_mut() {
+            if first.len() > written {
+                first.advance(written);
+                break;
+            }
+            written -= first.len();
+            self.pending.pop_front();
+        }
+        Ok(())
     }
 }
 

@@ -45,7 +45,8 @@ pub struct Snapshot {
 
 fn host(settings: &Settings) -> Result<Host> {
     let cores = std::thread::available_parallelism().map_or(1, usize::from);
-    Ok(Host::new(cores.min(4), settings.threads.unwrap_or(cores))?)
+    // Connections share their cores with what is at their other ends; each thread beyond that would be one more to wake.
+    Ok(Host::new(cores.div_ceil(2).min(4), settings.threads.unwrap_or(cores))?)
 }
 
 /// Starts the services of a job and a client for each.

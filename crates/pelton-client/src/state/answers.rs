@@ -9,10 +9,11 @@ use pelton_core::service::Cardinality;
 use pelton_core::{Error, Fate, Kind, RequestId, RequestRun, Result, Retry, Time};
 use pelton_link::Message;
 use pelton_policy::backoff;
+use pelton_wire::body;
 use pelton_wire::{Entry, Frame};
 use rand::RngExt;
 
-use super::{Action, State};
+use super::{Action, LARGE_RESULTS, State};
 use crate::peer::{ConnectionId, Peer, PeerKey};
 use crate::requests::Place;
 
@@ -54,10 +55,8 @@ impl State {
                 }
             }
             Frame::Pong(n) => {
-                if !peer.given_up.returned(n)
-                    && let Some(ping) = peer.acknowledged.confirmed(n)
-                {
-                    actions.push(Action::Send(key, Frame::Ping(ping).into()));
+                if !peer.given_up.returned(n) {
+                    peer.acknowledged.confirmed(n);
                 }
             }
             Frame::Ping(n) => actions.push(Action::Send(key, Frame::Pong(n).into())),
@@ -101,9 +100,12 @@ impl State {
         let goes_on = |id| self.requests.get(id).is_some_and(|r| r.parts > 0);
         let fresh = entries.iter().filter(|e| !goes_on(e.run.first));
         let took = self.took(key, fresh.map(|e| e.run), now);
-        if let Some((peer, took)) = self.peers.get_mut(&key).zip(took) {
-            peer.health.succeeded(took, now);
-            peer.answer.observe(took);
+        if let Some(peer) = self.peers.get_mut(&key) {
+            peer.has_large_results |= body::bytes(rows) >= LARGE_RESULTS;
+            if let Some(took) = took {
+                peer.health.succeeded(took, now);
+                peer.answer.observe(took);
+            }
         }
         let mut offset = 0;
         let mut wrong = Vec::new();
@@ -163,6 +165,8 @@ impl State {
         let unseen = error.kind() == Kind::Overload && error.fate() == Fate::Refused;
         if !unseen {
             self.judge(key, runs, error, now);
+        } else if let Some(peer) = self.peers.get_mut(&key) {
+            peer.refused(RequestRun::total(runs));
         }
         for id in ids.into_iter().rev() {
             if self.is_stale(key, id) || !self.retrieve(key, id) {

@@ -10,7 +10,7 @@ use pelton_core::meter;
 use pelton_core::service::are_called_as;
 use pelton_core::{Error, Fate, Kind, RequestId, RequestRun, Retry, Time};
 use pelton_policy::backoff;
-use pelton_wire::{Frame, Welcome};
+use pelton_wire::{Frame, State as Phase, Welcome};
 use rand::RngExt;
 
 use super::{Action, MOST_PEERS, RECONNECT, State};
@@ -198,7 +198,10 @@ impl State {
         peer.restates = true;
         peer.window = Window::default();
         peer.given_up.clear();
-        peer.held = welcome.status.held;
+        // What is not ready takes nothing ahead of its permits.
+        let ready = welcome.status.state == Phase::Ready;
+        peer.held = welcome.status.held.max(u64::from(!ready));
+        peer.to_acknowledge.retain(|id| self.requests.get(*id).is_none());
         // What still waits to be sent is taken up there, once it has said that it has it.
         let requests = &self.requests;
         let waits = |id: &RequestId| requests.get(*id).is_some_and(|r| !matches!(r.place, Place::Sent(_)));

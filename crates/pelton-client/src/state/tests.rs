@@ -12,6 +12,9 @@ use rand::SeedableRng;
 
 use super::*;
 
+/// What instances have of others, unless a script says `idle`: what is sent to them waits for permits.
+const WORK: u64 = 1;
+
 struct Nobody;
 impl Receiver for Nobody {
     fn deliver(&self, _: Vec<Outcome>) {}
@@ -54,7 +57,7 @@ fn welcome(number: u32) -> Box<Welcome> {
     let status = Status {
         state: Phase::Ready,
         pid: 1,
-        held: 0,
+        held: WORK,
         executed: 0,
         batches: 0,
         ledger_bytes: 0,
@@ -132,7 +135,8 @@ fn event(text: &str, method: u16, receiver: &Arc<dyn Receiver>) -> (Time, Event)
             };
             Event::Submitted { submission, receiver: receiver.clone() }
         }
-        "permit" => received(Frame::Permit { rows: number(3), held: 0 }.into()),
+        "permit" => received(Frame::Permit { rows: number(3), held: WORK }.into()),
+        "idle" => received(Frame::Load { held: 0 }.into()),
         "results" => received(results(true)),
         "two-rows-each" => {
             let run = RequestRun { count: 1, ..runs(3)[0] };
@@ -161,6 +165,10 @@ fn event(text: &str, method: u16, receiver: &Arc<dyn Receiver>) -> (Time, Event)
             received(Frame::Failure { runs: runs(3), error }.into())
         }
         "pong" => received(Frame::Pong(number(3)).into()),
+        "refused" => {
+            let error = Error::new(Kind::Overload, Fate::Refused, Retry::Elsewhere, "no permit");
+            received(Frame::Failure { runs: runs(3), error }.into())
+        }
         "poison" => received(Frame::Failure { runs: runs(3), error: Error::user("bad row") }.into()),
         "hiccup" => received(Frame::Failure { runs: runs(3), error: Error::transient("not now") }.into()),
         "cancel" => Event::Cancelled(ids(words[2])),
@@ -254,8 +262,9 @@ fn what_is_permitted_is_sent_and_what_is_too_much_given_back() {
         "1 submit 0..3 => announce 0 3
          2 permit 0.1 2 => request 0 0,1
          3 permit 0.1 5 => request 0 2; return 0 2
-         4 results 0.1 0..3 => deliver 0,1,2; ack 0 0,1,2; ping 0 1
-         5 pong 0.1 1",
+         4 results 0.1 0..3 => deliver 0,1,2
+         504 tick => ack 0 0,1,2; ping 0 1
+         505 pong 0.1 1",
     );
     assert_eq!((state.unended(), state.sent(), state.retries()), (0, 0, 0));
 }
@@ -270,7 +279,7 @@ fn a_lost_connection_is_made_again_and_requests_attached() {
          5 connected 0.2 => attach 0 0,1; announce 0 2
          6 hand-back 0.2 1 => announce 0 3
          7 permit 0.2 3 => request 0 1,2,3
-         8 results 0.2 0..2 => deliver 0,1; ack 0 0,1; ping 0 1",
+         8 results 0.2 0..2 => deliver 0,1",
     );
 }
 
@@ -279,13 +288,16 @@ fn acknowledgements_that_may_be_lost_are_said_again() {
     check_one(
         "1 submit 0..2 => announce 0 2
          2 permit 0.1 2 => request 0 0,1
-         3 results 0.1 0 => deliver 0; ack 0 0; ping 0 1
-         4 results 0.1 1 => deliver 1; ack 0 1
-         5 lost 0.1 => connect 0
-         6 connected 0.2 => ack 0 0,1; ping 0 2
-         7 pong 0.2 2
-         8 lost 0.2 => connect 0
-         9 connected 0.3",
+         3 results 0.1 0 => deliver 0
+         503 tick => ack 0 0; ping 0 1
+         504 results 0.1 1 => deliver 1
+         505 lost 0.1 => connect 0
+         506 connected 0.2
+         1004 tick => ack 0 1,0; ping 0 2
+         1005 pong 0.2 2
+         1006 lost 0.2 => connect 0
+         1007 connected 0.3
+         2000 tick",
     );
 }
 
@@ -294,8 +306,8 @@ fn an_id_that_is_in_flight_again_is_not_acknowledged_again() {
     check_one(
         "1 submit 0 => announce 0 1
          2 permit 0.1 1 => request 0 0
-         3 results 0.1 0 => deliver 0; ack 0 0; ping 0 1
-         4 submit 0 => announce 0 2
+         3 results 0.1 0 => deliver 0
+         4 submit 0 => ack 0 0; announce 0 2
          5 permit 0.1 2 => request 0 0
          6 lost 0.1 => connect 0
          7 connected 0.2 => attach 0 0",
@@ -309,8 +321,9 @@ fn explicit_results_are_kept_until_acknowledged() {
          2 permit 0.1 2 => request 0 0,1
          3 results 0.1 0..2 => deliver 0,1
          4 results 0.1 0..2
-         5 ack 0 => ack 0 0; ping 0 1
-         6 ack 0",
+         5 ack 0
+         6 ack 0
+         505 tick => ack 0 0; ping 0 1",
     );
 }
 
@@ -325,7 +338,7 @@ fn what_a_gone_instance_held_is_tried_elsewhere_as_often_as_allowed() {
          4 add 1 => connect 1
          5 connected 1.2 => announce 1 2
          6 permit 1.2 2 => request 1 0,1
-         7 results 1.2 0 => deliver 0; ack 1 0; ping 1 1
+         7 results 1.2 0 => deliver 0
          8 remove 1 => deliver 1:reset:Unknown; disconnect 1",
     );
 }
@@ -347,7 +360,8 @@ fn an_instance_out_of_reach_is_given_up_and_told_so_when_it_is_back() {
          1004 permit 1.2 1 => request 1 0
          1005 results 1.2 0 => deliver 0
          1006 connected 0.3 => cancel 0 0
-         1007 results 0.3 0 => ack 0 0; ping 0 1",
+         1007 results 0.3 0
+         1507 tick => ack 0 0; ping 0 1",
     );
 }
 
@@ -360,7 +374,8 @@ fn each_request_has_its_own_deadline() {
          2 permit 0.1 3 => request 0 0,1 within [9ms, 49ms]; request 0 2
          11 tick => cancel 0 0; deliver 0:deadline:Unknown; mark 0 1
          51 tick => cancel 0 1; deliver 1:deadline:Unknown; mark 0 2
-         52 results 0.1 0..3 => deliver 2; ack 0 0,1,2; ping 0 1",
+         52 results 0.1 0..3 => deliver 2
+         552 tick => ack 0 0,1,2; ping 0 1",
     );
     assert_eq!(state.wake_at(), None);
 }
@@ -371,7 +386,7 @@ fn what_is_cancelled_ends_at_once_wherever_it_is() {
         "1 submit 0..3 => announce 0 3
          2 permit 0.1 1 => request 0 0
          3 cancel 0..2 => cancel 0 0; deliver 0:cancelled:Unknown,1:cancelled:NotSent; mark 0 1; announce 0 2
-         4 results 0.1 0 => ack 0 0; ping 0 1
+         4 results 0.1 0
          5 cancel 0",
     );
     check_one(
@@ -406,7 +421,7 @@ fn a_stream_goes_on_where_it_was_cut() {
          4 lost 0.1 => connect 0
          5 connected 0.2 => resume 0 0+1
          7 part 0.2 0 => deliver 0~
-         8 results 0.2 0 => deliver 0; ack 0 0; ping 0 1",
+         8 results 0.2 0 => deliver 0",
     );
 }
 
@@ -428,9 +443,9 @@ fn what_its_caller_takes_of_a_stream_is_told() {
          9 tick
          10 took 0
          15 tick => credit 0 0+1
-         16 results 0.1 0 => deliver 0; ack 0 0; ping 0 1
+         16 results 0.1 0 => deliver 0
          17 took 0
-         22 tick => credit 0 0+1",
+         22 tick => ack 0 0; credit 0 0+1",
     );
     // What came over a connection that is lost is not told to the next one.
     check_one(
@@ -460,9 +475,9 @@ fn what_its_caller_takes_of_a_stream_is_told() {
         "1 paced 0 => announce 0 1
          2 permit 0.1 1 => request 0 0
          3 part 0.1 0 => deliver 0~
-         4 results 0.1 0 => deliver 0; ack 0 0; ping 0 1
+         4 results 0.1 0 => deliver 0
          5 cancel 0
-         10 tick => credit 0 0+1",
+         10 tick => ack 0 0; credit 0 0+1",
     );
 }
 
@@ -478,6 +493,37 @@ fn a_stream_that_was_given_out_in_part_is_not_begun_again() {
              {lost}"
         ));
     }
+}
+
+#[test]
+fn what_is_without_work_gets_a_few_rows_with_their_announcement() {
+    let state = check_one(
+        "1 idle 0.1
+         2 submit 0..2 => announce 0 2; request 0 0,1
+         3 submit 2 => announce 0 3
+         4 permit 0.1 3 => request 0 2
+         5 results 0.1 0..3 => deliver 0,1,2
+         6 idle 0.1
+         7 submit 3..5 => ack 0 0,1,2; announce 0 5; request 0 3,4
+         8 refused 0.1 3..5
+         9 submit 5 => announce 0 6
+         10 permit 0.1 6 => request 0 3,4,5",
+    );
+    assert_eq!((state.unended(), state.sent(), state.retries()), (3, 3, 0));
+    // More than a few ask first; and two instances share a few.
+    check_one(
+        "1 idle 0.1
+         2 submit 0..17 => announce 0 17",
+    );
+    check(
+        "0 add 0 => connect 0
+         0 connected 0.1
+         0 idle 0.1
+         1 add 1 => connect 1
+         1 connected 1.2
+         1 idle 1.2
+         2 submit 0..3 => announce 0 2; request 0 0,1; announce 1 1; request 1 2",
+    );
 }
 
 #[test]
@@ -546,7 +592,7 @@ fn what_an_instance_held_is_lost_when_another_process_answers_at_its_address() {
          6 add 1 => connect 1
          7 connected 1.3 => announce 1 2
          8 permit 1.3 2 => request 1 0,1
-         9 results 1.3 0..2 => deliver 0,1; ack 1 0,1; ping 1 1",
+         9 results 1.3 0..2 => deliver 0,1",
     );
 }
 
@@ -637,7 +683,7 @@ fn what_was_said_of_an_attempt_that_was_given_up_is_no_answer_to_the_next() {
          8 results 0.1 0
          9 marked 0.1 1
          10 part 0.1 0 => deliver 0~
-         11 results 0.1 0 => deliver 0; ack 0 0; ping 0 1",
+         11 results 0.1 0 => deliver 0",
     );
     // Over another connection nothing of it comes.
     check_one(
@@ -648,7 +694,7 @@ fn what_was_said_of_an_attempt_that_was_given_up_is_no_answer_to_the_next() {
          5 submit 0
          6 connected 0.2 => announce 0 1
          7 permit 0.2 1 => request 0 0
-         8 results 0.2 0 => deliver 0; ack 0 0; ping 0 1",
+         8 results 0.2 0 => deliver 0",
     );
 }
 

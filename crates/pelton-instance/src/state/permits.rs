@@ -38,7 +38,7 @@ impl State {
         self.declaration.batch.latency.or(self.patience)
     }
 
-    pub(super) fn grant(&mut self, now: Time, actions: &mut Vec<Action>) {
+    pub(super) fn grant(&mut self, now: Time) {
         if self.phase != Phase::Ready || self.connections.is_empty() {
             return;
         }
@@ -77,15 +77,24 @@ impl State {
         let demands: Vec<permit::Demand> =
             demands.into_iter().map(|d| permit::Demand { weight: d.weight + growth, ..d }).collect();
         let granted = permit::grant(&demands, &mut self.next_turn, room, held == 0);
-        let held = load.rows();
-        for ((&id, connection), rows) in self.connections.iter_mut().zip(granted) {
+        for (connection, rows) in self.connections.values_mut().zip(granted) {
             if rows > 0 {
                 if connection.outstanding() == 0 {
                     connection.granted = now;
                     connection.timing = true;
                 }
                 connection.permitted += rows;
-                connection.told = held;
+            }
+        }
+    }
+
+    /// Tells callers what they are permitted. Whoever has used it already hears of it with what is said next.
+    pub(super) fn tell_permits(&mut self, actions: &mut Vec<Action>) {
+        let held = self.load().rows();
+        for (&id, connection) in &mut self.connections {
+            let spoken_to = || actions.iter().any(|a| matches!(a, Action::Send(to, _) if *to == id));
+            if connection.permitted > connection.heard && (connection.outstanding() > 0 || spoken_to()) {
+                (connection.heard, connection.told) = (connection.permitted, held);
                 let permit = Frame::Permit { rows: connection.permitted, held };
                 actions.push(Action::Send(id, permit.into()));
             }
