@@ -211,7 +211,12 @@ impl Lifecycle {
             return actions;
         }
         self.phase = Phase::Waiting;
-        let wait = backoff::delay(self.failures, self.retry.backoff, self.retry.max_backoff, facts.random);
+        // One that was ready for long is started again at once: nothing says yet that its next start comes to nothing, and until then
+        // the others do its work.
+        let wait = match was_stable {
+            true => Duration::ZERO,
+            false => backoff::delay(self.failures, self.retry.backoff, self.retry.max_backoff, facts.random),
+        };
         self.wait_until = Some(facts.now + wait);
         actions
     }
@@ -298,6 +303,32 @@ mod tests {
                 "waiting",
                 "starting Start(2)",
                 "ready Add",
+            ],
+        );
+    }
+
+    #[test]
+    fn one_that_was_ready_for_long_is_started_again_at_once() {
+        check(
+            vec![
+                (0, Event::Begin),
+                (1, Event::Reported(State::Ready)),
+                (10_001, Event::Exited("killed".into())),
+                (10_001, Event::Tick),
+                (10_002, Event::Reported(State::Ready)),
+                (10_003, Event::Exited("killed".into())),
+                (10_402, Event::Tick),
+                (10_403, Event::Tick),
+            ],
+            &[
+                "starting Start(1)",
+                "ready Add",
+                "waiting Remove",
+                "starting Start(2)",
+                "ready Add",
+                "waiting Remove",
+                "waiting",
+                "starting Start(3)",
             ],
         );
     }

@@ -142,6 +142,9 @@ impl Tasks for Pools {
                 let reactor = self.network.clone();
                 #[expect(clippy::disallowed_methods, reason = "this is where threads are started")]
                 std::thread::spawn(move || {
+                    // Tokio has a task that goes on for long without a pause wait at whatever of tokio's it comes to, until it is polled anew. Who
+                    // blocks this thread until a future has ended (a user's method may) is not polled anew before: that would never end.
+                    let future = tokio::task::unconstrained(future);
                     reactor.block_on(async {
                         tokio::select! {
                             biased;
@@ -357,5 +360,26 @@ impl Process for Child {
 
     fn kill(&mut self) {
         let _ = self.child.start_kill();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_dedicated_thread_may_block_on_any_number_of_futures() {
+        let host = Host::new(1, 1).unwrap();
+        let env = host.env().clone();
+        let (tell, told) = std::sync::mpsc::channel();
+        let work = async move {
+            // More than tokio lets a task do in one go.
+            for _ in 0..500 {
+                futures::executor::block_on(env.sleep(Duration::from_micros(1)));
+            }
+            tell.send(()).unwrap();
+        };
+        let _task = host.env().spawn(Place::Dedicated, work);
+        assert_eq!(told.recv_timeout(Duration::from_secs(60)), Ok(()), "it never got through");
     }
 }
