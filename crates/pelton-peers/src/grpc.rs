@@ -1,4 +1,4 @@
-//! gRPC with tonic: one unary method, whose message is one field of bytes.
+//! gRPC with tonic: a unary method and one with a streamed answer, whose messages are one field of bytes.
 
 use std::convert::Infallible;
 use std::future::Future;
@@ -9,6 +9,7 @@ use std::task::{Context, Poll};
 use std::time::Duration;
 
 use bytes::Bytes;
+use futures::Stream;
 use tokio::sync::Mutex;
 use tonic::body::Body;
 use tonic::codegen::http::uri::PathAndQuery;
@@ -17,12 +18,14 @@ use tonic::transport::{Certificate, Channel, ClientTlsConfig, Endpoint, Identity
 use tonic::{Request, Response, Status};
 use tonic_prost::ProstCodec;
 
-use crate::load::sleep;
+use crate::load::{FILL, PART, taken};
 
 /// The name in certificates that [`certificate`] makes.
 const NAME: &str = "wire.pelton.test";
 const SERVICE: &str = "pelton.Wire";
 const METHOD: &str = "/pelton.Wire/Call";
+/// Gives as many bytes as the number in its message says, in parts.
+const PARTS: &str = "/pelton.Wire/Parts";
 /// So much may be under way on a stream or connection: what 10 MB need.
 const WINDOW: u32 = 16 << 20;
 
@@ -75,6 +78,12 @@ struct Echo {
     turn: Arc<Mutex<()>>,
 }
 
+/// Exactly so long; a timer of tokio's rounds up to whole milliseconds.
+async fn rest(time: Duration) {
+    #[expect(clippy::disallowed_methods, reason = "a program of other libraries")]
+    let _ = tokio::task::spawn_blocking(move || std::thread::sleep(time)).await;
+}
+
 type Answer<T> = Pin<Box<dyn Future<Output = T> + Send>>;
 
 impl tonic::server::NamedService for Echo {
@@ -90,9 +99,32 @@ impl tonic::server::UnaryService<Payload> for Echo {
         Box::pin(async move {
             if let Some(each) = each {
                 let _turn = turn.lock().await;
-                sleep(each).await;
+                rest(each).await;
             }
             Ok(Response::new(request.into_inner()))
+        })
+    }
+}
+
+struct Parts;
+
+impl tonic::server::ServerStreamingService<Payload> for Parts {
+    type Response = Payload;
+    type ResponseStream = Pin<Box<dyn Stream<Item = Result<Payload, Status>> + Send>>;
+    type Future = Answer<Result<Response<Self::ResponseStream>, Status>>;
+
+    fn call(&mut self, request: Request<Payload>) -> Self::Future {
+        Box::pin(async move {
+            let wanted = <[u8; 8]>::try_from(&request.into_inner().data[..]);
+            let wanted = wanted.map_err(|_| Status::invalid_argument("a number has eight bytes"))?;
+            let next = |left: usize| {
+                let part = left.min(PART);
+                (part > 0).then(|| (Ok(Payload { data: vec![FILL; part].into() }), left - part))
+            };
+            let parts = futures::stream::unfold(u64::from_le_bytes(wanted) as usize, move |left| {
+                std::future::ready(next(left))
+            });
+            Ok(Response::new(Box::pin(parts) as Self::ResponseStream))
         })
     }
 }
@@ -113,7 +145,10 @@ impl Service<http::Request<Body>> for Echo {
             let unlimited = Some(usize::MAX);
             let mut grpc =
                 tonic::server::Grpc::new(codec).apply_max_message_size_config(unlimited, unlimited);
-            Ok(grpc.unary(method, request).await)
+            match request.uri().path() {
+                PARTS => Ok(grpc.server_streaming(Parts, request).await),
+                _ => Ok(grpc.unary(method, request).await),
+            }
         })
     }
 }
@@ -144,8 +179,26 @@ impl Client {
         let codec = ProstCodec::<Payload, Payload>::default();
         let path = PathAndQuery::from_static(METHOD);
         let answer = self.grpc.unary(Request::new(Payload { data }), path, codec).await;
-        Ok(answer.map_err(|e| format!("{}: {}", e.code(), e.message()))?.into_inner().data)
+        Ok(answer.map_err(said)?.into_inner().data)
     }
+
+    /// A streamed answer of so many bytes, of which nothing is kept.
+    pub async fn parts(&mut self, bytes: u64) -> Result<(), String> {
+        self.grpc.ready().await.map_err(|e| format!("not ready: {e}"))?;
+        let codec = ProstCodec::<Payload, Payload>::default();
+        let request = Request::new(Payload { data: bytes.to_le_bytes().to_vec().into() });
+        let answer = self.grpc.server_streaming(request, PathAndQuery::from_static(PARTS), codec).await;
+        let (mut parts, mut came) = (answer.map_err(said)?.into_inner(), 0);
+        while let Some(part) = parts.message().await.map_err(said)? {
+            taken(&part.data)?;
+            came += part.data.len() as u64;
+        }
+        if came == bytes { Ok(()) } else { Err(format!("{came} bytes came of {bytes}")) }
+    }
+}
+
+fn said(status: Status) -> String {
+    format!("{}: {}", status.code(), status.message())
 }
 
 fn endpoint(address: &SocketAddr, security: &Security) -> Result<Endpoint, String> {

@@ -9,7 +9,7 @@ use hyper::{Request, StatusCode, header};
 use hyper_util::rt::TokioIo;
 use tokio::net::TcpStream;
 
-/// One call at a time. A connection that broke is made anew by the next call.
+/// One call at a time. A connection that broke, or that the server has closed, is made anew by the next call.
 pub struct Lane {
     address: SocketAddr,
     path: String,
@@ -26,7 +26,11 @@ impl Lane {
             Some(sender) => sender,
             None => self.connect().await?,
         };
-        sender.ready().await.map_err(|e| format!("not ready: {e}"))?;
+        // A server may close a connection that nothing is under way on.
+        if sender.ready().await.is_err() {
+            sender = self.connect().await?;
+            sender.ready().await.map_err(|e| format!("not ready: {e}"))?;
+        }
         let request = Request::post(&self.path)
             .header(header::HOST, "localhost")
             .header(header::CONTENT_TYPE, "application/octet-stream")

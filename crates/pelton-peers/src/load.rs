@@ -11,16 +11,31 @@ use serde::{Deserialize, Serialize};
 const WARM_UP: f64 = 0.2;
 /// How long a call may take before it counts as hung.
 pub const PATIENCE: Duration = Duration::from_secs(10);
+/// Bytes of a part of a streamed answer.
+pub const PART: usize = 4_000_000;
+/// What payloads are full of.
+pub const FILL: u8 = 7;
+/// How long a call may take that is waited for until it ends: a large one, or the last of many.
+pub const LONGEST: Duration = Duration::from_secs(60);
 const TICK: Duration = Duration::from_millis(1);
 
 #[expect(clippy::disallowed_methods, reason = "what is measured here has no other clock")]
-fn now() -> Instant {
+pub fn now() -> Instant {
     Instant::now()
 }
 
 #[expect(clippy::disallowed_methods, reason = "what is measured here has no other clock")]
 pub async fn sleep(time: Duration) {
     tokio::time::sleep(time).await;
+}
+
+/// What comes of something that may take [`LONGEST`].
+pub async fn bounded<T>(work: impl Future<Output = Result<T, String>>) -> Result<T, String> {
+    tokio::select! {
+        biased;
+        ended = work => ended,
+        () = sleep(LONGEST) => Err(format!("no answer within {LONGEST:?}")),
+    }
 }
 
 /// What came of calls one after another.
@@ -145,6 +160,15 @@ pub fn same(answer: &[u8], payload: &[u8]) -> Result<(), String> {
     if alike { Ok(()) } else { Err(format!("an answer of {} bytes to {}", answer.len(), payload.len())) }
 }
 
+/// A part of a streamed answer is what it should be. All of it is looked at, as whoever takes a stream does.
+pub fn taken(part: &[u8]) -> Result<(), String> {
+    if part.iter().fold(0, |wrong, byte| wrong | (byte ^ FILL)) == 0 {
+        Ok(())
+    } else {
+        Err("a part is wrong".to_owned())
+    }
+}
+
 /// One call of those at a fixed rate.
 #[derive(Clone, Copy, Debug, Serialize, Deserialize)]
 pub struct Sent {
@@ -161,7 +185,8 @@ pub enum Fate {
     Hung,
 }
 
-/// Calls begin at this rate, whatever became of those before.
+/// Calls begin at this rate, whatever became of those before. Each counts from when it was to begin: one that this caller itself begins late, because
+/// it was held up, is late.
 pub async fn open(rate: f64, time: Duration, call: impl AsyncFn() -> Result<(), String>) -> Vec<Sent> {
     let start = now();
     let sent = RefCell::new(Vec::new());
@@ -173,19 +198,20 @@ pub async fn open(rate: f64, time: Duration, call: impl AsyncFn() -> Result<(), 
                 Ok(()) => Fate::Answered((now() - began).as_secs_f64() * 1e3),
                 Err(_) => Fate::Failed,
             },
-            () = sleep(PATIENCE) => Fate::Hung,
+            () = sleep(PATIENCE.saturating_sub(now() - began)) => Fate::Hung,
         };
         sent.borrow_mut().push(Sent { began: (began - start).as_secs_f64(), fate });
     };
     loop {
-        let now = now();
-        let passed = now - start;
+        // When those begin that are due.
+        let due = |number: usize| Duration::from_secs_f64(number as f64 / rate);
+        let passed = now() - start;
+        while due(number) <= passed.min(time) {
+            calls.push(one(start + due(number)));
+            number += 1;
+        }
         if passed >= time {
             break;
-        }
-        while (number as f64) < passed.as_secs_f64() * rate {
-            number += 1;
-            calls.push(one(now));
         }
         let tick = sleep(TICK);
         tokio::pin!(tick);
@@ -225,6 +251,10 @@ mod tests {
         ] {
             assert_eq!(same(answer, payload).is_ok(), expected, "{answer:?} {payload:?}");
         }
+        assert_eq!(
+            [&[FILL; 3][..], &[], &[FILL, 0, FILL]].map(|part| taken(part).is_ok()),
+            [true, true, false]
+        );
     }
 
     #[test]
@@ -240,6 +270,29 @@ mod tests {
         assert!(summary.rate > 40.0 && summary.rate <= 410.0, "{summary:?}");
         let shown: Summary = serde_json::from_str(&serde_json::to_string(&summary).unwrap()).unwrap();
         assert_eq!(shown.rate, summary.rate);
+    }
+
+    #[test]
+    fn a_call_counts_from_when_it_was_to_begin() {
+        // The caller's own thread stands still for a while: all that was to begin meanwhile begins late.
+        let (stands, number) = (Duration::from_millis(100), std::cell::Cell::new(0));
+        let call = async || {
+            if number.replace(number.get() + 1) == 0 {
+                #[expect(
+                    clippy::disallowed_methods,
+                    reason = "a thread that stands still is what is tested"
+                )]
+                std::thread::sleep(stands);
+            }
+            Ok(())
+        };
+        let mut sent = run(open(1000.0, Duration::from_millis(200), call));
+        sent.sort_by(|a, b| a.began.total_cmp(&b.began));
+        assert_eq!(sent.len(), 201, "none is left out");
+        for (number, call) in sent.iter().enumerate().take(50) {
+            assert!((call.began - number as f64 / 1000.0).abs() < 1e-6, "{call:?}");
+            assert!(matches!(call.fate, Fate::Answered(millis) if millis >= 50.0), "{call:?}");
+        }
     }
 
     #[test]

@@ -10,9 +10,11 @@ use std::time::Duration;
 use anyhow::{Context, Result, anyhow};
 use bytes::Bytes;
 use clap::{Args, Parser};
+use futures::future::join_all;
 use pelton_peers::grpc::{self, Security};
 use pelton_peers::http;
-use pelton_peers::load::{self, Course, Ended, Summary, same};
+use pelton_peers::load::{self, Course, Ended, FILL, Summary, same};
+use tokio::task::JoinHandle;
 
 #[derive(Parser)]
 #[command(
@@ -57,6 +59,11 @@ enum Command {
         #[command(flatten)]
         server: Server,
     },
+    /// One streamed answer of so many bytes over gRPC, the memory as with `once`, and the seconds that it took
+    Stream {
+        #[command(flatten)]
+        server: Server,
+    },
 }
 
 /// Who is called, and with what.
@@ -93,14 +100,18 @@ impl Lane {
 }
 
 impl Server {
-    /// What makes lanes. gRPC has one connection for all of them, HTTP one for each.
-    fn lanes(&self) -> Result<impl Fn(usize) -> Lane> {
+    fn channel(&self) -> Result<grpc::Client> {
         let security = match &self.tls {
             Some(folder) => Security::Tls { certificate: read(folder, "certificate.pem")? },
             None => Security::Plain,
         };
+        grpc::Client::to(&self.address, &security).map_err(|e| anyhow!(e))
+    }
+
+    /// What makes lanes. gRPC has one connection for all of them, HTTP one for each.
+    fn lanes(&self) -> Result<impl Fn(usize) -> Lane> {
         let (path, addresses) = (self.path.clone(), self.address.clone());
-        let channel = grpc::Client::to(&addresses, &security).map_err(|e| anyhow!(e))?;
+        let channel = self.channel()?;
         Ok(move |number: usize| match &path {
             Some(path) => Lane::Http(http::Lane::new(addresses[number % addresses.len()], path.clone())),
             None => Lane::Grpc(channel.clone()),
@@ -108,7 +119,7 @@ impl Server {
     }
 
     fn payload(&self) -> Bytes {
-        vec![7u8; self.bytes].into()
+        vec![FILL; self.bytes].into()
     }
 }
 
@@ -152,8 +163,16 @@ async fn main() -> Result<()> {
             let mut lane = server.lanes()?(0);
             let before = memory("VmRSS:");
             let payload = server.payload();
-            let answer = lane.call(&payload).await;
+            let answer = load::bounded(lane.call(&payload)).await;
             say(&(answer, memory("VmHWM:") - before))
+        }
+        Command::Stream { server } => {
+            let mut channel = server.channel()?;
+            // The connection is there, and what it takes is not counted.
+            channel.call(Bytes::new()).await.map_err(|e| anyhow!(e))?;
+            let (before, begun) = (memory("VmRSS:"), load::now());
+            let answer = load::bounded(channel.parts(server.bytes as u64)).await;
+            say(&(answer, memory("VmHWM:") - before, begun.elapsed().as_secs_f64()))
         }
     }
 }
@@ -182,8 +201,10 @@ async fn loads(server: &Server, in_flight: usize, time: Duration) -> Result<Summ
         })
         .collect();
     let mut all = Ended::default();
-    for task in tasks {
-        all.add(task.await?);
+    let bounded = |task: JoinHandle<Ended>| load::bounded(async { task.await.map_err(|e| e.to_string()) });
+    for lane in join_all(tasks.into_iter().map(bounded)).await {
+        // One that has no answer long after its time counts as a failed call.
+        all.add(lane.unwrap_or_else(|why| Ended { failed: 1, why: Some(why), ..Ended::default() }));
     }
     let after = processor();
     Ok(Summary { processor: Some((before, after)), ..all.summary(&course) })

@@ -56,6 +56,15 @@ async fn payloads_come_back() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_streamed_answer_comes_whole() {
+    let mut client = Client::to(&[serve(None, None)], &Security::Plain).unwrap();
+    call(&mut client, &Bytes::new()).await.unwrap();
+    for bytes in [0, 1, 4_000_000, 9_000_001] {
+        assert_eq!(client.parts(bytes).await, Ok(()), "{bytes}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_caller_that_trusts_another_certificate_gets_nothing() {
     let address = serve(None, Some(grpc::certificate().unwrap()));
     let security = Security::Tls { certificate: grpc::certificate().unwrap().certificate };

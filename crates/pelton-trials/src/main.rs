@@ -33,6 +33,9 @@ enum Command {
     /// The part of `bench wire` with network namespaces, started in one
     #[command(hide = true)]
     WireApart(bench::wire::apart::Apart),
+    /// The server that this part calls
+    #[command(hide = true)]
+    WireApartServer(bench::wire::apart::ApartServer),
     /// What `bench` starts several times: calls the model in a loop
     #[cfg(feature = "model")]
     #[command(hide = true)]
@@ -46,6 +49,9 @@ fn main() -> ExitCode {
         Command::RecoveryJob(arguments) => bench::recovery::job::run(&arguments).map(|()| ExitCode::SUCCESS),
         Command::Bench(arguments) => bench::run(&arguments).map(|()| ExitCode::SUCCESS),
         Command::WireApart(arguments) => bench::wire::apart::run(&arguments).map(|()| ExitCode::SUCCESS),
+        Command::WireApartServer(arguments) => {
+            bench::wire::apart::serve(&arguments).map(|()| ExitCode::SUCCESS)
+        }
         #[cfg(feature = "model")]
         Command::ModelLoop(arguments) => bench::model::run_loop(&arguments).map(|()| ExitCode::SUCCESS),
     };

@@ -130,25 +130,41 @@ pub(crate) struct Machine {
     processor: String,
     load: String,
     unix_millis: u64,
+    /// In UTC, as in 2026-11-21.
+    pub(crate) date: String,
 }
 
 impl Machine {
     pub(crate) fn look(env: &Env) -> Machine {
         let info = fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
         let name = info.lines().find(|l| l.starts_with("model name")).and_then(|l| l.split(": ").nth(1));
+        let unix_millis = env.clock.unix_millis();
         Machine {
             cores: cores(),
             processor: name.unwrap_or("unknown processor").to_owned(),
             load: load(),
-            unix_millis: env.clock.unix_millis(),
+            unix_millis,
+            date: date(unix_millis),
         }
     }
 }
 
 impl fmt::Display for Machine {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{} cores ({}); load at the begin: {}", self.cores, self.processor, self.load)
+        write!(f, "{}; load at the begin: {}", self.name(), self.load)
     }
+}
+
+impl Machine {
+    /// The day, and what it is.
+    pub(crate) fn name(&self) -> String {
+        format!("{}; {} cores ({})", self.date, self.cores, self.processor)
+    }
+}
+
+fn date(unix_millis: u64) -> String {
+    let at = time::OffsetDateTime::from_unix_timestamp((unix_millis / 1000) as i64);
+    at.map_or_else(|_| "no day".to_owned(), |at| at.date().to_string())
 }
 
 pub(crate) fn cores() -> usize {
@@ -182,6 +198,11 @@ mod tests {
             (0..32).for_each(|_| course.add(Time::from_origin(Duration::from_millis(100 + 36 * batch)), 1));
         }
         assert!((course.rate() / (32.0 / 0.036) - 1.0).abs() < 0.005, "{}", course.rate());
+    }
+
+    #[test]
+    fn days_are_those_of_utc() {
+        assert_eq!([0, 86_399_999, 1_795_219_200_000].map(date), ["1970-01-01", "1970-01-01", "2026-11-21"]);
     }
 
     #[test]

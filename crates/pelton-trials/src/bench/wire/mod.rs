@@ -1,6 +1,7 @@
 //! What a call costs on its way: Pelton's, and those of other systems beside it, in the same run.
 
 pub(crate) mod apart;
+mod measured;
 mod own;
 mod peer;
 mod plot;
@@ -9,17 +10,16 @@ mod report;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result};
 use clap::{Args, ValueEnum};
 use pelton::Services;
-use pelton::env::Env;
 use pelton::env::real::Host;
-use pelton_peers::load::{self, Fate, Sent, Summary};
+use pelton_peers::load::{self, FILL, Fate, Sent};
 use rustix::process::Signal;
 
-use super::figure::{self, Machine, median, quantile};
-use super::flow::cpu::{self, Meter};
+use super::figure::{Machine, quantile};
 use crate::family::Member;
+use measured::{Held, IN_FLIGHT, Load, Measured, Spending};
 use peer::{Server, System};
 use report::{Better, Report};
 
@@ -32,7 +32,7 @@ pub(crate) struct Arguments {
     /// Write the figures to this file, as JSON
     #[arg(long, value_name = "FILE")]
     json: Option<PathBuf>,
-    /// Write a picture of each comparison to this folder, as SVG
+    /// Write pictures of the comparisons to this folder, as SVG
     #[arg(long, value_name = "DIR")]
     plots: Option<PathBuf>,
     /// Only these parts
@@ -58,61 +58,65 @@ pub(crate) struct Arguments {
     grpcio: Option<PathBuf>,
 }
 
+impl Arguments {
+    fn python(&self, system: System) -> Option<&Path> {
+        match system {
+            System::Tonic => None,
+            System::Mosec => self.mosec.as_deref(),
+            System::Ray => self.ray.as_deref(),
+            System::Litserve => self.litserve.as_deref(),
+            System::Grpcio => self.grpcio.as_deref(),
+        }
+    }
+}
+
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 enum Part {
     /// Small payloads: calls a second, and how long one takes
     Calls,
     /// Large payloads: bytes a second, and processor time for them
     Large,
+    /// TLS over TCP between two network namespaces, small and large
+    Tls,
     /// One of two replicas is killed
     Kill,
     /// What is held while a payload of 1 GB goes there and back
     Memory,
-    /// TLS over TCP between two network namespaces; only when it is asked for, because Pelton's served instances are not measured in it yet
-    Tls,
+    /// What is held while an answer of 1 GB comes in parts
+    Stream,
 }
 
 const OURS: &str = "pelton";
-const IN_FLIGHT: usize = 64;
-const SMALL: [(&str, usize); 2] = [("100 B", 100), ("10 KB", 10_000)];
-/// Large payloads, and how many are under way.
-const BIG: [(&str, usize, usize); 2] = [("1 MB", 1_000_000, 4), ("10 MB", 10_000_000, 1)];
+const OUR_WINDOW: &str = "pelton, window";
 /// Where a replica is killed: two of them, how long a call takes, and the share of what they could do.
 const REPLICAS: usize = 2;
 const EACH: f64 = 0.005;
 const SHARE: f64 = 0.7;
+/// From the start of the calls to the kill, and from there to their end. A replica that is killed was there for a while.
+const BEFORE: Duration = Duration::from_secs(12);
+const AFTER: Duration = Duration::from_secs(6);
+/// What is compared: the time from a little after the start until a little before the kill, and these seconds after it.
+const CALM: (f64, f64) = (1.0, 0.5);
+const STIRRED: f64 = 5.0;
 /// From the death of a replica to the start of the next one, where somebody else has to do that.
 const RESTART: Duration = Duration::from_millis(500);
+/// One payload, and a streamed answer.
+const GIGABYTE: usize = 1_000_000_000;
 
 /// How long and how often is measured.
 #[derive(Clone, Copy)]
 struct Effort {
     rounds: usize,
-    calls: Duration,
+    small: Duration,
     large: Duration,
-    /// Before and after a kill.
-    kill: Duration,
-    memory: usize,
 }
 
 impl Effort {
     fn new(quick: bool) -> Effort {
-        let seconds = Duration::from_secs_f64;
+        let seconds = Duration::from_secs;
         match quick {
-            true => Effort {
-                rounds: 2,
-                calls: seconds(1.0),
-                large: seconds(1.0),
-                kill: seconds(5.0),
-                memory: 250_000_000,
-            },
-            false => Effort {
-                rounds: 5,
-                calls: seconds(4.0),
-                large: seconds(3.0),
-                kill: seconds(10.0),
-                memory: 1_000_000_000,
-            },
+            true => Effort { rounds: 2, small: seconds(1), large: seconds(1) },
+            false => Effort { rounds: 5, small: seconds(4), large: seconds(3) },
         }
     }
 }
@@ -135,58 +139,54 @@ pub(crate) fn run(arguments: &Arguments) -> Result<()> {
     let host = Host::new(2, 1)?;
     let machine = Machine::look(host.env());
     println!("{machine}");
-    let parts = if arguments.only.is_empty() {
-        vec![Part::Calls, Part::Large, Part::Kill, Part::Memory]
-    } else {
-        arguments.only.clone()
+    let parts = match arguments.only.as_slice() {
+        [] => Part::value_variants().to_vec(),
+        only => only.to_vec(),
     };
+    let peers: &[System] = if arguments.no_peers { &[] } else { &arguments.peers };
     let mut trial = Trial {
         host: &host,
         scratch: scratch.path(),
         effort: Effort::new(arguments.quick),
         parts,
         program: arguments.program.clone(),
-        report: Report::default(),
-        copy: copying(host.env()),
+        report: Report::new(machine, arguments.quick),
+        copy: measured::copying(),
     };
-    let peers: Vec<(System, Option<&Path>)> = arguments
-        .peers
-        .iter()
-        .filter(|_| !arguments.no_peers)
-        .map(|system| {
-            let python = match system {
-                System::Tonic => None,
-                System::Mosec => arguments.mosec.as_deref(),
-                System::Ray => arguments.ray.as_deref(),
-                System::Litserve => arguments.litserve.as_deref(),
-                System::Grpcio => arguments.grpcio.as_deref(),
-            };
-            (*system, python)
-        })
-        .collect();
-    // One after another in each round, so that what else the machine does hits all of them.
-    for round in 0..trial.effort.rounds {
-        if trial.wants(Part::Tls)
-            && let Err(e) = trial.apart()
-        {
-            trial.report.missing("tonic, TLS", &format!("{e:#}"));
-        }
-        if trial.parts == [Part::Tls] {
-            continue;
-        }
-        if let Err(e) = trial.own(round) {
-            trial.report.missing(OURS, &format!("{e:#}"));
-        }
-        for (system, python) in &peers {
-            if let Err(e) = trial.peer(round, *system, *python) {
-                trial.report.missing(system.name(), &format!("{e:#}"));
-            }
+    trial.report.version(OURS, env!("CARGO_PKG_VERSION"));
+    for system in peers {
+        if let Some(version) = system.version(arguments.python(*system)) {
+            trial.report.version(system.name(), &version);
         }
     }
+    if let Some(why) = trial.wants(Part::Tls).then(apart::forbidden).flatten() {
+        trial.report.missing("TLS", &why);
+        trial.parts.retain(|part| *part != Part::Tls);
+    }
+    // One after another in each round, so that what else the machine does hits all of them.
+    for round in 0..trial.effort.rounds {
+        if trial.wants_any(&[Part::Calls, Part::Large])
+            || round == 0 && trial.wants_any(&[Part::Kill, Part::Memory, Part::Stream])
+        {
+            if let Err(e) = trial.own(round) {
+                trial.report.missing(OURS, &format!("{e:#}"));
+            }
+            for system in peers {
+                if let Err(e) = trial.peer(round, *system, arguments.python(*system)) {
+                    trial.report.missing(system.name(), &format!("{e:#}"));
+                }
+            }
+        }
+        if trial.wants(Part::Tls)
+            && let Err(e) = trial.apart(round, peers.contains(&System::Tonic))
+        {
+            trial.report.missing("TLS", &format!("{e:#}"));
+        }
+    }
+    trial.report.end();
     trial.report.print();
-    println!("load at the end: {}", figure::load());
     if let Some(file) = &arguments.json {
-        trial.report.write(file, &machine, arguments.quick)?;
+        trial.report.write(file)?;
         println!("written to {}", file.display());
     }
     if let Some(folder) = &arguments.plots {
@@ -196,24 +196,13 @@ pub(crate) fn run(arguments: &Arguments) -> Result<()> {
     Ok(())
 }
 
-/// Processor seconds to copy a byte, of a buffer that no cache holds.
-fn copying(env: &Env) -> f64 {
-    const SIZE: usize = 64 << 20;
-    let from = vec![7u8; SIZE];
-    let mut to = vec![0u8; SIZE];
-    let mut times = Vec::new();
-    for _ in 0..9 {
-        let begun = env.now();
-        to.copy_from_slice(std::hint::black_box(&from));
-        std::hint::black_box(&to);
-        times.push(env.now().since(begun).as_secs_f64() / SIZE as f64);
-    }
-    median(&times)
-}
-
 impl Trial<'_> {
     fn wants(&self, part: Part) -> bool {
         self.parts.contains(&part)
+    }
+
+    fn wants_any(&self, parts: &[Part]) -> bool {
+        parts.iter().any(|part| self.wants(*part))
     }
 
     fn folder(&self, name: &str, round: usize) -> Result<PathBuf> {
@@ -235,53 +224,47 @@ impl Trial<'_> {
     }
 
     async fn own_parts(&mut self, services: &Services, round: usize) -> Result<()> {
-        let env = services.env();
+        let (small, large) = (own::instances(services, own::CALLS), own::instances(services, own::LARGE));
         if self.wants(Part::Calls) {
-            let pids = own::instances(services, own::CALLS);
-            for (name, bytes) in SMALL {
-                let one = own::rows(vec![7u8; bytes], 1)?;
-                for in_flight in [IN_FLIGHT, 1] {
-                    let lanes = (0..in_flight)
-                        .map(|_| async || own::call(services, own::CALLS, &one).await)
-                        .collect();
-                    let spent = Spent::begin(env, &pids);
-                    let ended = load::lanes(lanes, self.effort.calls).await;
-                    self.calls(OURS, name, in_flight, ended, spent.end(env));
+            for load in Load::small(self.effort.small) {
+                self.calls("calls", own::one_by_one(services, &load, &small).await?);
+                if load.in_flight == IN_FLIGHT {
+                    self.calls("calls", own::from_a_window(services, &load, &small).await?);
                 }
-                let spent = Spent::begin(env, &pids);
-                let ended = own::window(services, IN_FLIGHT, vec![7u8; bytes], self.effort.calls).await?;
-                self.calls("pelton, window", name, IN_FLIGHT, ended, spent.end(env));
             }
         }
-        let pids = own::instances(services, own::LARGE);
         if self.wants(Part::Large) {
-            for (name, bytes, in_flight) in BIG {
-                let one = own::rows(vec![7u8; bytes], 1)?;
-                let lanes =
-                    (0..in_flight).map(|_| async || own::call(services, own::LARGE, &one).await).collect();
-                let spent = Spent::begin(env, &pids);
-                let ended = load::lanes(lanes, self.effort.large).await;
-                self.large(OURS, (name, bytes, in_flight), ended, spent.end(env));
+            for load in Load::large(self.effort.large) {
+                self.calls("large", own::one_by_one(services, &load, &large).await?);
             }
         }
-        if self.wants(Part::Memory) && round == 0 {
-            let held = Held::begin(&pids);
-            let one = own::rows(vec![7u8; self.effort.memory], 1)?;
-            let answer = own::call(services, own::LARGE, &one).await;
+        if round > 0 {
+            return Ok(());
+        }
+        if self.wants(Part::Stream) {
+            let held = Held::begin(&own::instances(services, own::PARTS));
+            let begun = services.env().now();
+            let answer = load::bounded(own::stream(services, GIGABYTE)).await;
+            let seconds = services.env().now().since(begun).as_secs_f64();
+            self.streamed(OURS, answer, held.end(), seconds);
+        }
+        if self.wants(Part::Memory) {
+            let held = Held::begin(&large);
+            let one = own::rows(vec![FILL; GIGABYTE], 1)?;
+            let answer = load::bounded(own::call(services, own::LARGE, &one)).await;
             self.memory(OURS, answer, held.end());
         }
-        if self.wants(Part::Kill) && round == 0 {
-            let one = own::rows(vec![7u8; 100], 1)?;
-            let pids = own::instances(services, own::PAIR);
+        if self.wants(Part::Kill) {
+            let env = services.env();
+            let one = own::rows(vec![FILL; 100], 1)?;
             let call = async || own::call(services, own::PAIR, &one).await;
-            let time = self.effort.kill;
             let killing = async {
-                env.sleep(time).await;
-                kill(pids.first());
+                env.sleep(BEFORE).await;
+                kill(own::instances(services, own::PAIR).first());
                 std::future::pending::<Vec<Sent>>().await
             };
             let sent = tokio::select! {
-                sent = load::open(rate(), time * 2, call) => sent,
+                sent = load::open(rate(), BEFORE + AFTER, call) => sent,
                 sent = killing => sent,
             };
             self.killed(OURS, &sent);
@@ -299,9 +282,9 @@ impl Trial<'_> {
 
     fn peer(&mut self, round: usize, system: System, python: Option<&Path>) -> Result<()> {
         let (host, program) = (self.host, self.program()?);
+        let once = round == 0 && (self.wants(Part::Memory) || self.wants(Part::Stream) && system.streams());
         host.block_on(async {
-            if self.wants(Part::Calls) || self.wants(Part::Large) || (self.wants(Part::Memory) && round == 0)
-            {
+            if once || self.wants_any(&[Part::Calls, Part::Large]) {
                 let folder = self.folder(system.name(), round)?;
                 let work = (1, 0.0);
                 let server = Server::start(host.env(), system, python, &program, &folder, work).await?;
@@ -325,40 +308,43 @@ impl Trial<'_> {
         let env = self.host.env();
         let name = server.system.name();
         let pids = server.pids();
+        let measured = |load: &Load| {
+            let spending = Spending::begin(env, &pids);
+            let ended = server.load(load)?;
+            let spent = spending.end(env).with_caller(&ended);
+            anyhow::Ok(load.measured(name, ended, spent))
+        };
         if self.wants(Part::Calls) {
-            for (size, bytes) in SMALL {
-                for in_flight in [IN_FLIGHT, 1] {
-                    let spent = Spent::begin(env, &pids);
-                    let ended = server.load(bytes, in_flight, self.effort.calls)?;
-                    let spent = spent.end(env).with_caller(&ended);
-                    self.calls(name, size, in_flight, ended, spent);
-                }
+            for load in Load::small(self.effort.small) {
+                self.calls("calls", measured(&load)?);
             }
         }
         if self.wants(Part::Large) {
-            for (size, bytes, in_flight) in BIG {
-                let spent = Spent::begin(env, &pids);
-                let ended = server.load(bytes, in_flight, self.effort.large)?;
-                let spent = spent.end(env).with_caller(&ended);
-                self.large(name, (size, bytes, in_flight), ended, spent);
+            for load in Load::large(self.effort.large) {
+                self.calls("large", measured(&load)?);
             }
         }
-        if self.wants(Part::Memory) && round == 0 {
+        if round > 0 {
+            return Ok(());
+        }
+        if self.wants(Part::Stream) && server.system.streams() {
             let held = Held::begin(&pids);
-            let (answer, caller) = server.once(self.effort.memory)?;
-            let (at_server, _) = held.end();
-            self.memory(name, answer, (at_server, caller));
+            let (answer, caller, seconds) = server.stream(GIGABYTE)?;
+            self.streamed(name, answer, (held.end().0, caller), seconds);
+        }
+        if self.wants(Part::Memory) {
+            let held = Held::begin(&pids);
+            let (answer, caller) = server.once(GIGABYTE)?;
+            self.memory(name, answer, (held.end().0, caller));
         }
         Ok(())
     }
 
     async fn peer_killed(&mut self, server: &mut Server) -> Result<()> {
         let env = self.host.env();
-        let workers = server.workers();
-        ensure!(workers.len() >= REPLICAS, "{} of its {REPLICAS} replicas are there", workers.len());
-        let time = self.effort.kill;
-        let calling = server.open(100, rate(), time * 2)?;
-        env.sleep(time).await;
+        let workers = server.all_workers(env).await?;
+        let calling = server.open(100, rate(), BEFORE + AFTER)?;
+        env.sleep(BEFORE).await;
         kill(workers.first());
         env.sleep(RESTART).await;
         server.restart()?;
@@ -367,111 +353,106 @@ impl Trial<'_> {
         Ok(())
     }
 
-    fn apart(&mut self) -> Result<()> {
-        let program = self.program()?;
-        for (what, bytes, rate, p50, p99) in apart::measure(&program, self.scratch, self.effort.calls)? {
-            let mut add = |which: &str, unit, better, value| {
-                self.report.add("tls", &format!("{what}: {which}"), "tonic", unit, better, value);
-            };
-            if bytes < BIG[0].1 {
-                add("calls", "calls/s", Better::More, rate);
-                add("median", "us", Better::Less, p50);
-                add("99 %", "us", Better::Less, p99);
-            } else {
-                add("there, and as much back", "GB/s", Better::More, rate * bytes as f64 / 1e9);
-            }
+    /// Under TLS, over a network between two namespaces.
+    fn apart(&mut self, round: usize, beside_tonic: bool) -> Result<()> {
+        let folder = self.folder("tls", round)?;
+        let program = if beside_tonic { Some(self.program()?) } else { None };
+        let times = (self.effort.small, self.effort.large);
+        for measured in apart::measure(self.host.env(), program.as_deref(), &folder, times)? {
+            self.calls("tls", measured);
         }
         Ok(())
     }
 
     // --- what is noted ---
 
-    fn calls(&mut self, system: &str, size: &str, in_flight: usize, ended: Summary, spent: Spent) {
-        self.failures(system, &format!("{size}, {in_flight} in flight"), &ended);
-        let note = &mut self.report;
-        note.others(spent.others);
-        let what = |which: &str| format!("{size}, {in_flight} in flight: {which}");
+    fn calls(&mut self, part: &'static str, measured: Measured) {
+        let Measured { system, name, bytes, in_flight, large, ended, spent } = measured;
+        if let Some(why) = &ended.why {
+            self.report.missing(&system, &format!("{part}, {name}: {} calls failed: {why}", ended.failed));
+        }
+        self.report.others(spent.others);
+        let mut add = |which: &str, unit, better, value| {
+            self.report.add(part, &format!("{name}: {which}"), &system, unit, better, value);
+        };
+        if large {
+            let gigabytes = ended.rate * bytes as f64 / 1e9;
+            add("there, and as much back", "GB/s", Better::More, gigabytes);
+            // Each byte goes there and back.
+            let moved = 2.0 * gigabytes * spent.seconds;
+            add("server, processor", "s a GB", Better::Less, spent.server / moved);
+            add("caller, processor", "s a GB", Better::Less, spent.caller / moved);
+            let copies = (spent.server + spent.caller) / moved / 1e9 / self.copy;
+            add("both, of copying it once", "times", Better::Less, copies);
+            return;
+        }
         if in_flight > 1 {
-            note.add("calls", &what("calls"), system, "calls/s", Better::More, ended.rate);
+            add("calls", "calls/s", Better::More, ended.rate);
             // What was called while it was measured, in millions.
             let each = ended.rate * spent.seconds / 1e6;
-            note.add(
-                "calls",
-                &what("server, processor"),
-                system,
-                "us a call",
-                Better::Less,
-                spent.server / each,
-            );
-            note.add(
-                "calls",
-                &what("caller, processor"),
-                system,
-                "us a call",
-                Better::Less,
-                spent.caller / each,
-            );
+            add("server, processor", "us a call", Better::Less, spent.server / each);
+            add("caller, processor", "us a call", Better::Less, spent.caller / each);
         }
-        note.add("calls", &what("median"), system, "us", Better::Less, ended.p50);
-        note.add("calls", &what("99 %"), system, "us", Better::Less, ended.p99);
+        add("median", "us", Better::Less, ended.p50);
+        add("99 %", "us", Better::Less, ended.p99);
     }
 
-    fn large(
+    fn memory(&mut self, system: &str, answer: Result<(), String>, (server, caller): (f64, f64)) {
+        if let Err(why) = answer {
+            return self.report.missing(system, &format!("memory: {why}"));
+        }
+        let size = GIGABYTE as f64;
+        // The caller has its payload, and the answer; the server has to have the payload to answer it.
+        for (side, beyond) in [
+            ("server, beyond the payload", server - size),
+            ("caller, beyond payload and answer", caller - 2.0 * size),
+        ] {
+            let what = format!("1 GB there and back: {side}");
+            self.report.add("memory", &what, system, "MB", Better::Less, beyond.max(0.0) / 1e6);
+        }
+    }
+
+    fn streamed(
         &mut self,
         system: &str,
-        (size, bytes, in_flight): (&str, usize, usize),
-        ended: Summary,
-        spent: Spent,
+        answer: Result<(), String>,
+        (server, caller): (f64, f64),
+        seconds: f64,
     ) {
-        self.failures(system, &format!("{size}, {in_flight} in flight"), &ended);
-        let copy = self.copy;
-        let note = &mut self.report;
-        note.others(spent.others);
-        let what = |which: &str| format!("{size}, {in_flight} in flight: {which}");
-        let gigabytes = ended.rate * bytes as f64 / 1e9;
-        note.add("large", &what("there, and as much back"), system, "GB/s", Better::More, gigabytes);
-        // Each byte goes there and back.
-        let moved = 2.0 * gigabytes * spent.seconds;
-        note.add("large", &what("server"), system, "s a GB", Better::Less, spent.server / moved);
-        note.add("large", &what("caller"), system, "s a GB", Better::Less, spent.caller / moved);
-        let copies = (spent.server + spent.caller) / moved / 1e9 / copy;
-        note.add("large", &what("both, of copying it once"), system, "times", Better::Less, copies);
-    }
-
-    fn memory(&mut self, system: &str, answer: Result<(), String>, held: (f64, f64)) {
-        let (server, caller) = held;
         if let Err(why) = answer {
-            return self.report.missing(&format!("{system}, memory"), &why);
+            return self.report.missing(system, &format!("stream: {why}"));
         }
-        let size = self.effort.memory as f64;
-        let what = |side: &str| format!("{} MB: {side}, peak", self.effort.memory / 1_000_000);
-        let (at_server, at_caller) = (what("server"), what("caller"));
-        self.report.add("memory", &at_server, system, "payloads", Better::Less, server / size);
-        self.report.add("memory", &at_caller, system, "payloads", Better::Less, caller / size);
+        let mut add = |which: &str, unit, better, value| {
+            self.report.add("stream", &format!("1 GB in parts: {which}"), system, unit, better, value);
+        };
+        add("server, in all", "MB", Better::Less, server / 1e6);
+        add("caller, in all", "MB", Better::Less, caller / 1e6);
+        add("speed", "GB/s", Better::More, GIGABYTE as f64 / 1e9 / seconds);
     }
 
     fn killed(&mut self, system: &str, sent: &[Sent]) {
-        let at = self.effort.kill.as_secs_f64();
+        let at = BEFORE.as_secs_f64();
         let count = |like: fn(&Fate) -> bool| sent.iter().filter(|s| like(&s.fate)).count() as f64;
-        let late = |from: f64, to: f64| {
-            let taken = sent.iter().filter(|s| s.began >= from && s.began < to).map(|s| match s.fate {
-                Fate::Answered(millis) => millis,
-                Fate::Failed | Fate::Hung => load::PATIENCE.as_secs_f64() * 1e3,
-            });
-            quantile(&taken.collect::<Vec<f64>>(), 0.99)
+        let taken = |s: &Sent| match s.fate {
+            Fate::Answered(millis) => millis,
+            Fate::Failed | Fate::Hung => load::PATIENCE.as_secs_f64() * 1e3,
         };
-        let note = &mut self.report;
-        let mut add = |what: &str, unit, value| note.add("kill", what, system, unit, Better::Less, value);
+        let late = |from: f64, to: f64| {
+            let within = sent.iter().filter(|s| s.began >= from && s.began < to);
+            quantile(&within.map(taken).collect::<Vec<f64>>(), 0.99)
+        };
+        let (before, after) = (late(CALM.0, at - CALM.1), late(at, at + STIRRED));
+        // Slow: above twice the 99 % before.
+        let slow = sent.iter().filter(|s| s.began >= at && taken(s) > 2.0 * before);
+        let until = slow.map(|s| s.began - at).fold(0.0, f64::max);
+        let mut add =
+            |what: &str, unit, value| self.report.add("kill", what, system, unit, Better::Less, value);
         add("calls that failed", "calls", count(|f| matches!(f, Fate::Failed)));
         add("calls that hung", "calls", count(|f| matches!(f, Fate::Hung)));
-        add("99 % before", "ms", late(1.0, at));
-        add("99 % in the 5 s after", "ms", late(at, at + 5.0));
-    }
-
-    fn failures(&mut self, system: &str, what: &str, ended: &Summary) {
-        if let Some(why) = &ended.why {
-            self.report.missing(system, &format!("{what}: {} calls failed: {why}", ended.failed));
-        }
+        add("99 % before", "ms", before);
+        add("99 % in the 5 s after", "ms", after);
+        add("99 % after over before", "times", after / before);
+        add("last slow call began", "ms after the kill", until * 1e3);
     }
 }
 
@@ -484,70 +465,4 @@ fn kill(pid: Option<&u32>) {
     if let Some(member) = pid.and_then(|pid| Member::find(*pid)) {
         member.signal(Signal::KILL);
     }
-}
-
-/// Processor time of the caller (this process) and of the server's processes.
-struct Spent {
-    pids: Vec<u32>,
-    meter: Meter,
-    begun: pelton::env::Time,
-    server: f64,
-    caller: f64,
-    seconds: f64,
-    others: f64,
-}
-
-impl Spent {
-    fn begin(env: &Env, pids: &[u32]) -> Spent {
-        let server = pids.iter().map(|pid| cpu::of(*pid)).sum();
-        let caller = cpu::of(std::process::id());
-        let meter = Meter::begin(env, pids.iter().copied());
-        Spent { pids: pids.to_vec(), meter, begun: env.now(), server, caller, seconds: 0.0, others: 0.0 }
-    }
-
-    fn end(self, env: &Env) -> Spent {
-        let server = self.pids.iter().map(|pid| cpu::of(*pid)).sum::<f64>() - self.server;
-        let caller = cpu::of(std::process::id()) - self.caller;
-        let seconds = env.now().since(self.begun).as_secs_f64();
-        Spent { server, caller, seconds, others: self.meter.end(env).others, ..self }
-    }
-}
-
-impl Spent {
-    /// The caller was another process, which says what it took.
-    fn with_caller(self, ended: &Summary) -> Spent {
-        let taken = ended.processor.map_or(0.0, |(before, after)| after - before);
-        let others = (self.others - taken / self.seconds).max(0.0);
-        Spent { caller: taken, others, ..self }
-    }
-}
-
-/// What processes hold at most, beyond what they held before: resident memory, as /proc says.
-struct Held {
-    server: Vec<(u32, f64)>,
-    caller: (u32, f64),
-}
-
-impl Held {
-    /// From here on. (What a process held at most is forgotten: `clear_refs` in proc_pid_clear_refs(5).)
-    fn begin(pids: &[u32]) -> Held {
-        let begin = |pid: u32| {
-            let _ = std::fs::write(format!("/proc/{pid}/clear_refs"), "5");
-            (pid, memory(pid, "VmRSS:"))
-        };
-        Held { server: pids.iter().map(|pid| begin(*pid)).collect(), caller: begin(std::process::id()) }
-    }
-
-    fn end(&self) -> (f64, f64) {
-        let grown = |(pid, before): &(u32, f64)| (memory(*pid, "VmHWM:") - before).max(0.0);
-        (self.server.iter().map(grown).sum(), grown(&self.caller))
-    }
-}
-
-/// A line of /proc/PID/status, in bytes; 0 if there is none.
-fn memory(pid: u32, line: &str) -> f64 {
-    let status = std::fs::read_to_string(format!("/proc/{pid}/status")).unwrap_or_default();
-    let found = status.lines().find_map(|l| l.strip_prefix(line));
-    let kib: f64 = found.and_then(|l| l.split_whitespace().next()?.parse().ok()).unwrap_or(0.0);
-    kib * 1024.0
 }

