@@ -15,7 +15,7 @@ pub(crate) struct Servers {
     pub(crate) variable: &'static str,
 }
 
-pub(crate) const ALL: [Servers; 3] = [
+pub(crate) const ALL: [Servers; 4] = [
     Servers {
         name: "servers",
         what: "inference servers (about 90 MB to download, 460 MB on disk)",
@@ -33,6 +33,13 @@ pub(crate) const ALL: [Servers; 3] = [
         what: "an object store (about 30 MB to download, 150 MB on disk)",
         requirements: "crates/pelton-objects/tests/servers/requirements.txt",
         variable: "PELTON_OBJECTS",
+    },
+    // The other way round: something that nobody here compiled, and that calls.
+    Servers {
+        name: "pyarrow",
+        what: "pyarrow, for a caller in Python (about 55 MB to download, 180 MB on disk)",
+        requirements: "crates/pelton/tests/python/requirements.txt",
+        variable: "PELTON_PYARROW",
     },
 ];
 

@@ -5,7 +5,7 @@ use std::process::Command;
 
 /// Each crate with all crates of this workspace that it may depend on. Siblings (client, instance, control, dataflow)
 /// never know one another: that is how "deployed, scaled and recovered apart" is kept by the compiler.
-const MAY_KNOW: [(&str, &[&str]); 22] = [
+const MAY_KNOW: [(&str, &[&str]); 24] = [
     ("pelton-core", &[]),
     ("pelton-policy", &["pelton-core"]),
     ("pelton-wire", &["pelton-core"]),
@@ -13,9 +13,27 @@ const MAY_KNOW: [(&str, &[&str]); 22] = [
     ("pelton-scripted", &["pelton-core"]),
     ("pelton-link", &["pelton-core", "pelton-env", "pelton-wire"]),
     ("pelton-tls", &["pelton-core", "pelton-env", "pelton-wire"]),
+    ("pelton-discovery", &["pelton-core", "pelton-env", "pelton-link", "pelton-policy", "pelton-wire"]),
     ("pelton-client", &["pelton-core", "pelton-env", "pelton-link", "pelton-policy", "pelton-wire"]),
     ("pelton-instance", &["pelton-core", "pelton-env", "pelton-link", "pelton-policy", "pelton-wire"]),
-    ("pelton-control", &["pelton-core", "pelton-env", "pelton-link", "pelton-policy", "pelton-wire"]),
+    (
+        "pelton-control",
+        &["pelton-core", "pelton-discovery", "pelton-env", "pelton-link", "pelton-policy", "pelton-wire"],
+    ),
+    // What a program links that calls services and is no job: nothing that runs, starts or supervises anything.
+    (
+        "pelton-call",
+        &[
+            "pelton-client",
+            "pelton-core",
+            "pelton-discovery",
+            "pelton-env",
+            "pelton-link",
+            "pelton-policy",
+            "pelton-tls",
+            "pelton-wire",
+        ],
+    ),
     ("pelton-dataflow", &["pelton-core", "pelton-env"]),
     ("pelton-remote", &["pelton-core", "pelton-env", "pelton-policy", "pelton-wire"]),
     ("pelton-files", &["pelton-core", "pelton-dataflow", "pelton-env"]),
@@ -28,6 +46,7 @@ const MAY_KNOW: [(&str, &[&str]); 22] = [
     (
         "pelton",
         &[
+            "pelton-call",
             "pelton-client",
             "pelton-control",
             "pelton-core",

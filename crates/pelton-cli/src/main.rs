@@ -1,5 +1,6 @@
 //! The command `pelton`.
 
+mod call;
 mod certificates;
 mod classify;
 mod index;
@@ -40,6 +41,8 @@ enum Command {
     Classify(classify::Arguments),
     /// Serve instances on their own, for jobs here and on other machines
     Serve(serve::Arguments),
+    /// Call a service with rows from standard input, one JSON object a line
+    Call(call::Arguments),
     /// Make, or renew, the certificates for TLS between machines
     Certificates(certificates::Arguments),
     /// Keep a checkpoint of a running job in a folder of its own
@@ -57,6 +60,7 @@ fn main() -> ExitCode {
         Command::Search(arguments) => search::run(arguments),
         Command::Classify(arguments) => classify::run(arguments),
         Command::Serve(arguments) => serve::run(arguments),
+        Command::Call(arguments) => call::run(arguments),
         Command::Certificates(arguments) => certificates::run(arguments),
         Command::Savepoint(arguments) => savepoint::run(arguments),
         Command::Scale(arguments) => scale::run(arguments),

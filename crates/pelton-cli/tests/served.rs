@@ -81,6 +81,53 @@ fn a_job_calls_what_is_served_over_tls() {
 }
 
 #[test]
+fn rows_from_a_shell_are_answered() {
+    let world = World::new();
+    world.documents(40, 20);
+    world.scripted("latency = \"300ms\"");
+    world.run(&["certificates", "--folder", "{}/certificates", "--host", "127.0.0.1"]).succeeded();
+    let (_server, at) = serve(&world, "server", &[]);
+    endpoints(&world, &[&at], ACCESS);
+    let job = world.start(&[
+        "index",
+        "--input",
+        "{}/docs",
+        "--output",
+        "{}/index",
+        "--service",
+        "{}/embedder.toml",
+    ]);
+    let name = wait_for("the job", || {
+        let status = world.status();
+        Some(status.first()?["job"].as_str()?.to_owned())
+    });
+    let of_job = format!("{name}/embedder");
+    for service in ["{}/endpoints.toml", &of_job] {
+        let methods = world.run(&["call", service, "--patience", "60s"]).succeeded().stdout;
+        assert!(methods.starts_with("embed(text: Utf8) -> (embedding: "), "{methods}");
+        let rows = "{\"text\": \"one\"}\n{\"text\": \"two\"}\n\n{\"text\": \"three\"}\n";
+        let answers = world.run_with(&["call", service, "embed"], rows).succeeded().stdout;
+        let answers: Vec<serde_json::Value> =
+            answers.lines().map(|l| serde_json::from_str(l).unwrap()).collect();
+        assert_eq!(answers.len(), 3);
+        assert!(
+            answers.iter().all(|a| a["embedding"].as_array().is_some_and(|e| !e.is_empty())),
+            "{answers:?}"
+        );
+    }
+    let call = |arguments: &[&str], rows: &str| world.run_with(&[&["call"], arguments].concat(), rows);
+    call(&["{}/endpoints.toml", "embed"], "{\"txt\": \"one\"}").refused(&["takes (text: Utf8)", "txt"]);
+    call(&["{}/endpoints.toml", "embed"], "{").refused(&["takes (text: Utf8)"]);
+    call(&["{}/endpoints.toml", "enbed"], "").refused(&["`enbed`", "it has: embed"]);
+    call(&["{}/endpoints.toml", "embed", "--timeout", "20ms"], "{\"text\": \"one\"}").refused(&["deadline"]);
+    call(&["{}/embedder.toml"], "").refused(&["no `endpoints`", "JOB/SERVICE"]);
+    call(&["embedder"], "").refused(&["neither JOB/SERVICE nor FILE.toml"]);
+    call(&[&format!("{name}/other")], "").refused(&["no service `other`", "it has: embedder"]);
+    call(&["nobody/embedder", "--patience", "50ms"], "").refused(&["no job `nobody`", &name]);
+    job.kill();
+}
+
+#[test]
 fn what_cannot_be_served_or_called_is_refused() {
     let world = World::new();
     world.documents(1, 1);

@@ -9,12 +9,12 @@ use pelton_core::call::{Caller, Holder, Receiver, Submission};
 use pelton_core::declaration::Declaration;
 use pelton_core::endpoint::{Endpoint, EndpointDelta};
 use pelton_core::meter::CallerMeter;
-use pelton_core::service::MethodSpec;
-use pelton_core::{Bytes, RequestId, Time};
+use pelton_core::service::{MethodSpec, are_called_as};
+use pelton_core::{Bytes, Error, RequestId, Time};
 use pelton_env::{Env, Place, Task};
 use pelton_link::{Sender, Sharing};
 use pelton_wire::Role;
-use tokio::sync::{Notify, mpsc};
+use tokio::sync::{Notify, mpsc, watch};
 
 use crate::peer::{ConnectionId, PeerKey};
 use crate::state::{Action, Event, State};
@@ -51,6 +51,15 @@ pub struct Stats {
     pub meter: CallerMeter,
 }
 
+/// Whether anything takes requests from here.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Reached {
+    /// Instances that do.
+    pub ready: usize,
+    /// What became of the last attempt to connect that failed.
+    pub error: Option<Error>,
+}
+
 /// A client of one service. Its tasks end when it is dropped.
 pub struct Client {
     shared: Arc<Shared>,
@@ -62,8 +71,11 @@ struct Shared {
     service: String,
     methods: Arc<[MethodSpec]>,
     settings: Settings,
+    /// What lets one in, for connections that are made from now on.
+    token: Mutex<String>,
     max_message: Bytes,
     inner: Mutex<Inner>,
+    reached: watch::Sender<Reached>,
     /// What was submitted and the state has not heard of. Whoever locks the state next tells it.
     submitted: Mutex<Vec<Event>>,
     /// Whether requests were under way when the state last handled something.
@@ -77,6 +89,8 @@ struct Inner {
     connections: BTreeMap<PeerKey, (ConnectionId, Sender)>,
     tasks: BTreeMap<PeerKey, Task>,
     next_connection: ConnectionId,
+    /// Instances that take requests, as was last said.
+    ready: usize,
 }
 
 impl Client {
@@ -88,14 +102,22 @@ impl Client {
     ) -> Arc<Client> {
         let Declaration { name, max_message, .. } = settings.declaration.clone();
         let state = State::new(&settings.declaration, settings.methods.clone(), env.rng(), env.now());
-        let inner = Inner { state, connections: BTreeMap::new(), tasks: BTreeMap::new(), next_connection: 0 };
+        let inner = Inner {
+            state,
+            connections: BTreeMap::new(),
+            tasks: BTreeMap::new(),
+            next_connection: 0,
+            ready: 0,
+        };
         let shared = Arc::new(Shared {
             env: env.clone(),
             service: name,
             methods: settings.methods.clone(),
+            token: Mutex::new(settings.token.clone()),
             settings,
             max_message,
             inner: Mutex::new(inner),
+            reached: watch::channel(Reached::default()).0,
             submitted: Mutex::default(),
             busy: AtomicBool::new(false),
             timer: Notify::new(),
@@ -103,6 +125,16 @@ impl Client {
         let follow = env.spawn(Place::Network, shared.clone().follow(deltas));
         let tick = env.spawn(Place::Network, shared.clone().tick());
         Arc::new(Client { shared, _tasks: [follow, tick] })
+    }
+
+    /// Another token, for connections that are made from now on: the service was started anew, and has another.
+    pub fn set_token(&self, token: String) {
+        *self.shared.token.lock().unwrap_or_else(PoisonError::into_inner) = token;
+    }
+
+    /// Whether anything takes requests from here, from now on.
+    pub fn reached(&self) -> watch::Receiver<Reached> {
+        self.shared.reached.subscribe()
     }
 
     pub fn stats(&self) -> Stats {
@@ -252,6 +284,10 @@ impl Shared {
             }
         }
         spoken.iter().filter_map(|peer| inner.connections.get(peer)).for_each(|(_, sender)| sender.write());
+        let ready = inner.state.ready();
+        if std::mem::replace(&mut inner.ready, ready) != ready {
+            self.reached.send_modify(|reached| reached.ready = ready);
+        }
         // A timer that was set for something earlier looks again by itself.
         let comes_earlier = |now: Time| before.is_none_or(|before| now < before);
         if inner.state.wake_at().is_some_and(comes_earlier) {
@@ -296,18 +332,35 @@ impl Shared {
         }
     }
 
+    fn not_reached(&self, error: Error) {
+        self.reached.send_if_modified(|reached| {
+            reached.error = Some(error);
+            false
+        });
+    }
+
     /// One connection, from its beginning to its end.
     async fn connect(self: Arc<Self>, peer: PeerKey, endpoint: Endpoint, after: Duration) {
         self.env.sleep(after).await;
-        let Settings { token, job, client, epoch, .. } = &self.settings;
-        let greeting = pelton_link::greeting(Role::Caller, token, job, client, *epoch);
+        let Settings { job, client, epoch, .. } = &self.settings;
+        let token = self.token.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        let greeting = pelton_link::greeting(Role::Caller, &token, job, client, *epoch);
         let sharing = Sharing::of(self.settings.declaration.shared_memory);
         let connected =
             pelton_link::connect_sharing(&self.env, &endpoint.address, greeting, self.max_message, sharing);
         let (welcome, link) = match connected.await {
             Ok(connected) => connected,
-            Err(error) => return self.apply(Event::NotConnected { peer, error }),
+            Err(error) => {
+                self.not_reached(error.clone());
+                return self.apply(Event::NotConnected { peer, error });
+            }
         };
+        if !are_called_as(&self.methods, &welcome.methods) {
+            self.not_reached(Error::invalid(format!(
+                "instance {} has other methods, or other columns, than this caller knows; start the caller anew",
+                welcome.instance
+            )));
+        }
         let connection = {
             let mut inner = self.lock();
             // Disconnected in the very moment.

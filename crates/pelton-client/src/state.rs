@@ -551,9 +551,8 @@ impl State {
     /// none they come back unseen. To ask first would take as long as many a call.
     fn send_ahead(&mut self, keys: &[PeerKey], now: Time, actions: &mut Vec<Action>) {
         let (rows, bytes) = (self.requests.backlog_rows(), self.requests.backlog_bytes());
-        let idle = |p: &Peer| {
-            p.ahead.allows(rows, bytes) && p.is_idle() && p.admits(false, false, now) == u64::MAX
-        };
+        let idle =
+            |p: &Peer| p.ahead.allows(rows, bytes) && p.is_idle() && p.admits(false, false, now) == u64::MAX;
         let idle: Vec<PeerKey> =
             keys.iter().copied().filter(|key| self.peers.get(key).is_some_and(idle)).collect();
         for (i, &key) in idle.iter().enumerate() {

@@ -9,12 +9,12 @@ use futures::future::join_all;
 use pelton_core::endpoint::Address;
 use pelton_core::id::{InstanceId, stable_hash};
 use pelton_core::{Bytes, Declaration, Result};
+use pelton_discovery::rundir::{Card, Record, RunDir};
 use pelton_env::{Env, Process};
 use pelton_link::Link;
 use pelton_wire::{Frame, Role, State, Status};
 
 use crate::control::Settings;
-use crate::rundir::{Card, Record, RunDir};
 
 /// How long all that is left may take to answer. A live instance does at once.
 const PATIENCE: Duration = Duration::from_secs(3);

@@ -8,18 +8,18 @@ use std::time::Duration;
 
 use pelton_core::declaration::Declaration;
 use pelton_core::endpoint::{Endpoint, EndpointDelta};
-use pelton_core::{BoxFuture, Bytes, Error, Result};
+use pelton_core::{BoxFuture, Error, Result};
+use pelton_discovery::ask::{Follow, Followed, MAX_MESSAGE, Reply};
+use pelton_discovery::report::{CallerReport, InstanceReport, JobReport, RemoteReport, ServiceReport};
+use pelton_discovery::rundir::{Card, RunDir};
+use pelton_discovery::served::{self, Audience, Reach};
 use pelton_env::{Connection, Env, Listener, Place as Pool, Task};
-use pelton_link::{Door, Link, Sharing};
+use pelton_link::{Door, Link, Receiver, Sender, Sharing};
 use pelton_wire::{Frame, State, Status, Welcome};
-use serde::{Deserialize, Serialize};
 use tokio::sync::{mpsc, watch};
 
 use crate::adoption::{self, Survey};
-use crate::reached::{Group, Reach, SURVEY, Watcher};
-use crate::report::{CallerReport, InstanceReport, JobReport, RemoteReport, ServiceReport};
-use crate::rundir::{Card, RunDir};
-use crate::supervisor::{Place, Supervisor, Wish};
+use crate::supervisor::{Place, Supervisor, Wish, wished};
 
 /// What control needs to know of a job.
 pub struct Settings {
@@ -56,6 +56,8 @@ pub struct Control {
     _tasks: Vec<Task>,
 }
 
+/// How long requests wait, at the start, for the word of endpoints that have not answered.
+const SURVEY: Duration = Duration::from_secs(3);
 /// How long a job that has ended waits until its last answers are read.
 const ANSWERING: Duration = Duration::from_secs(1);
 
@@ -194,17 +196,7 @@ impl Control {
 
     /// The endpoints of a service from now on, the present ones first.
     pub fn follow(&self, service: &str) -> mpsc::UnboundedReceiver<EndpointDelta> {
-        let (sender, receiver) = mpsc::unbounded_channel();
-        let mut services = self.shared.lock();
-        if let Some(state) = services.iter_mut().find(|s| s.declaration.name == service) {
-            if state.surveying {
-                state.followers.push(sender);
-                return receiver;
-            }
-            let _ = sender.send(EndpointDelta::Reset(state.endpoints.clone()));
-            state.followers.push(sender);
-        }
-        receiver
+        self.shared.follow(service)
     }
 
     /// The error that a service gave up with, once there is one.
@@ -282,6 +274,20 @@ impl Shared {
         self.lock()[service].ever_ready
     }
 
+    fn follow(&self, service: &str) -> mpsc::UnboundedReceiver<EndpointDelta> {
+        let (sender, receiver) = mpsc::unbounded_channel();
+        let mut services = self.lock();
+        if let Some(state) = services.iter_mut().find(|s| s.declaration.name == service) {
+            if state.surveying {
+                state.followers.push(sender);
+                return receiver;
+            }
+            let _ = sender.send(EndpointDelta::Reset(state.endpoints.clone()));
+            state.followers.push(sender);
+        }
+        receiver
+    }
+
     pub(crate) fn publish(&self, service: usize, delta: EndpointDelta) {
         let mut services = self.lock();
         let state = &mut services[service];
@@ -320,8 +326,8 @@ impl Shared {
         stopped: &watch::Receiver<Wish>,
         at_work: &Arc<watch::Sender<usize>>,
     ) -> Result<Vec<Task>> {
-        let addresses = declaration.addresses()?;
-        let group = Group::new(service, addresses.len());
+        let audience = Arc::new(Told { shared: self.clone(), service });
+        let watchers = served::watchers(reach, declaration, self.epoch(), audience)?;
         let late = {
             let (shared, env) = (self.clone(), self.env.clone());
             async move {
@@ -330,13 +336,15 @@ impl Shared {
             }
         };
         let mut tasks = vec![self.env.spawn(Pool::Network, late)];
-        for (number, address) in (0..).zip(addresses) {
-            let (shared, group) = (self.clone(), group.clone());
-            let watcher = Watcher::new(shared, group, reach.clone(), declaration.clone(), number, address);
-            let (stopped, at_work) = (stopped.clone(), at_work.clone());
+        for watcher in watchers {
+            let (mut stopped, at_work) = (stopped.clone(), at_work.clone());
             at_work.send_modify(|n| *n += 1);
             tasks.push(self.env.spawn(Pool::Network, async move {
-                watcher.run(stopped).await;
+                tokio::select! {
+                    biased;
+                    () = wished(&mut stopped, |w| w != Wish::Run) => {}
+                    () = watcher.run() => {}
+                }
                 at_work.send_modify(|n| *n -= 1);
             }));
         }
@@ -398,7 +406,7 @@ impl Shared {
     }
 
     async fn visit(&self, env: &Env, connection: Connection) {
-        let door = Door { token: self.token.clone(), max_message: Bytes::kib(64), sharing: Sharing::NONE };
+        let door = Door { token: self.token.clone(), max_message: MAX_MESSAGE, sharing: Sharing::NONE };
         let visitor = match door.answer(env, connection).await {
             Ok(visitor) => visitor,
             // Not a warning: whoever knocks a thousand times must not fill the log.
@@ -417,7 +425,7 @@ impl Shared {
             meter: Default::default(),
         };
         let instance = pelton_core::id::InstanceId { service: "control".into(), number: 0, incarnation: 1 };
-        let max_message = Bytes::kib(64);
+        let max_message = MAX_MESSAGE;
         let welcome = Welcome {
             version: visitor.version,
             instance,
@@ -437,6 +445,9 @@ impl Shared {
                     sender.send(Frame::Report(report));
                 }
                 Frame::Command(command) => {
+                    if let Ok(Follow::Follow { service }) = serde_json::from_str(&command) {
+                        return self.say_endpoints(&service, &sender, &mut receiver).await;
+                    }
                     self.commanded.send_modify(|n| *n += 1);
                     let reply = self.carry_out(&command).await;
                     sender.send(Frame::Report(serde_json::to_string(&reply).expect("a reply is plain data")));
@@ -452,15 +463,64 @@ impl Shared {
     }
 }
 
-/// What came of a command.
-#[derive(Debug, Serialize, Deserialize)]
-#[serde(rename_all = "kebab-case")]
-enum Reply {
-    Done(serde_json::Value),
-    Refused(String),
-}
-
 impl Shared {
+    /// Says where the instances of a service are, and each change, for as long as whoever asked is there.
+    async fn say_endpoints(&self, service: &str, sender: &Sender, receiver: &mut Receiver) {
+        let say = |json: serde_json::Result<String>| sender.send(Frame::Report(json.expect("plain data")));
+        let declaration = match self.callable(service) {
+            Ok(declaration) => declaration,
+            Err(e) => {
+                say(serde_json::to_string(&Reply::Refused(e.message().to_owned())));
+                let _ = receiver.next().await;
+                return;
+            }
+        };
+        let followed = serde_json::to_value(Followed { declaration }).expect("plain data");
+        say(serde_json::to_string(&Reply::Done(followed)));
+        let (mut changes, room) = (self.follow(service), sender.room());
+        // Whoever follows has nothing more to say.
+        let mut leaves = std::pin::pin!(receiver.next());
+        loop {
+            let change = tokio::select! {
+                biased;
+                _ = &mut leaves => return,
+                change = changes.recv() => change,
+            };
+            let Some(delta) = change else { return };
+            say(serde_json::to_string(&delta));
+            room.wait().await;
+        }
+    }
+
+    /// The declaration of a service whose instances are this job's, for those who call it from outside.
+    fn callable(&self, service: &str) -> Result<Declaration> {
+        let declarations: Vec<Declaration> = self.lock().iter().map(|s| s.declaration.clone()).collect();
+        let remotes = self.remotes.lock().unwrap_or_else(std::sync::PoisonError::into_inner).clone();
+        let remotes = remotes.map_or_else(Vec::new, |r| r());
+        if let Some(remote) = remotes.iter().find(|r| r.name == service) {
+            return Err(Error::invalid(format!(
+                "service `{service}` of job {} is a server of others ({}, {}); call that in its own protocol",
+                self.job, remote.protocol, remote.model
+            )));
+        }
+        let Some(found) = declarations.iter().find(|d| d.name == service) else {
+            let names: Vec<&str> = declarations.iter().map(|d| d.name.as_str()).collect();
+            return Err(Error::invalid(format!(
+                "no service `{service}` in job {}; it has: {}",
+                self.job,
+                names.join(", ")
+            )));
+        };
+        if found.has_endpoints() {
+            return Err(Error::invalid(format!(
+                "service `{service}` of job {} is served on its own, at {}; call it there, with the declaration that the job has of it",
+                self.job,
+                found.endpoints.join(", ")
+            )));
+        }
+        Ok(Declaration { options: serde_json::Map::new(), ..found.clone() })
+    }
+
     async fn carry_out(&self, command: &str) -> Reply {
         let commands = self.commands.lock().unwrap_or_else(std::sync::PoisonError::into_inner).clone();
         let Some(commands) = commands else {
@@ -478,43 +538,30 @@ impl Shared {
     }
 }
 
-/// Asks a job to do something, and returns when it is done.
-pub async fn command(
-    env: &Env,
-    found: &crate::rundir::Found,
-    command: &serde_json::Value,
-) -> Result<serde_json::Value> {
-    let greeting =
-        pelton_link::greeting(pelton_wire::Role::Observer, found.card.token(), &found.card.job, "command", 1);
-    let (_, Link { sender, mut receiver }) =
-        pelton_link::connect(env, &found.control, greeting, Bytes::kib(64)).await?;
-    sender.send(Frame::Command(command.to_string()));
-    let ended = |why: String| {
-        Error::protocol(format!(
-            "job {} ended before it answered, or is of a version that takes no commands{why}",
-            found.card.job
-        ))
-    };
-    match receiver.next().await.map_err(|e| ended(format!(": {e}")))?.map(|m| m.frame) {
-        Some(Frame::Report(reply)) => match serde_json::from_str(&reply) {
-            Ok(Reply::Done(value)) => Ok(value),
-            Ok(Reply::Refused(why)) => Err(Error::invalid(why)),
-            Err(e) => Err(Error::protocol(format!("the answer cannot be read: {e}"))),
-        },
-        _ => Err(ended(String::new())),
-    }
+/// Tells a job of the instances of one service that others serve.
+struct Told {
+    shared: Arc<Shared>,
+    service: usize,
 }
 
-/// Asks the control process of a job what runs.
-pub async fn query(env: &Env, found: &crate::rundir::Found) -> Result<JobReport> {
-    let greeting =
-        pelton_link::greeting(pelton_wire::Role::Observer, found.card.token(), &found.card.job, "status", 1);
-    let (_, Link { sender, mut receiver }) =
-        pelton_link::connect(env, &found.control, greeting, Bytes::kib(64)).await?;
-    sender.send(Frame::Query);
-    match receiver.next().await?.map(|m| m.frame) {
-        Some(Frame::Report(report)) => serde_json::from_str(&report)
-            .map_err(|e| Error::protocol(format!("the report cannot be read: {e}"))),
-        _ => Err(Error::protocol("control did not answer")),
+impl Audience for Told {
+    fn publish(&self, delta: EndpointDelta) {
+        self.shared.publish(self.service, delta);
+    }
+
+    fn surveyed(&self) {
+        self.shared.surveyed(self.service);
+    }
+
+    fn ever_ready(&self) -> bool {
+        self.shared.ever_ready(self.service)
+    }
+
+    fn give_up(&self, error: Error) {
+        self.shared.fail(error);
+    }
+
+    fn report(&self, number: u32, report: InstanceReport) {
+        self.shared.report(self.service, number, report);
     }
 }

@@ -6,14 +6,13 @@
 mod adoption;
 mod control;
 mod lifecycle;
-mod reached;
-pub mod report;
-pub mod rundir;
 mod supervisor;
 
 pub use adoption::Survey;
-pub use control::{Callers, Commands, Control, Progress, Remotes, Settings, command, query};
-pub use reached::Reach;
-pub use report::{
+pub use control::{Callers, Commands, Control, Progress, Remotes, Settings};
+pub use pelton_discovery::ask::{command, query};
+pub use pelton_discovery::report::{
     CallerReport, InstanceReport, JobReport, RemoteEndpointReport, RemoteReport, ServiceReport,
 };
+pub use pelton_discovery::served::Reach;
+pub use pelton_discovery::{report, rundir};

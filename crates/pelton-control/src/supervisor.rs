@@ -8,6 +8,8 @@ use pelton_core::declaration::Declaration;
 use pelton_core::endpoint::{Address, Endpoint, EndpointDelta};
 use pelton_core::id::InstanceId;
 use pelton_core::{Error, Fate, Kind, Result, Retry};
+use pelton_discovery::report::{InstanceReport, Phase};
+use pelton_discovery::served::SILENCE;
 use pelton_env::{Env, Exit, Process, ProcessSpec};
 use pelton_link::Link;
 use pelton_wire::{Bootstrap, Frame, Role, Status};
@@ -18,10 +20,7 @@ use tokio::sync::watch;
 use crate::adoption::Adopted;
 use crate::control::Shared;
 use crate::lifecycle::{Action, Event, Facts, Lifecycle};
-use crate::report::{InstanceReport, Phase};
 
-/// An instance says how it is twice a second; one that has said nothing for this long is not coming back.
-pub(crate) const SILENCE: Duration = Duration::from_secs(15);
 /// How long a new process may take until it can be connected to. Its `open` does not count.
 const ARRIVAL: Duration = Duration::from_secs(60);
 /// How long an instance that was asked to stop may take before it is killed.

@@ -9,6 +9,7 @@
 //! certificates = "secrets/certificates"   # as `pelton certificates` made them
 //! ```
 
+use std::fmt;
 use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
@@ -35,6 +36,9 @@ pub struct Access {
     /// The environment variable with it.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub token_env: Option<String>,
+    /// The token itself, where a program has it from elsewhere. Never read from a file with a declaration, nor written to one.
+    #[serde(skip)]
+    pub token: Option<Token>,
     /// A folder as `pelton certificates` makes it: `ca.pem`, and `client.pem` with its key if they are there.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub certificates: Option<PathBuf>,
@@ -49,6 +53,16 @@ pub struct Access {
     pub key: Option<PathBuf>,
     /// Lets `tcp://` leave this machine: everybody on the way reads the rows and the token.
     pub insecure: bool,
+}
+
+/// A token. It shows itself nowhere.
+#[derive(Clone, PartialEq, Eq)]
+pub struct Token(pub String);
+
+impl fmt::Debug for Token {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Token(..)")
+    }
 }
 
 impl Access {
@@ -137,20 +151,21 @@ impl Declaration {
         if access.certificate.is_some() != access.key.is_some() {
             return bad("`access.certificate` and `access.key` belong together; name both, or none".into());
         }
-        match (&access.token_file, &access.token_env) {
-            (None, None) => {
+        let said = [access.token_file.is_some(), access.token_env.is_some(), access.token.is_some()];
+        match said.into_iter().filter(|said| *said).count() {
+            0 => {
                 return bad(
                     "`access.token_file` or `access.token_env` has to say where the instances' token is"
                         .into(),
                 );
             }
-            (Some(_), Some(_)) => {
+            1 => {}
+            _ => {
                 return bad(
                     "`access.token_file` and `access.token_env` both say what the token is; leave one out"
                         .into(),
                 );
             }
-            _ => {}
         }
         let open = |a: &&Address| !a.is_local() && !matches!(a, Address::Tls(..));
         if let Some(at) = addresses.iter().find(open).filter(|_| !access.insecure) {

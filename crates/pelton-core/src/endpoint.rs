@@ -96,6 +96,7 @@ pub struct Endpoint {
 /// A change to the set of endpoints of one service, in the order in which they happened.
 /// Law: a client that has applied all deltas since the last `Reset` knows the whole set.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
 pub enum EndpointDelta {
     /// The set is exactly this.
     Reset(Vec<Endpoint>),

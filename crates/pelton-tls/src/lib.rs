@@ -4,6 +4,7 @@
 //! of the deployment and no others. [`Gate`] is the other side: what comes in passes through it before a byte of it is read. Both stand
 //! around a [`pelton_env::Network`], whichever it is. [`certificates`] makes what they read. Protocol: TLS 1.3, and `pelton` as its application.
 
+#[cfg(feature = "certificates")]
 pub mod certificates;
 mod client;
 mod files;

@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use futures::StreamExt;
 use futures::stream::FuturesUnordered;
+use pelton_call::given_up;
 use pelton_client::{Client, Stats};
 use pelton_control::{CallerReport, Control, JobReport, RemoteEndpointReport, RemoteReport, Survey};
 use pelton_core::remote::{Remote, Url};
@@ -20,7 +21,7 @@ use pelton_remote::{RemoteCaller, Secret};
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::watch;
 
-use crate::call::{Services, given_up};
+use crate::call::Services;
 use crate::command::commands;
 use crate::job::Settings;
 use crate::reach;

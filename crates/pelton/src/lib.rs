@@ -10,7 +10,6 @@
 //! An instance of a service is the same program, started once more: [`Job::service`] notices, serves, and does not
 //! return. So declare services before anything with an effect.
 
-mod answers;
 mod call;
 mod command;
 mod host;
@@ -23,12 +22,13 @@ mod server;
 mod shorthand;
 mod stream;
 
-pub use answers::{Answers, Part};
 pub use call::Services;
 pub use command::Command;
 pub use host::Snapshot;
 pub use job::{Job, ServiceHandle, Settings};
 pub use local::{Local, LocalParts};
+pub use pelton_call as client;
+pub use pelton_call::{Answers, CallOptions, Calls, Part};
 pub use pelton_client::Stats;
 pub use pelton_control as control;
 pub use pelton_core::{

@@ -13,7 +13,7 @@ use pelton_core::service::{
 use pelton_core::{Declaration, Error, Result};
 use pelton_env::{Env, Place};
 
-use crate::answers::Part;
+use pelton_call::Part;
 
 /// An opened service.
 pub struct Local {

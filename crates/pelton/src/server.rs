@@ -8,6 +8,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use futures::stream::{FuturesUnordered, StreamExt};
+use pelton_call::access::{token_in, token_named};
 use pelton_core::endpoint::Address;
 use pelton_core::id::InstanceId;
 use pelton_core::service::{Definition, Service};
@@ -21,7 +22,6 @@ use tokio::sync::watch;
 
 use crate::host::Interrupts;
 use crate::job::{check_definition, resolve};
-use crate::reach::{token_in, token_named};
 
 /// Who may call, and how. Data, with a default for each but the token's place.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]

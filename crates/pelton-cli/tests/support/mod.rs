@@ -54,6 +54,12 @@ impl World {
         Ran::from(self.command(arguments).output().expect("the command starts"))
     }
 
+    /// The same with this on its standard input.
+    pub(crate) fn run_with(&self, arguments: &[&str], input: &str) -> Ran {
+        let given = fs::File::open(self.write("stdin", input)).unwrap();
+        Ran::from(self.command(arguments).stdin(given).output().expect("the command starts"))
+    }
+
     pub(crate) fn start(&self, arguments: &[&str]) -> Running {
         let child = self.command(arguments).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn();
         Running { child: Some(child.expect("the command starts")) }

@@ -19,14 +19,11 @@ use pelton_policy::backoff;
 use pelton_wire::{Frame, Role, State, Status, Welcome};
 use rand::RngExt;
 use rand::rngs::StdRng;
-use tokio::sync::watch;
 
-use crate::control::Shared;
 use crate::report::{InstanceReport, Phase};
-use crate::supervisor::{SILENCE, Wish, wished};
 
-/// How long requests wait, at the start, for the word of endpoints that have not answered.
-pub(crate) const SURVEY: Duration = Duration::from_secs(3);
+/// An instance says how it is twice a second; one that has said nothing for this long is not coming back.
+pub const SILENCE: Duration = Duration::from_secs(15);
 /// Waits between attempts to connect.
 const RECONNECT: (Duration, Duration) = (Duration::from_millis(100), Duration::from_secs(2));
 /// How long an endpoint that was never there may take to be.
@@ -43,9 +40,25 @@ pub struct Reach {
     pub methods: Arc<[MethodSpec]>,
 }
 
+/// Who is told of the endpoints of one service.
+pub trait Audience: Send + Sync + 'static {
+    /// A change of those that take requests.
+    fn publish(&self, delta: EndpointDelta);
+    /// Each has answered, or could not be asked, once.
+    fn surveyed(&self);
+    /// Whether any ever took requests.
+    fn ever_ready(&self) -> bool;
+    /// None was ever there, and there is no hope of any.
+    fn give_up(&self, error: Error);
+    /// How one of them is.
+    fn report(&self, number: u32, report: InstanceReport);
+}
+
 /// What all endpoints of a service have said.
-pub(crate) struct Group {
-    service: usize,
+struct Group {
+    audience: Arc<dyn Audience>,
+    /// Of the run that watches.
+    epoch: u64,
     inner: Mutex<Said>,
 }
 
@@ -57,39 +70,52 @@ struct Said {
 }
 
 impl Group {
-    pub(crate) fn new(service: usize, endpoints: usize) -> Arc<Group> {
+    fn new(audience: Arc<dyn Audience>, epoch: u64, endpoints: usize) -> Arc<Group> {
         let said = Said { unheard: vec![true; endpoints], hopeless: vec![None; endpoints] };
-        Arc::new(Group { service, inner: Mutex::new(said) })
+        Arc::new(Group { audience, epoch, inner: Mutex::new(said) })
     }
 
     fn lock(&self) -> MutexGuard<'_, Said> {
         self.inner.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
     }
 
-    fn heard(&self, shared: &Shared, number: u32) {
+    fn heard(&self, number: u32) {
         let mut said = self.lock();
         said.unheard[number as usize] = false;
         if said.unheard.iter().all(|unheard| !unheard) {
-            shared.surveyed(self.service);
+            self.audience.surveyed();
         }
     }
 
     /// No hope of this one, or new hope. If there is none of any, and none was ever there, the service gives up.
-    fn despair(&self, shared: &Shared, number: u32, error: Option<Error>) {
+    fn despair(&self, number: u32, error: Option<Error>) {
         let mut said = self.lock();
         said.hopeless[number as usize] = error;
         let all: Option<Vec<&Error>> = said.hopeless.iter().map(Option::as_ref).collect();
         if let Some([first, ..]) = all.as_deref()
-            && !shared.ever_ready(self.service)
+            && !self.audience.ever_ready()
         {
-            shared.fail((*first).clone());
+            self.audience.give_up((*first).clone());
         }
     }
 }
 
+/// A watcher for each endpoint of a declaration. `epoch`: of the run that watches.
+pub fn watchers(
+    reach: &Reach,
+    declaration: &Declaration,
+    epoch: u64,
+    audience: Arc<dyn Audience>,
+) -> Result<Vec<Watcher>> {
+    let addresses = declaration.addresses()?;
+    let group = Group::new(audience, epoch, addresses.len());
+    let watch =
+        |(number, address)| Watcher::new(group.clone(), reach.clone(), declaration.clone(), number, address);
+    Ok((0..).zip(addresses).map(watch).collect())
+}
+
 /// Watches one endpoint.
-pub(crate) struct Watcher {
-    shared: Arc<Shared>,
+pub struct Watcher {
     group: Arc<Group>,
     reach: Reach,
     declaration: Declaration,
@@ -112,17 +138,9 @@ pub(crate) struct Watcher {
 }
 
 impl Watcher {
-    pub(crate) fn new(
-        shared: Arc<Shared>,
-        group: Arc<Group>,
-        reach: Reach,
-        declaration: Declaration,
-        number: u32,
-        address: Address,
-    ) -> Self {
+    fn new(group: Arc<Group>, reach: Reach, declaration: Declaration, number: u32, address: Address) -> Self {
         let (rng, began) = (reach.env.rng(), reach.env.now());
         Watcher {
-            shared,
             group,
             reach,
             declaration,
@@ -141,40 +159,25 @@ impl Watcher {
         }
     }
 
-    /// Watches until the job ends. The instance goes on without it.
-    pub(crate) async fn run(mut self, mut stop: watch::Receiver<Wish>) {
+    /// Watches for ever. The instance goes on without it.
+    pub async fn run(mut self) {
         self.report();
         loop {
-            let met = tokio::select! {
-                biased;
-                () = wished(&mut stop, |w| w != Wish::Run) => return,
-                met = self.meet() => met,
-            };
-            match met {
-                Ok(mut link) => loop {
-                    let heard = tokio::select! {
-                        biased;
-                        () = wished(&mut stop, |w| w != Wish::Run) => return,
-                        heard = self.reach.env.within(SILENCE, link.receiver.next()) => heard,
-                    };
-                    match heard {
-                        Some(Ok(Some(message))) => {
-                            if let Frame::Status(news) = message.frame {
-                                self.says(*news);
-                            }
+            match self.meet().await {
+                Ok(mut link) => {
+                    let Reach { env, .. } = self.reach.clone();
+                    while let Some(Ok(Some(message))) = env.within(SILENCE, link.receiver.next()).await {
+                        if let Frame::Status(news) = message.frame {
+                            self.says(*news);
                         }
-                        _ => break self.lost(),
                     }
-                },
+                    self.lost();
+                }
                 Err(e) => self.failed(e),
             }
             self.report();
             let pause = backoff::delay(self.failures.max(1), RECONNECT.0, RECONNECT.1, self.rng.random());
-            tokio::select! {
-                biased;
-                () = wished(&mut stop, |w| w != Wish::Run) => return,
-                () = self.reach.env.sleep(pause) => {}
-            }
+            self.reach.env.sleep(pause).await;
         }
     }
 
@@ -184,12 +187,12 @@ impl Watcher {
     }
 
     fn publish(&self, delta: EndpointDelta) {
-        self.shared.publish(self.group.service, delta);
+        self.group.audience.publish(delta);
     }
 
     async fn meet(&mut self) -> Result<Link> {
         let Reach { env, token, job, .. } = &self.reach;
-        let greeting = pelton_link::greeting(Role::Observer, token, job, "control", self.shared.epoch());
+        let greeting = pelton_link::greeting(Role::Observer, token, job, "control", self.group.epoch);
         let (welcome, link) = pelton_link::connect(env, &self.address, greeting, Bytes::kib(64)).await?;
         self.check(&welcome)?;
         if self.incarnation != Some(welcome.instance.incarnation) {
@@ -199,7 +202,7 @@ impl Watcher {
             tracing::info!("{} is at {}", self.id(), self.address);
         }
         (self.failures, self.last_error) = (0, None);
-        self.group.despair(&self.shared, self.number, None);
+        self.group.despair(self.number, None);
         self.says(welcome.status);
         Ok(link)
     }
@@ -250,7 +253,7 @@ impl Watcher {
         };
         self.status = Some(news);
         self.heard = self.reach.env.now();
-        self.group.heard(&self.shared, self.number);
+        self.group.heard(self.number);
         self.report();
     }
 
@@ -286,9 +289,9 @@ impl Watcher {
         let passes = !matches!(error.kind(), Kind::Denied | Kind::Protocol | Kind::Invalid);
         if !passes || (late && self.failures >= self.declaration.retry.starts) {
             let error = error.context(format_args!("service `{}`", self.declaration.name));
-            self.group.despair(&self.shared, self.number, Some(error));
+            self.group.despair(self.number, Some(error));
         }
-        self.group.heard(&self.shared, self.number);
+        self.group.heard(self.number);
     }
 
     fn report(&self) {
@@ -307,6 +310,6 @@ impl Watcher {
             log: String::new(),
             address: Some(self.address.to_string()),
         };
-        self.shared.report(self.group.service, self.number, report);
+        self.group.audience.report(self.number, report);
     }
 }

@@ -1,5 +1,6 @@
 //! Answers part by part, as they come.
 
+use std::any::Any;
 use std::collections::VecDeque;
 use std::pin::Pin;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -29,6 +30,8 @@ pub struct Answers {
     missing: usize,
     /// Ends when the service gives up.
     given_up: BoxFuture<Error>,
+    /// What carries the caller, as long as these are wanted.
+    _keeps: Option<Arc<dyn Any + Send + Sync>>,
 }
 
 /// Where the client delivers.
@@ -66,7 +69,12 @@ impl Answers {
         given_up: BoxFuture<Error>,
     ) -> Self {
         let missing = ids.len();
-        Answers { caller, ids, inbox, missing, given_up }
+        Answers { caller, ids, inbox, missing, given_up, _keeps: None }
+    }
+
+    pub(crate) fn keeping(mut self, carrier: Arc<dyn Any + Send + Sync>) -> Self {
+        self._keeps = Some(carrier);
+        self
     }
 
     /// The same for a thread that may block, and that serves no async runtime.

@@ -10,7 +10,7 @@ use std::path::{Path, PathBuf};
 
 use pelton_core::endpoint::Address;
 use pelton_core::id::InstanceId;
-use pelton_core::{Error, Result};
+use pelton_core::{Error, Fate, Kind, Result, Retry};
 use serde::{Deserialize, Serialize};
 
 /// Unix socket paths are at most 107 bytes long on Linux; the rest is for the socket's own name.
@@ -39,11 +39,11 @@ pub struct Card {
 
 /// An instance that was started, as it stands beside its socket.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub(crate) struct Record {
-    pub(crate) instance: InstanceId,
+pub struct Record {
+    pub instance: InstanceId,
     /// What it is made of.
-    pub(crate) config: String,
-    pub(crate) pid: u32,
+    pub config: String,
+    pub pid: u32,
     born: u64,
     /// The socket's name in the folder.
     socket: String,
@@ -86,7 +86,7 @@ fn is_alive(pid: u32, since: u64) -> bool {
 }
 
 impl Card {
-    pub(crate) fn new(name: &str, secret: &str, started: u64, home: PathBuf, lineage: String) -> Self {
+    pub fn new(name: &str, secret: &str, started: u64, home: PathBuf, lineage: String) -> Self {
         let job = format!("{name:.16}-{}", &secret[..8]);
         let job = job.chars().map(|c| if c.is_ascii_alphanumeric() { c } else { '-' }).collect();
         let pid = std::process::id();
@@ -117,7 +117,7 @@ impl RunDir {
     /// Makes the folder of a job below `base`, which nobody else may read. If a run of the same job left one whose process is gone, it
     /// becomes this job's: with its token, a higher epoch, and its instances.
     /// Says whether it is of the same lineage.
-    pub(crate) fn take(base: &Path, card: &mut Card) -> Result<(RunDir, bool)> {
+    pub fn take(base: &Path, card: &mut Card) -> Result<(RunDir, bool)> {
         let failed = |e: std::io::Error| {
             Error::from(e).context(format_args!("making the run folder below {}", base.display()))
         };
@@ -185,12 +185,12 @@ impl RunDir {
     }
 
     /// Where a new instance listens. Services are told apart by number, which is shorter than their names.
-    pub(crate) fn instance(&self, service: usize, number: u32, incarnation: u32) -> Address {
+    pub fn instance(&self, service: usize, number: u32, incarnation: u32) -> Address {
         Address::Unix(self.path.join(format!("{}-{service}-{number}-{incarnation}.sock", self.run)))
     }
 
     /// Notes an instance that was started, for a run after this one.
-    pub(crate) fn note(&self, instance: &InstanceId, config: &str, pid: u32, address: &Address) {
+    pub fn note(&self, instance: &InstanceId, config: &str, pid: u32, address: &Address) {
         let Address::Unix(path) = address else { return };
         let Some(socket) = path.file_name().map(|n| n.to_string_lossy().into_owned()) else { return };
         let record = Record {
@@ -206,7 +206,7 @@ impl RunDir {
     }
 
     /// The instance at this address is gone.
-    pub(crate) fn strike(&self, address: &Address) {
+    pub fn strike(&self, address: &Address) {
         if let Address::Unix(path) = address {
             let _ = fs::remove_file(path);
             let _ = fs::remove_file(format!("{}{RECORD}", path.display()));
@@ -214,7 +214,7 @@ impl RunDir {
     }
 
     /// The instances that were noted and whose process is there, or that nobody can tell of.
-    pub(crate) fn records(&self) -> Vec<(Record, Address)> {
+    pub fn records(&self) -> Vec<(Record, Address)> {
         records(&self.path)
             .into_iter()
             .map(|record| {
@@ -283,6 +283,36 @@ pub fn jobs(base: &Path) -> Result<Vec<Found>> {
     }
     found.sort_by_key(|f| f.card.started);
     Ok(found)
+}
+
+/// The job of this name, id, or folder.
+pub fn find(base: &Path, wanted: &str) -> Result<Found> {
+    let (mut named, others): (Vec<Found>, Vec<Found>) = jobs(base)?
+        .into_iter()
+        .partition(|f| f.card.job == wanted || f.card.name == wanted || f.path == Path::new(wanted));
+    match named.len() {
+        1 => Ok(named.remove(0)),
+        // It may come.
+        0 => Err(Error::new(
+            Kind::Connect,
+            Fate::NotSent,
+            Retry::Elsewhere,
+            match others.is_empty() {
+                true => format!("no job `{wanted}` runs here, nor any other ({})", base.display()),
+                false => format!("no job `{wanted}` runs here; there are: {}", show(&others)),
+            },
+        )),
+        _ => Err(Error::invalid(format!(
+            "several jobs are called `{wanted}`: {}; name one by its id",
+            show(&named)
+        ))),
+    }
+}
+
+/// Jobs, for people.
+pub fn show(jobs: &[Found]) -> String {
+    let one = |f: &Found| format!("{} (process {})", f.card.job, f.card.pid);
+    jobs.iter().map(one).collect::<Vec<_>>().join(", ")
 }
 
 /// Removes a folder with this card, unless a run has taken it over since the card was read.
