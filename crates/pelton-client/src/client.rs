@@ -21,7 +21,7 @@ use crate::state::{Action, Event, State};
 
 /// How often is looked whether more was submitted, and how many turns of the other tasks lie between two looks.
 const GATHERED: usize = 16;
-const LOOKS: usize = 3;
+const LOOKS: usize = 8;
 
 /// Who calls whom.
 #[derive(Clone)]
@@ -78,7 +78,7 @@ struct Shared {
     reached: watch::Sender<Reached>,
     /// What was submitted and the state has not heard of. Whoever locks the state next tells it.
     submitted: Mutex<Vec<Event>>,
-    /// Whether requests were under way when the state last handled something.
+    /// Whether requests were under way when the state last handled something, or several ended.
     busy: AtomicBool,
     /// There is something to do: submissions, or the time to sleep is shorter.
     timer: Notify,
@@ -261,8 +261,8 @@ impl Shared {
     fn apply_all(self: &Arc<Self>, inner: &mut Inner, events: Vec<Event>) {
         let before = inner.state.wake_at();
         let actions = inner.state.handle_all(events, self.env.now());
-        self.busy.store(inner.state.unended() > 0, Ordering::Relaxed);
         let mut spoken = BTreeSet::new();
+        let mut delivered = 0;
         for action in actions {
             match action {
                 Action::Send(peer, message) => {
@@ -271,7 +271,10 @@ impl Shared {
                         spoken.insert(peer);
                     }
                 }
-                Action::Deliver(receiver, outcomes) => receiver.deliver(outcomes),
+                Action::Deliver(receiver, outcomes) => {
+                    delivered += outcomes.len();
+                    receiver.deliver(outcomes);
+                }
                 Action::Connect { peer, endpoint, after } => {
                     inner.connections.remove(&peer);
                     let task = self.env.spawn(Place::Network, self.clone().connect(peer, endpoint, after));
@@ -284,6 +287,7 @@ impl Shared {
             }
         }
         spoken.iter().filter_map(|peer| inner.connections.get(peer)).for_each(|(_, sender)| sender.write());
+        self.busy.store(inner.state.unended() > 0 || delivered > 1, Ordering::Relaxed);
         let ready = inner.state.ready();
         if std::mem::replace(&mut inner.ready, ready) != ready {
             self.reached.send_modify(|reached| reached.ready = ready);

@@ -54,11 +54,8 @@ impl State {
                     }
                 }
             }
-            Frame::Pong(n) => {
-                if !peer.given_up.returned(n) {
-                    peer.acknowledged.confirmed(n);
-                }
-            }
+            Frame::Pong(n) if peer.given_up.returned(n) => {}
+            Frame::Pong(n) => peer.acknowledged.confirmed(n),
             Frame::Ping(n) => actions.push(Action::Send(key, Frame::Pong(n).into())),
             _ => {}
         }

@@ -7,7 +7,7 @@ use std::sync::{Arc, Mutex, MutexGuard};
 use std::task::{Context, Poll, Waker};
 use std::time::Duration;
 
-use pelton_core::{BoxFuture, RequestRun, Time};
+use pelton_core::{BoxFuture, Fate, Kind, RequestRun, Time};
 use pelton_env::{Address, Connection, Listener, Network};
 use pelton_wire::Frame;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
@@ -94,9 +94,10 @@ struct Pipe {
     tap: Tap,
 }
 
-/// What passed on a connection, for the law that nothing is sent without a permit.
+/// What passed on a connection, for the law that nothing is sent without a permit or, ahead of it, an announcement.
 #[derive(Default)]
 struct Audit {
+    announced: u64,
     permitted: u64,
     sent: u64,
     returned: u64,
@@ -464,15 +465,33 @@ impl Net {
 
 impl Audit {
     fn pass(&mut self, frame: &Frame) -> Result<(), String> {
+        let Audit { announced, permitted, sent, returned } = self;
         match frame {
-            Frame::Permit { rows, .. } => self.permitted = self.permitted.max(*rows),
-            Frame::Request { runs, .. } => self.sent += RequestRun::total(runs),
-            Frame::Return { rows } => self.returned = *rows,
+            Frame::Announce { rows, .. } => *announced = *rows,
+            Frame::Permit { rows, .. } => *permitted = (*permitted).max(*rows),
+            Frame::Request { runs, .. } => {
+                // Rows may go ahead of their permits, announced and once at a time.
+                let ahead = *sent + *returned > *permitted;
+                *sent += RequestRun::total(runs);
+                if *sent + *returned > *permitted && (ahead || *sent + *returned > *announced) {
+                    return Err(format!(
+                        "{sent} rows sent and {returned} permits returned, of {permitted} permits and {announced} rows announced"
+                    ));
+                }
+            }
+            Frame::Return { rows } => {
+                *returned = *rows;
+                if *sent + *returned > *permitted {
+                    return Err(format!("{sent} rows sent and {returned} returned, of {permitted} permits"));
+                }
+            }
+            // What is refused for want of a permit was not sent.
+            Frame::Failure { runs, error }
+                if error.kind() == Kind::Overload && error.fate() == Fate::Refused =>
+            {
+                *sent = sent.saturating_sub(RequestRun::total(runs));
+            }
             _ => {}
-        }
-        let Audit { permitted, sent, returned } = *self;
-        if sent + returned > permitted {
-            return Err(format!("{sent} rows sent and {returned} permits returned, of {permitted} permits"));
         }
         Ok(())
     }

@@ -131,15 +131,15 @@ mod tests {
     fn messages_and_changes_are_counted() {
         let measured = measure(4, 8, &|| Time::ZERO);
         let counts = measured.counts.expect("few connections");
-        // Announce, permit, request and result at least; a request and a result for each where they come one by one.
+        // Announce, request and result at least: permits come by themselves only where somebody waits for them.
         let single = &counts.one_by_one;
-        assert!(single.requests > 150 && (4.0..20.0).contains(&single.messages_per_request), "{single:?}");
+        assert!(single.requests > 150 && (3.0..20.0).contains(&single.messages_per_request), "{single:?}");
         // Some are under way at the end.
         assert!((0.5..1.1).contains(&single.by_kind["request"]), "{single:?}");
         assert!(counts.saturated.messages_per_request < single.messages_per_request, "{counts:?}");
         // Each caller hears of the one that goes and of the one that comes.
         assert_eq!(counts.change.deltas, 8.0);
-        // And connects to the one that comes.
-        assert!(counts.change.messages >= 8.0, "{counts:?}");
+        // And connects to the one that comes; what would have been acknowledged to the one that goes is not.
+        assert!(counts.change.messages >= 4.0, "{counts:?}");
     }
 }
