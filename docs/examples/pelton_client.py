@@ -1,4 +1,4 @@
-"""A caller of Pelton services, written from docs/protocol.md alone: standard library sockets, and pyarrow for record batches.
+"""A caller of Pelton services, after docs/protocol.md: standard library sockets, and pyarrow for record batches.
 
 One thread, one connection, plain bodies (no shared memory), no TLS. It shows the protocol; it does not retry elsewhere.
 

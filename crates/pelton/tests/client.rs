@@ -296,7 +296,7 @@ fn test() {
     job(&world);
 }
 
-/// The caller that was written from the protocol's page alone.
+/// The caller that shares nothing with this workspace but the protocol's page.
 fn in_python(world: &World) {
     let Some(python) = python() else {
         return println!("SKIPPED: no pyarrow here; run `cargo xtask setup`");
