@@ -96,8 +96,8 @@ struct World {
     next_id: u64,
     /// What the liar was sent lately.
     liar_has: Vec<(RequestId, u16)>,
-    /// The liar's share, to hold against what it permitted.
-    liar_window: (u64, u64),
+    /// The liar's share, to hold against what it permitted and refused.
+    liar_window: Window,
     pending: Vec<Event>,
 }
 
@@ -126,7 +126,7 @@ impl World {
             next_connection: 0,
             next_id: 0,
             liar_has: Vec::new(),
-            liar_window: (0, 0),
+            liar_window: Window::default(),
             pending: Vec::new(),
         };
         let there = vec![endpoint(HONEST), endpoint(LIAR)];
@@ -254,8 +254,15 @@ impl World {
         if self.connections.get(&peer) != Some(&self.liar_connection) {
             return;
         }
-        if let Frame::Permit { rows, .. } = message.frame {
-            self.liar_window.0 = self.liar_window.0.max(rows);
+        match &message.frame {
+            Frame::Permit { rows, .. } => self.liar_window.permitted = self.liar_window.permitted.max(*rows),
+            // What is refused for want of a permit was not sent.
+            Frame::Failure { runs, error }
+                if error.kind() == Kind::Overload && error.fate() == Fate::Refused =>
+            {
+                self.liar_window.refused += RequestRun::total(runs);
+            }
+            _ => {}
         }
         self.handle(Event::Received { peer, connection: self.liar_connection, message });
     }
@@ -283,7 +290,7 @@ impl World {
                         self.honest.connected(peer, connection);
                     } else {
                         (self.liar, self.liar_connection, self.liar_window) =
-                            (Some(peer), connection, (0, 0));
+                            (Some(peer), connection, Window::default());
                     }
                     self.handle(Event::Connected { peer, connection, welcome });
                 }
@@ -359,17 +366,35 @@ impl World {
                     let Some(connection) = self.connections.get(&peer) else { continue };
                     if self.honest.at == Some((peer, *connection)) {
                         self.honest.hears(message);
+                    } else if let Frame::Announce { rows, .. } = &message.frame {
+                        self.liar_window.announced = *rows;
                     } else if let Frame::Request { runs, method, .. } = &message.frame {
                         self.liar_has.extend(runs.iter().flat_map(|run| run.ids()).map(|id| (id, *method)));
                         let older = self.liar_has.len().saturating_sub(16);
                         self.liar_has.drain(..older);
-                        self.liar_window.1 += RequestRun::total(runs);
-                        assert!(self.liar_window.1 <= self.liar_window.0, "more is sent than was permitted");
+                        self.liar_window.sent += RequestRun::total(runs);
+                        self.liar_window.check();
                     }
                 }
                 Action::Deliver(receiver, outcomes) => receiver.deliver(outcomes),
             }
         }
+    }
+}
+
+/// Rows, from the start of a connection.
+#[derive(Clone, Copy, Default)]
+struct Window {
+    announced: u64,
+    permitted: u64,
+    sent: u64,
+    refused: u64,
+}
+
+impl Window {
+    fn check(self) {
+        let may = self.permitted.max(self.announced).saturating_add(self.refused);
+        assert!(self.sent <= may, "{} rows sent, where {may} were permitted or announced", self.sent);
     }
 }
 

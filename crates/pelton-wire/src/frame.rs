@@ -494,8 +494,11 @@ fn json(value: &impl serde::Serialize) -> Vec<u8> {
 }
 
 fn from_json<T: serde::de::DeserializeOwned>(meta: &[u8]) -> Result<T> {
-    serde_json::from_slice(meta)
-        .map_err(|e| Error::protocol(format!("a greeting or status cannot be read: {e}")))
+    serde_json::from_slice(meta).map_err(|e| {
+        // It may repeat what the peer said.
+        let why: String = e.to_string().chars().take(120).collect();
+        Error::protocol(format!("a greeting or status cannot be read: {why}"))
+    })
 }
 
 /// Rounded up, so that a deadline that is set never becomes 0, which means none.

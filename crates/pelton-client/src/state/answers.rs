@@ -162,21 +162,28 @@ impl State {
         let unseen = error.kind() == Kind::Overload && error.fate() == Fate::Refused;
         if !unseen {
             self.judge(key, runs, error, now);
-        } else if let Some(peer) = self.peers.get_mut(&key) {
-            peer.refused(RequestRun::total(runs));
         }
+        let mut refused = 0;
         for id in ids.into_iter().rev() {
-            if self.is_stale(key, id) || !self.retrieve(key, id) {
+            let stale = self.is_stale(key, id);
+            if stale || !self.retrieve(key, id) {
+                refused += u64::from(stale && unseen);
                 continue;
             }
             if unseen {
                 self.requests.requeue(id, now);
+                refused += 1;
                 continue;
             }
             match self.requests.get(id).is_some_and(|r| error.kind() == Kind::Deadline && r.is_hurried()) {
                 true => self.attempt_failed(id, key, &overdue(self.attempt_timeout(id)), now, actions),
                 false => self.attempt_failed(id, key, error, now, actions),
             }
+        }
+        if refused > 0
+            && let Some(peer) = self.peers.get_mut(&key)
+        {
+            peer.refused(refused);
         }
     }
 
