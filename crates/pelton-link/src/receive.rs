@@ -43,6 +43,15 @@ pub struct Receiver {
     wrong: Option<Error>,
 }
 
+/// What one frame was.
+enum Read {
+    Message(Message),
+    /// Part of a message, or between the two ends only.
+    Part,
+    /// There is none: the peer has closed.
+    End,
+}
+
 struct Begun {
     frame: Frame,
     schema: SchemaRef,
@@ -104,42 +113,10 @@ impl Receiver {
             return Err(e);
         }
         loop {
-            let Some(header) = self.header().await? else { return Ok(None) };
-            let meta = self.take(header.meta as usize).await?;
-            let frame = Frame::decode_meta(header.kind, &meta)?;
-            if let Some(begun) = &self.begun
-                && frame.keeps_order()
-            {
-                let (have, total) = (begun.bytes.len(), begun.total);
-                return Err(Error::protocol(format!(
-                    "another frame came at byte {have} of a body of {total}"
-                )));
-            }
-            match frame {
-                Frame::Piece => {
-                    if let Some(message) = self.piece(header).await? {
-                        return Ok(Some(message));
-                    }
-                }
-                Frame::Segment { bytes } if header.body == 0 => self.incoming.open(bytes)?,
-                Frame::Release { offsets } if header.body == 0 => self.taken.release(&offsets)?,
-                frame if header.body == 0 && frame.has_body() => {
-                    return Err(Error::protocol("a frame that carries rows has no body"));
-                }
-                frame if header.body == 0 => return Ok(Some(frame.into())),
-                frame if header.place == Place::Pieces => {
-                    let (schema, total) = (self.schema(&frame)?, header.body as usize);
-                    let bytes = self.pool.take(total, total.min(MAX_INLINE as usize));
-                    self.begun = Some(Begun { frame, schema, total, bytes });
-                }
-                frame => {
-                    let schema = self.schema(&frame)?;
-                    let rows = match header.place {
-                        Place::Segment => self.shared(header.body, &schema).await?,
-                        _ => body::decode(self.take(header.body as usize).await?, &schema)?,
-                    };
-                    return message(frame, rows).map(Some);
-                }
+            match self.frame().await? {
+                Read::Message(message) => return Ok(Some(message)),
+                Read::Part => {}
+                Read::End => return Ok(None),
             }
         }
     }
@@ -149,17 +126,60 @@ impl Receiver {
     pub fn next_now(&mut self) -> Vec<Message> {
         let mut messages = Vec::new();
         while messages.len() < TOGETHER && self.is_next_whole() {
-            // It waits for nothing, as all of it is here; at most for what follows a piece, which it has taken in then.
-            match self.next().now_or_never() {
-                Some(Ok(Some(message))) => messages.push(message),
+            // It waits for nothing, as all of this one frame is here.
+            match self.frame().now_or_never() {
+                Some(Ok(Read::Message(message))) => messages.push(message),
+                Some(Ok(Read::Part)) => {}
+                Some(Ok(Read::End)) | None => break,
                 Some(Err(e)) => {
                     self.wrong = Some(e);
                     break;
                 }
-                Some(Ok(None)) | None => break,
             }
         }
         messages
+    }
+
+    /// Takes in one frame.
+    async fn frame(&mut self) -> Result<Read> {
+        let Some(header) = self.header().await? else { return Ok(Read::End) };
+        let meta = self.take(header.meta as usize).await?;
+        let frame = Frame::decode_meta(header.kind, &meta)?;
+        if let Some(begun) = &self.begun
+            && frame.keeps_order()
+        {
+            let (have, total) = (begun.bytes.len(), begun.total);
+            return Err(Error::protocol(format!("another frame came at byte {have} of a body of {total}")));
+        }
+        match frame {
+            Frame::Piece => Ok(self.piece(header).await?.map_or(Read::Part, Read::Message)),
+            Frame::Segment { bytes } if header.body == 0 => {
+                self.incoming.open(bytes)?;
+                Ok(Read::Part)
+            }
+            Frame::Release { offsets } if header.body == 0 => {
+                self.taken.release(&offsets)?;
+                Ok(Read::Part)
+            }
+            frame if header.body == 0 && frame.has_body() => {
+                Err(Error::protocol("a frame that carries rows has no body"))
+            }
+            frame if header.body == 0 => Ok(Read::Message(frame.into())),
+            frame if header.place == Place::Pieces => {
+                let (schema, total) = (self.schema(&frame)?, header.body as usize);
+                let bytes = self.pool.take(total, total.min(MAX_INLINE as usize));
+                self.begun = Some(Begun { frame, schema, total, bytes });
+                Ok(Read::Part)
+            }
+            frame => {
+                let schema = self.schema(&frame)?;
+                let rows = match header.place {
+                    Place::Segment => self.shared(header.body, &schema).await?,
+                    _ => body::decode(self.take(header.body as usize).await?, &schema)?,
+                };
+                message(frame, rows).map(Read::Message)
+            }
+        }
     }
 
     /// Whether the next frame lies in the buffer with all that belongs to it.

@@ -99,6 +99,41 @@ fn many_bodies_at_once_go_the_way_that_there_is_room_for() {
     });
 }
 
+/// Whoever takes all that is there finds the ends of frames wherever reads happened to end: small bodies, and pieces of large ones.
+#[test]
+fn what_came_together_is_taken_together() {
+    for shares in [0, 4 << 20] {
+        let world = World::new();
+        world.host.block_on(async {
+            let (near, mut far) = world.pair(shares == 0, [sharing(shares); 2]).await;
+            let sizes = [10, 270 * KIB, 5 * KIB, 100, 700 * KIB, 20 * KIB, 300, 300];
+            let sizes: Vec<usize> = sizes.into_iter().cycle().take(400).collect();
+            let all: Vec<RecordBatch> = (0..).zip(sizes).map(|(seed, bytes)| rows(bytes, seed)).collect();
+            let sending = async {
+                for (i, rows) in all.iter().enumerate() {
+                    near.sender.send(message(request(1), rows));
+                    if i % 16 == 15 {
+                        tokio::task::yield_now().await;
+                    }
+                }
+            };
+            let receiving = async {
+                let (mut bodies, mut together) = (Vec::new(), 0);
+                while bodies.len() < all.len() {
+                    bodies.push(received(&mut far.receiver).await);
+                    let more = far.receiver.next_now();
+                    together += more.len();
+                    bodies.extend(more.into_iter().filter_map(|message| message.rows));
+                }
+                (bodies, together)
+            };
+            let (_, (bodies, together)) = tokio::join!(sending, receiving);
+            assert!(bodies == all, "not all of them, or not in their order");
+            assert!(together > 0, "nothing ever came together");
+        });
+    }
+}
+
 /// What overtakes goes out between the pieces of a body that is under way.
 #[test]
 fn control_overtakes_within_a_body() {
