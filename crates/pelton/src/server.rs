@@ -20,7 +20,7 @@ use pelton_tls::{Gate, certificates};
 use pelton_wire::Bootstrap;
 use tokio::sync::watch;
 
-use crate::host::Interrupts;
+use crate::ending::Interrupts;
 use crate::job::{check_definition, resolve};
 
 /// Who may call, and how. Data, with a default for each but the token's place.
@@ -122,7 +122,7 @@ impl Server {
     /// ends the process at once. An instance that cannot be opened ends all.
     pub fn run(self) -> Result<()> {
         let Server { serving, instances, mut announce } = self;
-        crate::instance::log();
+        crate::instance::log("info");
         if instances.is_empty() {
             return Err(Error::invalid("there is no service to serve; declare one"));
         }
