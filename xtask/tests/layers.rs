@@ -64,7 +64,7 @@ const MAY_KNOW: [(&str, &[&str]); 25] = [
         ],
     ),
     ("pelton-cli", &["pelton", "pelton-models", "pelton-text"]),
-    ("pelton-python", &["pelton", "pelton-core", "pelton-dataflow"]),
+    ("pelton-python", &["pelton", "pelton-cli", "pelton-core", "pelton-dataflow", "pelton-text"]),
     ("pelton-trials", &["pelton", "pelton-core", "pelton-models", "pelton-peers"]),
     ("xtask", &[]),
 ];

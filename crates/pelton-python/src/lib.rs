@@ -7,6 +7,7 @@
 //! holds it who waits for the engine.
 
 mod arrow;
+mod command;
 mod context;
 mod errors;
 mod expression;
@@ -23,6 +24,8 @@ use pyo3::prelude::*;
 
 #[pymodule]
 mod _pelton {
+    #[pymodule_export]
+    use crate::command::command;
     #[pymodule_export]
     use crate::context::{Call, Context, Parts, Reply};
     #[pymodule_export]

@@ -1,5 +1,6 @@
 //! A graph in the making, told by Python node by node.
 
+use std::path::PathBuf;
 use std::sync::mpsc::Receiver;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
@@ -12,6 +13,8 @@ use pelton_core::call::ErrorPolicy;
 use pelton_core::service::{Cardinality, MethodSpec};
 use pelton_dataflow::sink::Sink;
 use pelton_dataflow::source::Source;
+use pelton_text::chunk::Size;
+use pelton_text::{Chunk, Chunker, Extract};
 use pyo3::exceptions::PyRuntimeError;
 use pyo3::prelude::*;
 use serde::Deserialize;
@@ -305,6 +308,25 @@ impl Plan {
     /// The rows of the lists in a column.
     fn unpack(&mut self, name: String, input: usize, column: String) -> PyResult<usize> {
         self.step(move |b| Ok(Some(b.stream(input)?.apply(&name, Unpack { column }))))
+    }
+
+    /// The text of documents: `uri`, `content` becomes `uri`, `title`, `text`.
+    fn extract(&mut self, name: String, input: usize) -> PyResult<usize> {
+        self.step(move |b| Ok(Some(b.stream(input)?.apply(&name, Extract))))
+    }
+
+    /// Cuts text into chunks of so many tokens: `uri`, `title`, `chunk`, `text`.
+    fn chunk(
+        &mut self,
+        py: Python<'_>,
+        name: String,
+        input: usize,
+        tokenizer: PathBuf,
+        tokens: usize,
+        overlap: usize,
+    ) -> PyResult<usize> {
+        let chunker = py.detach(|| Chunker::new(&tokenizer, Size { tokens, overlap })).or_raise()?;
+        self.step(move |b| Ok(Some(b.stream(input)?.apply(&name, Chunk::new(chunker)))))
     }
 
     /// Tells the program's log of error rows.

@@ -109,6 +109,24 @@ def test_streams_are_united() -> None:
     assert sorted(r["x"] for r in one.union(other)) == [0, 1, 2, 50, 51]
 
 
+def test_groups_are_aggregated_over_all_batches() -> None:
+    frame = pd.DataFrame({"k": [x % 3 for x in range(10_000)], "x": [x if x % 7 else None for x in range(10_000)], "b": True})
+    grouped = pn.from_pandas(frame).group_by("k").agg(
+        total=("x", "sum"), mean=("x", "mean"), least=("x", "min"), n=("x", "count"), all=("b", "all")
+    )  # fmt: skip
+    got = grouped.filter(pn.col("k") < 2).to_pandas().sort_values("k").reset_index(drop=True)
+    groups = frame.groupby("k")["x"]
+    expected = pd.DataFrame({"total": groups.sum(), "mean": groups.mean(), "least": groups.min(), "n": groups.count()})
+    expected = expected.reset_index().query("k < 2")
+    assert got["all"].all()
+    pd.testing.assert_frame_equal(got.drop(columns="all"), expected, check_dtype=False)
+    assert pn.from_arrow(NUMBERS.slice(0, 0)).group_by("x").agg(n=("x", "count")).to_pylist() == []
+    with pytest.raises(pn.InvalidError, match=r"agg: n=\('x', 'median'\); use \(column, how\), where how is one of all, any, count"):
+        pn.from_arrow(NUMBERS).group_by("x").agg(n=("x", "median"))
+    with pytest.raises(pn.InvalidError, match="group_by: there is no column `y`"):
+        pn.from_arrow(NUMBERS).group_by("y").agg(n=("x", "count")).to_arrow()
+
+
 def test_limit_ends_what_is_before_it_and_what_follows_gets_no_more() -> None:
     taken = []
 

@@ -304,6 +304,29 @@ def test_a_module_that_is_missing_is_named_with_the_environment(tmp_path: Path) 
         sys.path.remove(str(tmp_path))
 
 
+def test_instances_run_in_another_environment(tmp_path: Path) -> None:
+    import venv
+
+    venv.create(tmp_path / "venv", with_pip=False, symlinks=True)
+    [site] = (tmp_path / "venv/lib").glob("python*/site-packages")
+    shout = Shout(python=str(tmp_path / "venv/bin/python"))
+    with pytest.raises(pn.InvalidError, match="cannot load pelton .*No module named '(pelton|pyarrow)'.*; install this package there"):
+        pn.from_pylist([{"text": "a"}]).call(shout.whisper).to_arrow()
+    # What this environment has, the other one has, too; and a module of its own.
+    (site / "this.pth").write_text("\n".join(path for path in sys.path if path))
+    (site / "only_there.py").write_text("where = 'there'\n")
+
+    class There(pn.Service):
+        @pn.method(output={"executable": str, "where": str})
+        def tell(self, batch: pa.RecordBatch) -> Any:
+            import only_there  # type: ignore[import-not-found]
+
+            return {"executable": [sys.executable], "where": [only_there.where]}
+
+    [row] = pn.from_pylist([{"x": 1}]).call(There(python=str(tmp_path / "venv/bin/python")).tell).to_pylist()
+    assert row == {"x": 1, "executable": str(tmp_path / "venv/bin/python"), "where": "there"}
+
+
 def test_what_cannot_be_pickled_is_told_before_anything_starts() -> None:
     lock = threading.Lock()
     with pytest.raises(pn.InvalidError, match=r"service `lambda` cannot be pickled: TypeError.*is made in `open`"):

@@ -37,7 +37,7 @@ from ._sources import (
     read_lines,
     read_parquet,
 )
-from ._stream import Stream, Summary
+from ._stream import GroupBy, Stream, Summary
 
 __all__ = [
     "BoundMethod",
@@ -50,6 +50,7 @@ __all__ = [
     "Expr",
     "Format",
     "FunctionService",
+    "GroupBy",
     "InternalError",
     "InvalidError",
     "LimitError",

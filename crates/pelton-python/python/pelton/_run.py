@@ -46,12 +46,14 @@ _BRIEF_LEASE = "5s"
 class Building:
     """A plan in the making: which node of the pipeline is which of the plan."""
 
-    def __init__(self, *, keeps: bool = False, learns: bool = False) -> None:
+    def __init__(self, *, keeps: bool = False, learns: bool = False, explains: bool = False) -> None:
         self.plan = _pelton.Plan()
         #: Whether the job has a state to go on from.
         self.keeps = keeps
         #: Whether only the first rows matter.
         self.learns = learns
+        #: Whether nothing will run.
+        self.explains = explains
         self.feeds: list[tuple[_pelton.Feed, Iterator[pa.RecordBatch]]] = []
         self._error_outputs: dict[int, tuple[str, int]] = {}
         self._only_errors: dict[int, tuple[str, int]] = {}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -10,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from . import _functions as functions
 from ._batches import Format, given_as, wanted
@@ -154,6 +156,44 @@ class Keep(Node):
 
 
 @dataclass(eq=False)
+class Text(Node):
+    """Documents as text, or text as chunks. The engine's own operators."""
+
+    input: Node
+    on_error: str
+    #: Of chunks: the tokenizer's file, the most tokens, and those that are repeated.
+    chunk: tuple[str, int, int] | None
+
+    @cached_property
+    def columns(self) -> pa.Schema:
+        wanted = {"uri": pa.string(), **({"content": pa.binary()} if self.chunk is None else {"title": pa.string(), "text": pa.string()})}
+        for name, type in wanted.items():
+            if name not in self.input.columns.names or self.input.columns.field(name).type != type:
+                raise InvalidError(
+                    f"{self._kind} takes the columns ({', '.join(wanted)}), as read_files gives them, and the rows have ({show(self.input.columns)})",
+                    fate="not-sent",
+                )
+        numbered = [] if self.chunk is None else [pa.field("chunk", pa.uint32(), False)]
+        uri, title, text = (pa.field(name, pa.string(), False) for name in ("uri", "title", "text"))
+        return pa.schema([uri, title, *numbered, text])
+
+    @property
+    def _kind(self) -> str:
+        return "extract_text" if self.chunk is None else "chunk_text"
+
+    def put(self, building: Building) -> int:
+        assert self.columns is not None
+        input, name = building.node(self.input), building.name(self._kind)
+        if self.chunk is None:
+            node = building.plan.extract(name, input)
+        else:
+            node = building.plan.chunk(name, input, *self.chunk)
+        if self.on_error == "error-output":
+            building.errors_of(self, name, node)
+        return node
+
+
+@dataclass(eq=False)
 class Union(Node):
     """The rows of several."""
 
@@ -264,13 +304,14 @@ class Table(Node):
     """Rows in memory."""
 
     table: pa.Table
+    name: str = "table"
 
     @cached_property
     def columns(self) -> pa.Schema:
         return self.table.schema
 
     def put(self, building: Building) -> int:
-        return building.plan.table(building.name("table"), self.columns, self.table.to_batches())
+        return building.plan.table(building.name(self.name), self.columns, self.table.to_batches())
 
 
 @dataclass(eq=False)
@@ -285,8 +326,9 @@ class Limit(Node):
         return self.input.columns
 
     def put(self, building: Building) -> int:
-        batches = _first(rows_of(self.input), self.rows)
-        return building.node(Table(pa.Table.from_batches(batches, self.columns)))
+        batches = () if building.explains else _first(rows_of(self.input), self.rows)
+        table = pa.Table.from_batches(batches, self.columns)
+        return building.node(Table(table, f"first {self.rows} of what is before"))
 
 
 def _first(batches: Iterator[pa.RecordBatch], rows: int) -> Iterator[pa.RecordBatch]:
@@ -300,6 +342,84 @@ def _first(batches: Iterator[pa.RecordBatch], rows: int) -> Iterator[pa.RecordBa
         close = getattr(batches, "close", None)
         if close is not None:
             close()
+
+
+#: Aggregations by name: Arrow's, for one batch, and the one that puts those of several batches together.
+_TOGETHER = {"sum": "sum", "min": "min", "max": "max", "count": "sum", "any": "any", "all": "all"}
+
+
+@dataclass(eq=False)
+class Grouped(Node):
+    """Rows in groups, each made one. They are asked for before what comes behind them starts."""
+
+    input: Node
+    keys: list[str]
+    made: dict[str, tuple[str, str]]
+
+    @cached_property
+    def columns(self) -> pa.Schema:
+        columns = self.input.columns
+        for column in [*self.keys, *(column for column, _ in self.made.values())]:
+            if column not in columns.names:
+                raise InvalidError(f"group_by: there is no column `{column}`; there are ({show(columns)})", fate="not-sent")
+        return self._result(self._partial(pa.Table.from_batches([], columns))).schema
+
+    def _parts(self) -> list[tuple[str, str]]:
+        """What is kept of each batch: columns and aggregations; a mean is a sum and a count."""
+        parts = [(column, how) for column, how in self.made.values() if how != "mean"]
+        parts += [(column, part) for column, how in self.made.values() if how == "mean" for part in ("sum", "count")]
+        return list(dict.fromkeys(parts))
+
+    def _partial(self, rows: pa.Table, again: bool = False) -> pa.Table:
+        """The groups of rows, or of such parts of earlier rows: a column for each of the parts."""
+        parts = self._parts()
+        asked = [(_part(c, how), _TOGETHER[how]) if again else (c, how) for c, how in parts]
+        grouped = rows.group_by(self.keys).aggregate(asked)
+        given = {f"{column}_{how}": _part(*part) for (column, how), part in zip(asked, parts)}
+        return grouped.rename_columns([given.get(name, name) for name in grouped.schema.names])
+
+    def _result(self, parts: pa.Table) -> pa.Table:
+        columns: dict[str, Any] = {key: parts[key] for key in self.keys}
+        for name, (column, how) in self.made.items():
+            if how == "mean":
+                sums, counts = parts[_part(column, "sum")], parts[_part(column, "count")]
+                some = pc.if_else(pc.equal(counts, 0), pa.scalar(None, counts.type), counts)
+                columns[name] = pc.divide(sums.cast(pa.float64()), some)
+            else:
+                columns[name] = parts[_part(column, how)]
+        return pa.table(columns)
+
+    def put(self, building: Building) -> int:
+        assert self.columns is not None
+        so_far = self._partial(pa.Table.from_batches([], self.input.columns))
+        for batch in () if building.explains else rows_of(self.input):
+            more = self._partial(pa.Table.from_batches([batch]))
+            so_far = self._partial(pa.concat_tables([so_far, more]), again=True)
+        return building.node(Table(self._result(so_far), "groups of what is before"))
+
+
+def _part(column: str, how: str) -> str:
+    return f"{column}\0{how}"
+
+
+class GroupBy:
+    """Rows in groups. Made by :meth:`Stream.group_by`."""
+
+    def __init__(self, node: Node, keys: list[str]) -> None:
+        self._node = node
+        self._keys = keys
+
+    def agg(self, **made: tuple[str, str]) -> Stream:
+        """One row a group: ``agg(total=("price", "sum"), n=("price", "count"))``.
+
+        ``sum``, ``mean``, ``min``, ``max``, ``count`` (of values), ``any``, ``all``. Groups come in no particular order.
+        What is before is run first, and the groups are kept in memory.
+        """
+        for name, given in made.items():
+            if not (isinstance(given, tuple) and len(given) == 2 and given[1] in {*_TOGETHER, "mean"}):
+                known = ", ".join(sorted({*_TOGETHER, "mean"}))
+                raise InvalidError(f"agg: {name}={given!r}; use (column, how), where how is one of {known}", fate="not-sent")
+        return Stream(Grouped(self._node, self._keys, made))
 
 
 def _manner(
@@ -370,7 +490,7 @@ class Stream:
     def errors(self) -> Stream:
         """The rows that the step just added could not process: ``operator``, ``kind``, ``message``, ``request``, ``row``."""
         node = self._node._call if isinstance(self._node, Applied) else self._node
-        if not isinstance(node, Call):
+        if not isinstance(node, (Call, Text)):
             raise InvalidError("errors: only calls and functions have an error output; ask the stream that they gave", fate="not-sent")
         return Stream(Errors(node))
 
@@ -463,6 +583,38 @@ class Stream:
             return Stream(Keep(self._node, condition))
         return self._apply("filter", condition, None, None, 0, on_error, settings)
 
+    def extract_text(self, *, on_error: str = "fail") -> Stream:
+        """The text of documents, as :func:`read_files` gives them: Markdown, HTML, plain text. Columns ``uri``, ``title``, ``text``.
+
+        :param on_error: ``"error-output"`` sends documents that cannot be read to :meth:`errors`.
+        """
+        return Stream(Text(self._node, error_policy(on_error), None))
+
+    def chunk_text(
+        self, *, tokens: int = 128, overlap: int = 16, tokenizer: str | Path | None = None, on_error: str = "fail"
+    ) -> Stream:
+        """Chunks of text that fit an embedding model: ``uri``, ``title``, ``chunk`` (its number), ``text``.
+
+        Takes what :func:`read_files` or :meth:`extract_text` give.
+
+        :param tokens: the most tokens in a chunk.
+        :param overlap: how many of them a chunk repeats of the one before it.
+        :param tokenizer: the model's ``tokenizer.json``. Left out: that in the folder ``$PELTON_MODEL``.
+        :param on_error: ``"error-output"`` sends what cannot be cut to :meth:`errors`.
+        """
+        if tokenizer is None:
+            folder = os.environ.get("PELTON_MODEL")
+            if not folder:
+                raise InvalidError(
+                    "chunk_text: name the model's tokenizer, as in tokenizer='all-minilm-l6-v2/tokenizer.json', or its folder in PELTON_MODEL",
+                    fate="not-sent",
+                )
+            tokenizer = Path(folder) / "tokenizer.json"
+        if not Path(tokenizer).is_file():
+            raise InvalidError(f"chunk_text: there is no tokenizer {tokenizer}; name the model's tokenizer.json", fate="not-sent")
+        texts = self if "content" not in self.schema.names else self.extract_text(on_error=on_error)
+        return Stream(Text(texts._node, error_policy(on_error), (str(tokenizer), tokens, overlap)))
+
     def select(self, *columns: str | Expr, **named_columns: Expr | Literal) -> Stream:
         """These columns, and no others: by name, as expressions, or as expressions by name."""
         return Stream(Select(self._node, named(columns, named_columns)))
@@ -500,6 +652,10 @@ class Stream:
         if rows < 0:
             raise InvalidError(f"limit({rows}): at least 0", fate="not-sent")
         return Stream(Limit(self._node, rows))
+
+    def group_by(self, *columns: str) -> GroupBy:
+        """Rows with the same values in these columns as groups, for :meth:`GroupBy.agg`."""
+        return GroupBy(self._node, list(columns))
 
     # Running it.
 
@@ -636,8 +792,11 @@ class Stream:
         return _finished(building, job or Path(folder).resolve().name, place, fresh, checkpoint_interval)
 
     def explain(self) -> str:
-        """The checked plan: its steps, columns, services, and guarantees. Runs nothing."""
-        building = Building()
+        """The checked plan: its steps, columns, services, and guarantees.
+
+        Runs nothing, but for functions whose columns have to be learnt. What ``limit`` and ``agg`` ask for first is shown as rows in memory.
+        """
+        building = Building(explains=True)
         building.plan.gather("rows", building.node(self._node))
         building.finish()
         return building.plan.explain("explained", json.dumps(Execution.wishes("unused")))
