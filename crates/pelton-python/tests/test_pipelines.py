@@ -80,6 +80,43 @@ def test_expressions_are_evaluated_by_the_engine() -> None:
     ]
 
 
+class Scores(pn.Service):
+    """Counts its calls, so that a test sees how often a row was asked for."""
+
+    def open(self, ctx: pn.Context) -> None:
+        self.rows = 0
+
+    @pn.method(input={"text": str}, output={"score": float})
+    def score(self, batch: pa.RecordBatch) -> Any:
+        self.rows += batch.num_rows
+        return {"score": [len(text) / 10 for text in batch.column(0).to_pylist()]}
+
+    @pn.method(output={"n": int})
+    def asked(self, batch: pa.RecordBatch) -> Any:
+        return {"n": [self.rows] * batch.num_rows}
+
+    @pn.method(output={"a": int, "b": int})
+    def two(self, batch: pa.RecordBatch) -> Any: ...
+
+
+def test_services_are_called_within_expressions() -> None:
+    scores, text = Scores(), pn.col("text")
+    source = pn.from_pylist([{"text": "a" * n, "score": -1.0} for n in range(10)])
+    # A column that has the name of the answer stays what it was, and an argument may be computed.
+    out = source.with_columns(double=scores.score(text) * 2, number=scores.score(pn.col("score").cast(str)))
+    assert out.schema.names == ["text", "score", "double", "number"]
+    assert out.to_arrow()["double"].to_pylist() == [n / 5 for n in range(10)]
+    assert set(out.to_arrow()["number"].to_pylist()) == {0.4} and set(out.to_arrow()["score"].to_pylist()) == {-1.0}
+    kept = source.filter((scores.score(text) > 0.5) & (scores.score(text) < 0.8))
+    assert kept.schema.names == ["text", "score"]
+    assert [len(row["text"]) for row in kept] == [6, 7]
+    # The same call is made once.
+    once = source.select(a=scores.score(text), b=scores.score(text) + 1).call(scores.asked, columns=["a"])
+    assert once.explain().count("call `") == 2
+    with pytest.raises(pn.InvalidError, match="method `two` does not give exactly one column, so it cannot stand in an expression; use stream.call"):
+        source.select(x=scores.two(text))
+
+
 @pytest.mark.parametrize(
     ("made", "message"),
     [
@@ -189,8 +226,11 @@ def test_ctrl_c_ends_a_job_and_leaves_nothing(tmp_path: Path) -> None:
     script = tmp_path / "script.py"
     script.write_text(
         """
-import itertools, sys
+import itertools, signal
 import pelton as pn
+
+# A shell starts what runs in its background deaf to Ctrl-C.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 rows = pn.from_iter(({"x": x} for x in itertools.count()), columns={"x": int})
 try:

@@ -12,6 +12,8 @@ from ._pelton import expression_types
 from ._types import TypeLike, data_type
 
 Literal = Union[str, int, float, bool, bytes, None]
+#: An expression as the engine reads it; and, before that, calls of services in it.
+Tree = dict[str, Any]
 
 
 class Expr:
@@ -19,7 +21,7 @@ class Expr:
 
     __hash__ = None  # type: ignore[assignment]
 
-    def __init__(self, tree: dict[str, Any], name: str | None = None) -> None:
+    def __init__(self, tree: Tree, name: str | None = None) -> None:
         self._tree = tree
         self._name = name
 
@@ -132,8 +134,10 @@ _SIGNS = {"add": "+", "sub": "-", "mul": "*", "div": "/", "rem": "%", "eq": "=="
 _SIGNS |= {"and": "&", "or": "|"}
 
 
-def _written(tree: dict[str, Any]) -> str:
+def _written(tree: Tree) -> str:
     op = tree["op"]
+    if op == "call":
+        return f"{tree['method'].name}({', '.join(map(_written, tree['arguments']))})"
     if op == "column":
         return f"col({tree['name']!r})"
     if op == "literal":
@@ -161,7 +165,7 @@ def of(value: Any) -> Expr:
     return value if isinstance(value, Expr) else lit(value)
 
 
-def named(given: tuple[str | Expr, ...], keywords: dict[str, Expr | Literal]) -> list[tuple[str, dict[str, Any]]]:
+def named(given: tuple[str | Expr, ...], keywords: dict[str, Expr | Literal]) -> list[tuple[str, Tree]]:
     """Columns to be made: their names and trees."""
     columns = []
     for expression in given:
@@ -172,6 +176,6 @@ def named(given: tuple[str | Expr, ...], keywords: dict[str, Expr | Literal]) ->
     return columns + [(name, of(value)._tree) for name, value in keywords.items()]
 
 
-def types_of(columns: list[tuple[str, dict[str, Any]]], input: pa.Schema) -> pa.Schema:
+def types_of(columns: list[tuple[str, Tree]], input: pa.Schema) -> pa.Schema:
     """The columns that expressions give for these."""
     return expression_types(input, [(name, json.dumps(tree)) for name, tree in columns])

@@ -18,6 +18,10 @@ PACKED, ANSWER = "rows", "answer"
 GIVEN = "given "
 
 
+#: The most rows for which a function that gets one at a time is called in a batch.
+_ROWS = 128
+
+
 class Function(Service):
     """A function of the user's, or a class that is made once in each worker process and called."""
 
@@ -35,7 +39,7 @@ class Function(Service):
     def _service_name(self) -> str:
         return self._setting("name") or service_name(name_of(self.given))
 
-    def _only(self, name: str, output: pa.Schema, max_rows: int | None = None) -> dict[str, Method[Any]]:
+    def _only(self, name: str, output: pa.Schema, max_rows: int = _ROWS) -> dict[str, Method[Any]]:
         method = Method(
             type(self).answer, input=None, output=output, format="arrow", max_rows=max_rows, linger=None, concurrency=None
         )
@@ -62,11 +66,18 @@ class MapRows(Function):
         return self._only("map", given)
 
     def answer(self, batch: pa.RecordBatch, call: Call) -> Any:
-        def one(row: dict[str, Any]) -> dict[str, Any]:
-            made = batch_of([self.function(row)], self.output, self.what)
-            return {GIVEN + name: value for name, value in made.to_pylist()[0].items()}
+        given = [_or_error(self.function, row) for row in batch.to_pylist()]
+        try:
+            # All at once; only if some are not what they must be is each looked at.
+            batch_of([row for row in given if not isinstance(row, Exception)] or pa.RecordBatch.from_pylist([], self.output), self.output, self.what)
+        except UserCodeError:
+            given = [_or_error(self._checked, row) for row in given]
+        return [row if isinstance(row, Exception) else {GIVEN + name: value for name, value in row.items()} for row in given]
 
-        return [_or_error(one, row) for row in batch.to_pylist()]
+    def _checked(self, given: Any) -> Any:
+        if not isinstance(given, Exception):
+            batch_of([given], self.output, self.what)
+        return given
 
 
 class KeepRows(Function):
@@ -137,7 +148,7 @@ class Learn(Function):
         return {ANSWER: [found.serialize().to_pybytes()]}
 
 
-def _or_error(one: Callable[[dict[str, Any]], dict[str, Any]], row: dict[str, Any]) -> dict[str, Any] | Exception:
+def _or_error(one: Callable[[Any], Any], row: Any) -> Any:
     try:
         return one(row)
     except Exception as e:

@@ -361,7 +361,7 @@ def rows_of(node: Node, timeout: float | None = None, *, learns: bool = False) -
     building = Building(learns=learns)
     building.plan.gather("rows", building.node(node))
     building.finish()
-    settings = {"restarts": 0, "checkpoint_interval": 3600.0, "edge_bytes": _EDGE_BYTES}
+    settings = {"restarts": 0, "edge_bytes": _EDGE_BYTES}
     execution = Execution(building, f"python-{os.getpid()}-{next(_numbers)}", None, settings)
     yield from execution.batches(timeout)
 

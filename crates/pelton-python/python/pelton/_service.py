@@ -10,6 +10,7 @@ from typing import Any, Generic, TypeVar, overload
 
 from ._batches import Format, wanted
 from ._errors import InvalidError
+from ._expressions import Expr, of
 from ._pelton import Context
 from ._types import SchemaLike, schema
 
@@ -82,13 +83,18 @@ def _positional(function: Callable[..., Any]) -> int:
 
 
 class BoundMethod:
-    """A method of one service: what :meth:`Stream.call` takes. Called like any method, it runs here, without any service."""
+    """A method of one service: what :meth:`Stream.call` takes.
+
+    Called with expressions (``embedder.embed(pn.col("text"))``), it is an expression itself. Called with rows, it runs here, without any service.
+    """
 
     def __init__(self, service: Service, method: Method[Any]) -> None:
         self.service = service
         self.method = method
 
     def __call__(self, *arguments: Any, **keywords: Any) -> Any:
+        if any(isinstance(argument, Expr) for argument in arguments):
+            return _called(self.service, self.method, arguments, keywords)
         return self.method.function(self.service, *arguments, **keywords)
 
     def __repr__(self) -> str:
@@ -231,9 +237,17 @@ class Service:
         return state
 
 
-def service_name(of: str) -> str:
+def _called(service: Service, method: Method[Any], arguments: tuple[Any, ...], keywords: dict[str, Any]) -> Expr:
+    """A call within an expression."""
+    if keywords:
+        raise InvalidError(f"method `{method.name}` in an expression takes its columns in their order, without names", fate="not-sent")
+    trees = [of(argument)._tree for argument in arguments]
+    return Expr({"op": "call", "service": service, "method": method, "arguments": trees})
+
+
+def service_name(name: str) -> str:
     """``TextEmbedder`` as a service is called: ``text-embedder``."""
-    words = re.sub(r"(?<=[a-z0-9])(?=[A-Z])", "-", of).lower()
+    words = re.sub(r"(?<=[a-z0-9])(?=[A-Z])", "-", name).lower()
     return re.sub(r"[^a-z0-9_-]+", "-", words).strip("-")[:32] or "service"
 
 
@@ -252,7 +266,9 @@ class FunctionService(Service):
         return self._setting("name") or service_name(self._method.name)
 
     def __call__(self, *arguments: Any, **keywords: Any) -> Any:
-        """Runs the function here, without any service."""
+        """With expressions, an expression; with rows, runs the function here, without any service."""
+        if any(isinstance(argument, Expr) for argument in arguments):
+            return _called(self, self._method, arguments, keywords)
         return self._function(*arguments, **keywords)
 
 

@@ -16,7 +16,7 @@ import pyarrow.compute as pc
 from . import _functions as functions
 from ._batches import Format, given_as, wanted
 from ._errors import InvalidError
-from ._expressions import Expr, Literal, named, of, types_of
+from ._expressions import Expr, Literal, Tree, named, types_of
 from ._run import Building, Execution, error_policy, rows_of
 from ._service import BoundMethod, Duration, FunctionService, Method, Service, service_name
 from ._types import SchemaLike, schema, seconds, show
@@ -123,7 +123,7 @@ class Select(Node):
     """Columns made by expressions."""
 
     input: Node
-    made: list[tuple[str, dict[str, Any]]]
+    made: list[tuple[str, Tree]]
 
     @cached_property
     def columns(self) -> pa.Schema:
@@ -580,7 +580,14 @@ class Stream:
         An expression (``pn.col("score") > 0.5``) is evaluated by the engine; a function runs in worker processes, as in :meth:`map`.
         """
         if isinstance(condition, Expr):
-            return Stream(Keep(self._node, condition))
+            from ._rewrite import Rewriting, calls
+
+            if not calls(condition._tree):
+                return Stream(Keep(self._node, condition))
+            rewriting = Rewriting(self._node)
+            rewriting.rewritten(condition._tree)
+            kept = Keep(rewriting.node, Expr(rewriting.rewritten(condition._tree)))
+            return Stream(Select(kept, rewriting.kept()))
         return self._apply("filter", condition, None, None, 0, on_error, settings)
 
     def extract_text(self, *, on_error: str = "fail") -> Stream:
@@ -616,14 +623,29 @@ class Stream:
         return Stream(Text(texts._node, error_policy(on_error), (str(tokenizer), tokens, overlap)))
 
     def select(self, *columns: str | Expr, **named_columns: Expr | Literal) -> Stream:
-        """These columns, and no others: by name, as expressions, or as expressions by name."""
-        return Stream(Select(self._node, named(columns, named_columns)))
+        """These columns, and no others: by name, as expressions, or as expressions by name.
+
+        A method of a service that gives one column may stand in an expression: ``select("uri", embedding=embedder.embed(pn.col("text")))``. It
+        becomes a call before this step; the same call is made once.
+        """
+        return self._selected(named(columns, named_columns))
+
+    def _selected(self, made: list[tuple[str, Tree]], keep: bool = False) -> Stream:
+        from ._rewrite import Rewriting, calls
+
+        node, kept = self._node, [(name, of_column(name)) for name in self.schema.names] if keep else []
+        if any(calls(tree) for _, tree in made):
+            rewriting = Rewriting(node)
+            # All calls first: they may give the columns other names for as long as they last.
+            for _, tree in made:
+                rewriting.rewritten(tree)
+            made = [(name, rewriting.rewritten(tree)) for name, tree in made]
+            node, kept = rewriting.node, rewriting.kept() if keep else []
+        return Stream(Select(node, list({**dict(kept), **dict(made)}.items()) if keep else made))
 
     def with_columns(self, *columns: Expr, **named_columns: Expr | Literal) -> Stream:
         """All columns, and these; one of the same name is replaced."""
-        made = dict(named(columns, named_columns))
-        kept = {name: of_column(name) for name in self.schema.names}
-        return Stream(Select(self._node, list({**kept, **made}.items())))
+        return self._selected(named(columns, named_columns), keep=True)
 
     def drop(self, *columns: str) -> Stream:
         """All columns but these."""
@@ -854,5 +876,5 @@ def _converted(batches: Iterator[pa.RecordBatch], format: Format) -> Iterator[An
         batches.close()  # type: ignore[attr-defined]
 
 
-def of_column(name: str) -> dict[str, Any]:
+def of_column(name: str) -> Tree:
     return {"op": "column", "name": name}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import base64
+import contextlib
 import functools
 import pickle
 import sys
@@ -122,9 +123,9 @@ class Worker:
         asyncio.run_coroutine_threadsafe(_watched(answer, call, reply), self._started().loop)
 
     def close(self) -> None:
-        self._service.close()
         if self._loop is not None:
             self._loop.end()
+        self._service.close()
 
 
 def _without_failed(result: Any, call: Call) -> Any:
@@ -151,9 +152,21 @@ class _Loop:
         self._thread.start()
 
     def end(self) -> None:
+        """Ends it once what runs in it has ended: the service is idle, but answers go out before their tasks are over."""
+        rest = asyncio.run_coroutine_threadsafe(_others(), self.loop)
+        with contextlib.suppress(TimeoutError):
+            rest.result(timeout=1)
         self.loop.call_soon_threadsafe(self.loop.stop)
         self._thread.join(timeout=1)
         self.waiting.shutdown(wait=False)
+        if not self._thread.is_alive():
+            self.loop.close()
+
+
+async def _others() -> None:
+    others = asyncio.all_tasks() - {asyncio.current_task()}
+    if others:
+        await asyncio.wait(others)
 
 
 async def _watched(answer: Any, call: Call, reply: Reply) -> None:
