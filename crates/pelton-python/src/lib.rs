@@ -16,6 +16,7 @@ mod gather;
 mod instance;
 mod methods;
 mod packing;
+mod patience;
 mod plan;
 mod running;
 mod tables;

@@ -26,6 +26,7 @@ use crate::feed::{Feed, Shared, feed};
 use crate::gather::{Log, Nowhere, gather};
 use crate::methods::{Options, definition};
 use crate::packing::{Pack, Unpack};
+use crate::patience::Patience;
 use crate::running::Running;
 use crate::tables::Table;
 
@@ -370,7 +371,8 @@ impl Plan {
         let Told { services, steps, tables, rows } = self.use_up()?;
         let run = move |stopper: &pelton::Stopper| {
             let job = build(&name, settings, services, steps)?;
-            job.run_until(stopper, |_| {})
+            let mut patience = Patience::default();
+            job.run_until(stopper, |snapshot| patience.look(snapshot))
         };
         Ok(Running::start(run, rows, tables))
     }

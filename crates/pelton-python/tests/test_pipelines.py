@@ -319,6 +319,25 @@ def test_errors_are_written_beside_the_rows(tmp_path: Path) -> None:
         assert "ValueError: five" in json.loads(part.read_text())["message"]
 
 
+def test_ctrl_c_stops_a_job_that_writes_with_a_checkpoint(tmp_path: Path) -> None:
+    script, lines, output = tmp_path / "script.py", tmp_path / "lines.txt", tmp_path / "out"
+    script.write_text("import signal\nsignal.signal(signal.SIGINT, signal.default_int_handler)\n" + KILLED)
+    lines.write_text("".join(f"{i}\n" for i in range(4000)))
+    command = [sys.executable, str(script), str(lines), str(output)]
+    program = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
+    for _ in range(600):
+        if list(output.glob("*.parquet")):
+            break
+        time.sleep(0.05)
+    program.send_signal(signal.SIGINT)
+    _, said = program.communicate(timeout=60)
+    assert "KeyboardInterrupt" in said and program.returncode != 0
+    assert not instances()
+    ended = subprocess.run(command, capture_output=True, text=True, timeout=200)
+    assert ended.stdout == "finished\n", ended.stderr
+    assert sorted(pq.read_table(output)["line"].to_pylist()) == list(range(1, 4001))
+
+
 KILLED = """
 import sys, time
 import pelton as pn

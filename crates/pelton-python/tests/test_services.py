@@ -288,6 +288,29 @@ def test_an_open_that_fails_is_told_with_its_traceback() -> None:
         pn.from_arrow(NUMBERS).call(NoModel().run).to_arrow()
 
 
+def test_an_open_that_takes_long_is_told(tmp_path: Path) -> None:
+    script = tmp_path / "script.py"
+    script.write_text(
+        """
+import time
+import pelton as pn
+
+class Slow(pn.Service):
+    def open(self, ctx):
+        time.sleep(12)
+
+    @pn.method(output={"y": int})
+    def run(self, batch):
+        return {"y": batch["x"]}
+
+print(pn.from_pylist([{"x": 4}]).call(Slow().run).to_pylist())
+"""
+    )
+    ran = subprocess.run([sys.executable, str(script)], capture_output=True, text=True, timeout=120)
+    assert ran.stdout == "[{'x': 4, 'y': 4}]\n"
+    assert "service `slow` is not ready after 10 s: its `open` has not returned; its log is" in ran.stderr
+
+
 def test_a_module_that_is_missing_is_named_with_the_environment(tmp_path: Path) -> None:
     (tmp_path / "gone_tomorrow.py").write_text("def f(row):\n    return {'y': row['x']}\n")
     sys.path.insert(0, str(tmp_path))
