@@ -196,6 +196,12 @@ def test_a_generator_is_read_once_and_a_function_again() -> None:
     assert again.count() == again.count() == 3
 
 
+def test_a_generator_is_neither_explained_nor_learnt_away() -> None:
+    limited = pn.from_iter(numbers(50)).limit(5).map(lambda row: {"y": -row["x"]})
+    assert "`first 5 of what is before`" in limited.explain()
+    assert limited.to_pylist() == [{"y": -y} for y in range(5)]
+
+
 def test_tables_of_numpy_memory_and_slices_come_as_they_are() -> None:
     frame = pd.DataFrame({"x": range(10_000), "t": [str(i) for i in range(10_000)]})
     assert pn.from_pandas(frame).to_pandas().equals(frame)

@@ -9,6 +9,7 @@ import subprocess
 import sys
 import threading
 import time
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -275,6 +276,49 @@ def test_a_method_that_holds_the_lock_of_the_interpreter_is_no_dead_instance() -
     assert row["pid"] != os.getpid()
 
 
+def test_a_class_of_any_kind_has_settings() -> None:
+    @dataclass
+    class Adds(pn.Service):
+        n: int
+
+        def open(self, ctx: pn.Context) -> None:
+            self.where = ctx.service
+
+        @pn.method(output={"y": int, "where": str})
+        def run(self, batch: pa.RecordBatch) -> Any:
+            return {"y": pc.add(batch["x"], self.n), "where": [self.where] * batch.num_rows}
+
+    three = Adds(3).options(name="three", replicas=2)
+    rows = pn.from_arrow(NUMBERS).call(three.run).to_arrow()
+    assert rows["y"].to_pylist() == [x + 3 for x in range(100)] and set(rows["where"].to_pylist()) == {"three"}
+    assert "instances: 2," in pn.from_arrow(NUMBERS).call(three.run).explain()
+    assert "instances: 1," in pn.from_arrow(NUMBERS).call(Adds(3).run).explain()
+
+
+def test_what_hangs_is_ended_and_leaves_its_stack(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PELTON_LOGS", str(tmp_path / "logs"))
+
+    class Hangs(pn.Service):
+        def __init__(self, mark: str) -> None:
+            super().__init__(settings={"stall": "2s"})
+            self.mark = Path(mark)
+
+        @pn.method(output={"y": int})
+        def run(self, batch: pa.RecordBatch) -> Any:
+            try:
+                self.mark.touch(exist_ok=False)
+            except FileExistsError:
+                return {"y": batch["x"]}
+            self.wait_for_ever()
+
+        def wait_for_ever(self) -> None:
+            threading.Event().wait()
+
+    assert pn.from_arrow(NUMBERS).call(Hangs(str(tmp_path / "mark")).run).count() == 100
+    [log] = (tmp_path / "logs").glob("*/logs/hangs-0.log")
+    assert "has given nothing for" in log.read_text() and "in wait_for_ever" in log.read_text()
+
+
 def test_an_open_that_fails_is_told_with_its_traceback() -> None:
     class NoModel(pn.Service):
         def open(self, ctx: pn.Context) -> None:
@@ -360,17 +404,9 @@ def test_what_cannot_be_pickled_is_told_before_anything_starts() -> None:
 
 
 def test_settings_that_cannot_be_are_refused() -> None:
-    class Forgetful(pn.Service):
-        def __init__(self) -> None:
-            pass
-
-        @pn.method(output={"y": int})
-        def run(self, batch: pa.RecordBatch) -> Any:
-            return {"y": batch["x"]}
-
     source = pn.from_arrow(NUMBERS)
-    with pytest.raises(pn.InvalidError, match=r"does not call super\(\).__init__"):
-        source.call(Forgetful().run).to_arrow()
+    with pytest.raises(pn.InvalidError, match="unexpected keyword argument 'speed'; a service has the settings name, replicas"):
+        Shout().options(speed=3)
     with pytest.raises(pn.InvalidError, match="python='/nowhere/python' does not run"):
         source.call(Shout(python="/nowhere/python").whisper, columns=["x"]).to_arrow()
     with pytest.raises(pn.InvalidError, match="unknown field `speed`"):

@@ -37,7 +37,7 @@ class Function(Service):
         self.function = self.given() if isinstance(self.given, type) else self.given
 
     def _service_name(self) -> str:
-        return self._setting("name") or service_name(name_of(self.given))
+        return self._settings.name or service_name(name_of(self.given))
 
     def _only(self, name: str, output: pa.Schema, max_rows: int = _ROWS) -> dict[str, Method[Any]]:
         method = Method(

@@ -152,25 +152,25 @@ class _Declared:
             columns = self.inputs.get(method.name, method.input) or pa.schema([pa.field("unused", pa.null())])
             output = method.output if method.output is not None else pa.schema([])
             specs.append((method.name, columns, output, method.streams, method.concurrency))
-        setting = self.service._setting
+        settings = self.service._settings
         declaration: dict[str, Any] = {"name": self.name, "batch": _batch_limits(what, methods)}
-        declaration |= {"resources": {"cpu": setting("cpus")}, "instances": _instances(what, setting("replicas"))}
-        for field in ("timeout", "attempt_timeout"):
-            if (limit := seconds(setting(field), f"`{field}` of {what}")) is not None:
+        declaration |= {"resources": {"cpu": settings.cpus}, "instances": _instances(what, settings.replicas)}
+        for field, given in (("timeout", settings.timeout), ("attempt_timeout", settings.attempt_timeout)):
+            if (limit := seconds(given, f"`{field}` of {what}")) is not None:
                 declaration[field] = _humantime(limit)
-        if setting("on_error") is not None:
-            declaration["on_error"] = error_policy(setting("on_error"))
+        if settings.on_error is not None:
+            declaration["on_error"] = error_policy(settings.on_error)
         if brief:
             declaration["lease"] = _BRIEF_LEASE
-        for field, value in setting("settings").items():
+        for field, value in settings.settings.items():
             if field in ("name", "program", "options", "kind", "instances"):
                 raise InvalidError(f"{what}: `{field}` is no setting of a service in Python", fate="not-sent")
             declaration[field] = {**declaration[field], **value} if isinstance(declaration.get(field), dict) else value
-        python = setting("python") or sys.executable
+        python = settings.python or sys.executable
         _check_interpreter(what, python)
         declaration["program"] = [python, "-m", "pelton._instance"]
         pickled = _pickled(what, self.service)
-        plan.service(json.dumps(declaration), pickled, _search_path(), setting("device"), _BUILD, specs)
+        plan.service(json.dumps(declaration), pickled, _search_path(), settings.device, _BUILD, specs)
 
 
 def _batch_limits(what: str, methods: dict[str, Method[Any]]) -> dict[str, Any]:
@@ -270,6 +270,11 @@ class Execution:
     _all: weakref.WeakSet[Execution] = weakref.WeakSet()
 
     def __init__(self, building: Building, name: str, state: str | None, settings: dict[str, Any]) -> None:
+        # Where nothing is kept to go on from, logs are all that anybody may want of it.
+        logs = os.environ.get("PELTON_LOGS")
+        if state is None and logs:
+            Path(logs).mkdir(parents=True, exist_ok=True)
+            state = tempfile.mkdtemp(prefix=f"{name}-", dir=logs)
         self._temporary = tempfile.mkdtemp(prefix="pelton-") if state is None else None
         self.state = Path(state or self._temporary or "")
         try:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import copy
 import datetime
 import inspect
 import re
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
 from typing import Any, Generic, TypeVar, overload
 
 from ._batches import Format, wanted
@@ -16,6 +18,7 @@ from ._types import SchemaLike, schema
 
 Duration = float | str | datetime.timedelta
 C = TypeVar("C", bound=Callable[..., Any])
+S = TypeVar("S", bound="Service")
 
 
 class Method(Generic[C]):
@@ -153,6 +156,21 @@ def method(
     return lambda function: Method(function, **settings)
 
 
+@dataclass(frozen=True)
+class Settings:
+    """What is set about a service; see :class:`Service`."""
+
+    name: str | None = None
+    replicas: int | tuple[int, int] = 1
+    cpus: float = 1.0
+    device: str = "cpu"
+    python: str | None = None
+    timeout: Duration | None = None
+    attempt_timeout: Duration | None = None
+    on_error: str | Mapping[str, Any] | None = None
+    settings: Mapping[str, Any] = field(default_factory=dict)
+
+
 class Service:
     """Something that is loaded once in processes of its own, and called for rows: a model, most often.
 
@@ -194,32 +212,28 @@ class Service:
         on_error: str | Mapping[str, Any] | None = None,
         settings: Mapping[str, Any] | None = None,
     ) -> None:
-        self._pelton_settings: dict[str, Any] = dict(
-            name=name,
-            replicas=replicas,
-            cpus=cpus,
-            device=device,
-            python=python,
-            timeout=timeout,
-            attempt_timeout=attempt_timeout,
-            on_error=on_error,
-            settings=dict(settings or {}),
-        )
+        self._pelton_settings = Settings(name, replicas, cpus, device, python, timeout, attempt_timeout, on_error, dict(settings or {}))
+
+    def options(self: S, **settings: Any) -> S:
+        """The same service with other settings, those of ``Service.__init__``: ``Embedder("small").options(replicas=2)``."""
+        other = copy.copy(self)
+        try:
+            other._pelton_settings = replace(self._settings, **settings)
+        except TypeError as e:
+            known = ", ".join(Settings.__dataclass_fields__)
+            raise InvalidError(f"options: {str(e).rpartition('() ')[2]}; a service has the settings {known}", fate="not-sent") from None
+        return other
+
+    @property
+    def _settings(self) -> Settings:
+        # A class may have an __init__ that knows nothing of them.
+        return getattr(self, "_pelton_settings", None) or Settings()
 
     def open(self, ctx: Context) -> None:
         """Loads and warms up, in the instance. It gets no request before this returns; that may take minutes."""
 
     def close(self) -> None:
         """Called after the last request, when the instance leaves in good order."""
-
-    def _setting(self, name: str) -> Any:
-        settings = getattr(self, "_pelton_settings", None)
-        if settings is None:
-            raise InvalidError(
-                f"{type(self).__name__}.__init__ does not call super().__init__(), which keeps the service's settings; call it",
-                fate="not-sent",
-            )
-        return settings[name]
 
     def _methods(self) -> dict[str, Method[Any]]:
         found: dict[str, Method[Any]] = {}
@@ -228,8 +242,12 @@ class Service:
         return found
 
     def _service_name(self) -> str:
-        given: str | None = self._setting("name")
-        return given if given is not None else service_name(type(self).__name__)
+        return self._settings.name or service_name(type(self).__name__)
+
+    def __copy__(self: S) -> S:
+        other = object.__new__(type(self))
+        other.__dict__.update(self.__dict__)
+        return other
 
     def __getstate__(self) -> dict[str, Any]:
         state = self.__dict__.copy()
@@ -263,7 +281,7 @@ class FunctionService(Service):
         return {self._method.name: self._method}
 
     def _service_name(self) -> str:
-        return self._setting("name") or service_name(self._method.name)
+        return self._settings.name or service_name(self._method.name)
 
     def __call__(self, *arguments: Any, **keywords: Any) -> Any:
         """With expressions, an expression; with rows, runs the function here, without any service."""

@@ -72,7 +72,7 @@ class Call(Node):
         service, service_name = building.call(self.service, self.method, takes)
         name = building.name(self.name or f"{service_name}.{self.method.name}")
         manner = dict(self.manner)
-        if manner["on_error"] is None and (policy := self.service._setting("on_error")) is not None:
+        if manner["on_error"] is None and (policy := self.service._settings.on_error) is not None:
             manner["on_error"] = error_policy(policy)
         node = building.plan.call(name, input, service, self.method.name, self.arguments, json.dumps(manner))
         if manner["on_error"] == "error-output":
@@ -326,7 +326,7 @@ class Limit(Node):
         return self.input.columns
 
     def put(self, building: Building) -> int:
-        batches = () if building.explains else _first(rows_of(self.input), self.rows)
+        batches = () if building.explains else _first(rows_of(self.input, learns=building.learns), self.rows)
         table = pa.Table.from_batches(batches, self.columns)
         return building.node(Table(table, f"first {self.rows} of what is before"))
 
@@ -392,7 +392,7 @@ class Grouped(Node):
     def put(self, building: Building) -> int:
         assert self.columns is not None
         so_far = self._partial(pa.Table.from_batches([], self.input.columns))
-        for batch in () if building.explains else rows_of(self.input):
+        for batch in () if building.explains else rows_of(self.input, learns=building.learns):
             more = self._partial(pa.Table.from_batches([batch]))
             so_far = self._partial(pa.concat_tables([so_far, more]), again=True)
         return building.node(Table(self._result(so_far), "groups of what is before"))

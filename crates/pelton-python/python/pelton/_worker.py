@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import base64
+import concurrent.futures
 import contextlib
 import functools
 import pickle
@@ -154,7 +155,7 @@ class _Loop:
     def end(self) -> None:
         """Ends it once what runs in it has ended: the service is idle, but answers go out before their tasks are over."""
         rest = asyncio.run_coroutine_threadsafe(_others(), self.loop)
-        with contextlib.suppress(TimeoutError):
+        with contextlib.suppress(concurrent.futures.TimeoutError):
             rest.result(timeout=1)
         self.loop.call_soon_threadsafe(self.loop.stop)
         self._thread.join(timeout=1)

@@ -140,7 +140,7 @@ def opened(service: Service, context: Context | None = None) -> Iterator[Opened]
             raise PeltonError(f"method `{name}` does not say which columns it gives; declare them with `output=`")
     outputs = {name: method.output for name, method in service._methods().items() if method.output is not None}
     copy: Service = pickle.loads(cloudpickle.dumps(service))
-    copy.open(context or Context(service=service._service_name(), device=service._setting("device")))  # type: ignore[arg-type]
+    copy.open(context or Context(service=service._service_name(), device=service._settings.device))  # type: ignore[arg-type]
     worker = Worker(copy, list(outputs.items()))
     try:
         yield Opened(worker, list(outputs), outputs)
