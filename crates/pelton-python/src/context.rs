@@ -6,10 +6,11 @@ use arrow_array::RecordBatch;
 use pelton_core::service::{self, Emitter, Invocation};
 use pelton_core::{Error, Result};
 use pyo3::prelude::*;
+use pyo3::types::PyString;
 use tokio::sync::oneshot;
 
 use crate::arrow;
-use crate::errors::{OrRaise, error, raised};
+use crate::errors::{OrRaise, raised};
 
 /// Handed to `open`.
 #[pyclass(frozen, module = "pelton._pelton")]
@@ -81,9 +82,14 @@ impl Call {
         self.invocation.is_cancelled()
     }
 
-    /// Says that this row failed, and the others did not.
-    fn fail(&self, row: usize, kind: &str, message: String) {
-        self.invocation.fail(row, error(kind, message));
+    /// Says that this row failed, and the others did not: with this exception, or for this reason.
+    fn fail(&self, py: Python<'_>, row: usize, error: &Bound<'_, PyAny>) -> PyResult<()> {
+        let error = match error.cast::<PyString>() {
+            Ok(reason) => Error::user(reason.to_str()?),
+            Err(_) => raised(py, &PyErr::from_value(error.clone())),
+        };
+        self.invocation.fail(row, error);
+        Ok(())
     }
 }
 

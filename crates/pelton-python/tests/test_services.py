@@ -212,7 +212,7 @@ def test_a_method_marks_single_rows_as_failed_and_the_batch_runs_once() -> None:
             self.runs += len(rows)
             for at, row in enumerate(rows):
                 if row["x"] == 3:
-                    call.fail(at, "user", "three")
+                    call.fail(at, "three")
             return [ArithmeticError("odd") if row["x"] == 5 else {"runs": self.runs} for row in rows]
 
     called = pn.from_arrow(NUMBERS).call(Once().marks, on_error="error-output")

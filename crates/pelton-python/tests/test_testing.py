@@ -68,7 +68,7 @@ def test_mistakes_are_the_same() -> None:
         assert context.counted == {"opened": 1} and context.memory == (1, 2)
         with pytest.raises(pn.UserCodeError, match="gave 1 rows for 2 requests"):
             service.call("one", ROWS)
-        with pytest.raises(pn.UserCodeError, match="ValueError: odd"):
+        with pytest.raises(ValueError, match="odd"):
             service.call("odd", ROWS)
         call = pelton.testing.Call()
         service.call("odd", ROWS, call)

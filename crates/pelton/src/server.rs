@@ -86,6 +86,12 @@ impl Server {
                 declaration.name
             )));
         }
+        if !declaration.program.is_empty() {
+            return Err(Error::invalid(format!(
+                "service `{}` has a `program`, which a job starts for its instances, and this program would serve itself; take it out",
+                declaration.name
+            )));
+        }
         let definition = resolve(&declaration, definition)?;
         check_definition(&declaration, &definition)?;
         let address = self.address(listen)?;

@@ -37,10 +37,10 @@ class Call:
 
     def is_cancelled(self) -> bool:
         """Whether nobody waits for the answer any more."""
-    def fail(self, row: int, kind: str, message: str) -> None:
-        """Says that this row failed, and the others did not. The method gives a row for it all the same, with any values.
+    def fail(self, row: int, error: str | Exception) -> None:
+        """Says that this row, counted from 0, failed, and the others did not: with this exception, or for this reason.
 
-        ``kind`` is ``"user"``, or ``"transient"`` where the row may pass another time.
+        The method gives a row for it all the same, with any values.
         """
 
 class Reply:

@@ -14,6 +14,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from . import _functions as functions
+from . import _show
 from ._batches import Format, given_as, wanted
 from ._errors import InvalidError
 from ._expressions import Expr, Literal, Tree, named, types_of
@@ -729,9 +730,7 @@ class Stream:
 
     def show(self, rows: int = 10) -> None:
         """Runs the pipeline for the first rows, and prints them."""
-        from ._show import table
-
-        print(table(self.schema, self.take(rows)))
+        print(_show.table(self.schema, self.take(rows)))
 
     # Writing it.
 

@@ -17,7 +17,7 @@ from typing import Any
 import pyarrow as pa
 
 from ._batches import batch_of, given_as
-from ._errors import InvalidError, UserCodeError, describe
+from ._errors import InvalidError, UserCodeError
 from ._pelton import Call, Context, Parts, Reply
 from ._service import FunctionService, Method, Service
 
@@ -139,7 +139,7 @@ def _without_failed(result: Any, call: Call) -> Any:
         raise next(row for row in result if isinstance(row, Exception))
     for at, row in enumerate(result):
         if isinstance(row, Exception):
-            call.fail(at, *describe(row))
+            call.fail(at, row)
     return [good if isinstance(row, Exception) else row for row in result]
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pickle
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -11,7 +12,7 @@ from typing import Any
 import cloudpickle
 import pyarrow as pa
 
-from ._errors import BY_KIND, PeltonError, UserCodeError
+from ._errors import PeltonError, UserCodeError
 from ._service import BoundMethod, FunctionService, Service
 from ._worker import Worker
 
@@ -39,23 +40,21 @@ class Call:
     """What a method with a second parameter is handed, as ``pn.Call``."""
 
     def __init__(self) -> None:
-        #: The rows that failed, with kind and message.
-        self.failed: dict[int, tuple[str, str]] = {}
+        #: The rows that failed, and why.
+        self.failed: dict[int, str | Exception] = {}
         self.cancelled = False
 
     def is_cancelled(self) -> bool:
         return self.cancelled
 
-    def fail(self, row: int, kind: str, message: str) -> None:
-        self.failed[row] = kind, message
+    def fail(self, row: int, error: str | Exception) -> None:
+        self.failed[row] = error
 
 
 class _Answer:
     """An asynchronous method's answer."""
 
     def __init__(self) -> None:
-        import threading
-
         self._there = threading.Event()
         self._rows: pa.RecordBatch | None = None
         self._error: BaseException | None = None
@@ -115,8 +114,8 @@ class Opened:
                 f"method `{method}` gave {given.num_rows} rows for {batch.num_rows} requests; it must give one for each, in the same order"
             )
         if call is None and told.failed:
-            what, message = next(iter(told.failed.values()))
-            raise BY_KIND.get(what, UserCodeError)(message)
+            first = next(iter(told.failed.values()))
+            raise first if isinstance(first, Exception) else UserCodeError(first)
         return given
 
     def _stream(self, index: int, row: pa.RecordBatch, call: Call) -> list[pa.RecordBatch]:
