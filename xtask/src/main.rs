@@ -18,6 +18,7 @@ mod servers;
 mod setup;
 mod sim;
 mod test;
+mod wheel;
 
 use std::process::ExitCode;
 

@@ -5,7 +5,7 @@ use std::fs::{self, File, TryLockError};
 use anyhow::{Context, Result};
 
 use crate::places::Places;
-use crate::{digits, model, servers};
+use crate::{digits, model, servers, wheel};
 
 /// Does nothing that is done already. Interrupted at any point, it leaves nothing half-done where others look.
 pub(crate) fn run(places: &Places) -> Result<()> {
@@ -16,6 +16,7 @@ pub(crate) fn run(places: &Places) -> Result<()> {
     for servers in &servers::ALL {
         servers.install(places)?;
     }
+    wheel::install(places)?;
     places.remove_unfinished()
 }
 

@@ -1,11 +1,11 @@
-//! `cargo xtask test`: all tests, with what they need.
+//! `cargo xtask test`: all tests, with what they need; then those of the Python package.
 
 use anyhow::{Context, Result};
 use clap::Args;
 
 use crate::places::Places;
 use crate::process::{self, cargo};
-use crate::{servers, setup};
+use crate::{servers, setup, wheel};
 
 #[derive(Args, Default)]
 pub(crate) struct Arguments {
@@ -21,10 +21,16 @@ pub(crate) fn run(places: &Places, arguments: &Arguments) -> Result<()> {
         test.arg("--workspace");
     }
     test.args(&arguments.rest).env("PELTON_MODEL", places.model()).env("PELTON_DIGITS", places.digits());
+    let mut told = Vec::new();
     for servers in &servers::ALL {
-        test.env(servers.variable, servers.install(places)?.to_string());
+        told.push((servers.variable, servers.install(places)?.to_string()));
     }
-    process::run(&mut test).context("tests failed")
+    test.envs(told.iter().map(|(variable, value)| (*variable, value)));
+    process::run(&mut test).context("tests failed")?;
+    if names_packages(&arguments.rest) && !arguments.rest.iter().any(|a| a.ends_with("pelton-python")) {
+        return Ok(());
+    }
+    wheel::test(places, &told)
 }
 
 /// Whether `cargo test` is told which packages to test.

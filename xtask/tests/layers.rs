@@ -5,7 +5,7 @@ use std::process::Command;
 
 /// Each crate with all crates of this workspace that it may depend on. Siblings (client, instance, control, dataflow)
 /// never know one another: that is how "deployed, scaled and recovered apart" is kept by the compiler.
-const MAY_KNOW: [(&str, &[&str]); 24] = [
+const MAY_KNOW: [(&str, &[&str]); 25] = [
     ("pelton-core", &[]),
     ("pelton-policy", &["pelton-core"]),
     ("pelton-wire", &["pelton-core"]),
@@ -64,6 +64,7 @@ const MAY_KNOW: [(&str, &[&str]); 24] = [
         ],
     ),
     ("pelton-cli", &["pelton", "pelton-models", "pelton-text"]),
+    ("pelton-python", &["pelton", "pelton-cli", "pelton-core", "pelton-dataflow", "pelton-text"]),
     ("pelton-trials", &["pelton", "pelton-core", "pelton-models", "pelton-peers"]),
     ("xtask", &[]),
 ];
@@ -72,7 +73,9 @@ const MAY_KNOW: [(&str, &[&str]); 24] = [
 const ANYTHING: [&str; 2] = ["pelton-fuzz", "pelton-sim"];
 
 /// What only these may link: heavy crates stay at the edge.
-const HEAVY: [(&str, &[&str]); 14] = [
+const HEAVY: [(&str, &[&str]); 16] = [
+    ("arrow-pyarrow", &["pelton-python"]),
+    ("pyo3", &["pelton-python"]),
     ("rcgen", &["pelton-peers", "pelton-tls"]),
     ("candle-core", &["pelton-models"]),
     ("tokenizers", &["pelton-models", "pelton-text"]),

@@ -163,6 +163,7 @@ impl Supervisor {
         let spec = ProcessSpec {
             name: instance.to_string(),
             service: instance.service,
+            program: self.place.declaration.program.clone(),
             bootstrap: serde_json::to_string(&bootstrap).expect("a bootstrap is plain data"),
             environment: THREADS.map(|name| (name, threads.clone())).to_vec(),
             log: self.place.log.clone(),

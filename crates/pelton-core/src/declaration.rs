@@ -34,6 +34,10 @@ pub struct Declaration {
     /// same methods. `remote`: servers of other people (see [`Remote`]), with the same methods.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub kind: Option<String>,
+    /// The command that an instance is started with, and its arguments: that of a host in another language, say. It is told who it is on
+    /// its standard input, as any instance is, and serves the methods that the job knows. Empty: this program, once more.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub program: Vec<String>,
     /// How many instances.
     #[serde(default)]
     pub instances: Instances,
@@ -362,6 +366,7 @@ impl Declaration {
         Declaration {
             name: name.into(),
             kind: None,
+            program: Vec::new(),
             instances: Instances::default(),
             batch: BatchLimits::default(),
             permits: PermitBudget::default(),
@@ -426,6 +431,11 @@ impl Declaration {
         let fits = |c: char| c.is_ascii_alphanumeric() || c == '-' || c == '_';
         if self.name.is_empty() || self.name.len() > 32 || !self.name.chars().all(fits) {
             return bad("`name` must be 1 to 32 letters, digits, `-` or `_`".into());
+        }
+        if self.program.first().is_some_and(String::is_empty) {
+            return bad(
+                "`program` begins with an empty word; it must begin with the path of a command".into()
+            );
         }
         let Instances { min, max, initial } = self.instances;
         if max == 0 || max > 1024 {
@@ -559,6 +569,7 @@ impl Declaration {
     pub(crate) fn set_for_instances_only(&self) -> Option<&'static str> {
         let plain = Declaration::new(&self.name);
         let set = [
+            ("program", !self.program.is_empty()),
             ("instances", self.instances != plain.instances),
             ("permits", self.permits != plain.permits),
             ("ledger", self.ledger != plain.ledger),
@@ -620,6 +631,7 @@ mod tests {
         for (toml, expected) in [
             ("name = \"a\"\nreplicas = 2", "unknown field `replicas`"),
             ("name = \"a b\"", "`name`"),
+            ("name = \"a\"\nprogram = [\"\"]", "`program`"),
             ("name = \"a\"\ninstances = 0", "`instances`"),
             ("name = \"a\"\ninstances = -1", "-1 instances"),
             ("name = \"a\"\ninstances = { min = 1, max = 4 }", "min = max"),

@@ -1,5 +1,6 @@
 //! What a service is: a type with `open`, named methods over record batches, and `close`.
 
+use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
@@ -113,16 +114,28 @@ pub struct Invocation {
     /// The earliest deadline in the batch, by the context's clock.
     pub deadline: Option<Time>,
     cancelled: Arc<AtomicBool>,
+    failed: Arc<Mutex<BTreeMap<usize, Error>>>,
 }
 
 impl Invocation {
     pub fn new(deadline: Option<Time>, cancelled: Arc<AtomicBool>) -> Self {
-        Invocation { deadline, cancelled }
+        Invocation { deadline, cancelled, failed: Arc::default() }
     }
 
     /// Whether nobody waits for the answer any more. Long methods look now and then, and return early.
     pub fn is_cancelled(&self) -> bool {
         self.cancelled.load(Ordering::Relaxed)
+    }
+
+    /// Says that the request of this row, counted from 0, failed, and those of the others did not. The method gives a row for it all the
+    /// same, with any values: nobody sees it. Of no meaning in a streaming method, which has one request, and returns its error.
+    pub fn fail(&self, row: usize, error: Error) {
+        self.failed.lock().unwrap_or_else(PoisonError::into_inner).insert(row, error);
+    }
+
+    /// The rows that failed so far; they are not told again.
+    pub fn take_failed(&self) -> BTreeMap<usize, Error> {
+        std::mem::take(&mut *self.failed.lock().unwrap_or_else(PoisonError::into_inner))
     }
 }
 

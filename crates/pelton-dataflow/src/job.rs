@@ -46,6 +46,8 @@ pub struct Options {
     pub edge_bytes: Bytes,
     /// What the pending rows and results of one call subtask may hold.
     pub pending_bytes: Bytes,
+    /// How many rows may be pending there. None: as many as their bytes allow.
+    pub pending_rows: Option<u64>,
 }
 
 impl Options {
@@ -62,6 +64,7 @@ impl Options {
             stop_grace: Duration::from_secs(10),
             edge_bytes: Bytes::mib(8),
             pending_bytes: Bytes::mib(32),
+            pending_rows: None,
         }
     }
 

@@ -237,7 +237,8 @@ impl Maker<'_> {
                 let stored = shape.changelog.clone();
                 let stored = stored.map(|c| Stored::new(&node.name, c, shape.default.clone()));
                 let budget = self.options.pending_bytes.get();
-                let pending = Pending::new(node.number, call.order, rows, budget, stored);
+                let pending = Pending::new(node.number, call.order, rows, budget, stored)
+                    .with_most_rows(self.options.pending_rows);
                 let terms = Terms {
                     name: node.name.clone(),
                     shape,

@@ -166,6 +166,8 @@ pub struct ProcessSpec {
     /// The service that it shall be an instance of; the program finds out by the environment variable
     /// [`INSTANCE_VARIABLE`].
     pub service: String,
+    /// The command and its arguments. Empty: the program that runs now, with its own.
+    pub program: Vec<String>,
     /// Given to it on its standard input.
     pub bootstrap: String,
     /// Variables that are added to its environment.

@@ -44,7 +44,7 @@ impl Host {
         let env = Env {
             clock: Arc::new(WallClock { origin: now() }),
             network: Arc::new(Sockets),
-            processes: Arc::new(SameProgram),
+            processes: Arc::new(Programs),
             tasks: Arc::new(Pools { network: network.handle().clone(), compute: compute.handle().clone() }),
             entropy: Arc::new(Os),
             storage: Arc::new(Disk),
@@ -260,17 +260,27 @@ impl Listener for Tcp {
     }
 }
 
-/// Starts the program that runs now once more, with the same arguments, as an instance.
-struct SameProgram;
+/// Starts the program that runs now once more, with the same arguments, as an instance; or the one that the instance names.
+struct Programs;
 
-impl Processes for SameProgram {
+impl Processes for Programs {
     fn start(&self, spec: ProcessSpec) -> io::Result<Box<dyn Process>> {
         use std::os::unix::process::CommandExt;
 
         let log = File::options().create(true).append(true).open(&spec.log)?;
-        let mut command = Command::new(std::env::current_exe()?);
+        let mut command = match spec.program.split_first() {
+            Some((program, arguments)) => {
+                let mut command = Command::new(program);
+                command.args(arguments);
+                command
+            }
+            None => {
+                let mut command = Command::new(std::env::current_exe()?);
+                command.args(std::env::args_os().skip(1));
+                command
+            }
+        };
         command
-            .args(std::env::args_os().skip(1))
             .envs(spec.environment)
             .env(INSTANCE_VARIABLE, &spec.service)
             .stdin(Stdio::piped())

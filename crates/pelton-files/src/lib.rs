@@ -15,6 +15,7 @@ pub mod references;
 pub mod selection;
 pub mod sink;
 mod staging;
+pub mod tables;
 mod walk;
 
 pub use console::Console;
@@ -25,4 +26,5 @@ pub use parquet::Parquet;
 pub use read::read_parquet;
 pub use references::References;
 pub use selection::Selection;
+pub use tables::Tables;
 pub use walk::version;

@@ -170,6 +170,8 @@ struct Running {
     since: Time,
     /// When it last gave anything.
     progress: Time,
+    /// Where the method says which rows failed.
+    invocation: Invocation,
     cancelled: Arc<AtomicBool>,
     cancelled_since: Option<Time>,
     /// It was stopped for want of memory, and shall run again.

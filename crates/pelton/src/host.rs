@@ -12,17 +12,17 @@ use pelton_client::{Client, Stats};
 use pelton_control::{CallerReport, Control, JobReport, RemoteEndpointReport, RemoteReport, Survey};
 use pelton_core::remote::{Remote, Url};
 use pelton_core::service::{Definition, show_columns};
-use pelton_core::{Declaration, Error, Fate, Kind, Result, Retry};
-use pelton_dataflow::job::{End, Summary};
+use pelton_core::{Declaration, Error, Result};
+use pelton_dataflow::job::{self, Summary};
 use pelton_dataflow::progress::Progress;
 use pelton_env::Env;
 use pelton_env::real::Host;
 use pelton_remote::{RemoteCaller, Secret};
-use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::watch;
 
 use crate::call::Services;
 use crate::command::commands;
+use crate::ending::{End, Interrupts, Listening, Wish, cancelled};
 use crate::job::Settings;
 use crate::reach;
 use crate::region::Region;
@@ -193,11 +193,10 @@ pub(crate) fn serve<T>(
     host.block_on(async {
         let mut interrupts = Interrupts::listen()?;
         let services = start(host.env(), name, settings, &services, false).await?;
-        let interrupted = || Error::new(Kind::Cancelled, Fate::Unknown, Retry::Never, "interrupted");
         let result = tokio::select! {
             biased;
             result = body(&services) => result,
-            () = interrupts.next() => Err(interrupted()),
+            () = interrupts.next() => Err(cancelled()),
         };
         services.stop().await;
         result
@@ -210,14 +209,15 @@ pub(crate) fn run(
     settings: &Settings,
     services: Vec<(Declaration, Definition)>,
     regions: Vec<Region>,
+    end: End,
     mut observe: impl FnMut(&Snapshot),
 ) -> Result<Summary> {
     let host = host(settings)?;
     let env = host.env().clone();
     host.block_on(async {
-        let interrupts = Interrupts::listen()?;
+        let end = end.listen()?;
         let services = start(&env, name, settings, &services, true).await?;
-        let result = drive(&env, &services, regions, interrupts, &mut observe).await;
+        let result = drive(&env, &services, regions, end, &mut observe).await;
         services.stop().await;
         result
     })
@@ -228,7 +228,7 @@ async fn drive(
     env: &Env,
     services: &Services,
     regions: Vec<Region>,
-    mut interrupts: Interrupts,
+    mut end: Listening,
     observe: &mut impl FnMut(&Snapshot),
 ) -> Result<Summary> {
     let began = env.now();
@@ -256,13 +256,17 @@ async fn drive(
                 None => return Ok(in_all(summaries.into_values())),
             },
             error = given_up(&mut failure) => return Err(error),
-            () = interrupts.next() => {
-                if stopping {
-                    end_at_once(env, services).await;
+            wish = end.next() => match wish {
+                Wish::Stop if !stopping => {
+                    stopping = true;
+                    stop.send_replace(true);
                 }
-                stopping = true;
-                stop.send_replace(true);
-            }
+                Wish::Stop => end_at_once(env, services).await,
+                Wish::Cancel => {
+                    services.control().kill();
+                    return Err(cancelled());
+                }
+            },
             () = env.sleep(OBSERVE_EVERY) => {
                 observe(&Snapshot {
                     elapsed: env.now().since(began),
@@ -295,9 +299,9 @@ fn together(regions: &[watch::Receiver<Progress>]) -> Progress {
 fn in_all(regions: impl Iterator<Item = Summary>) -> Summary {
     let both = |a: Summary, b: Summary| Summary {
         end: match (a.end, b.end) {
-            (End::Stopped, _) | (_, End::Stopped) => End::Stopped,
-            (End::AlreadyFinished, End::AlreadyFinished) => End::AlreadyFinished,
-            _ => End::Finished,
+            (job::End::Stopped, _) | (_, job::End::Stopped) => job::End::Stopped,
+            (job::End::AlreadyFinished, job::End::AlreadyFinished) => job::End::AlreadyFinished,
+            _ => job::End::Finished,
         },
         nodes: [a.nodes, b.nodes].concat(),
         checkpoints: a.checkpoints + b.checkpoints,
@@ -317,28 +321,6 @@ async fn end_at_once(env: &Env, services: &Services) -> ! {
     services.control().remove_run_folder();
     eprintln!("ended at once; the same command goes on from the last checkpoint");
     std::process::exit(130)
-}
-
-/// Ctrl-C, and polite requests to end. None that comes while nobody waits is lost.
-pub(crate) struct Interrupts {
-    interrupt: Signal,
-    terminate: Signal,
-}
-
-impl Interrupts {
-    pub(crate) fn listen() -> Result<Self> {
-        Ok(Interrupts {
-            interrupt: signal(SignalKind::interrupt())?,
-            terminate: signal(SignalKind::terminate())?,
-        })
-    }
-
-    pub(crate) async fn next(&mut self) {
-        tokio::select! {
-            _ = self.interrupt.recv() => {}
-            _ = self.terminate.recv() => {}
-        }
-    }
 }
 
 fn show_progress(progress: &Progress) -> serde_json::Value {
@@ -368,7 +350,9 @@ pub(crate) fn explain_service(declaration: &Declaration, definition: &Definition
     }
     let Declaration { name, instances, batch, resources, retry, timeout, lease, .. } = declaration;
     let mut text = String::new();
-    let kind = declaration.kind.as_deref().unwrap_or(definition.type_name);
+    let program = declaration.program.join(" ");
+    let made_of = if program.is_empty() { definition.type_name } else { &program };
+    let kind = declaration.kind.as_deref().unwrap_or(made_of);
     let _ = writeln!(text, "  {name}: {kind}");
     let count = if instances.min == instances.max {
         instances.max.to_string()

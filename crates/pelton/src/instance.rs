@@ -14,11 +14,11 @@ const LONGEST: u64 = 4 << 20;
 /// If this process was started as an instance of this service, serves it and ends the process.
 pub(crate) fn serve_if_asked(declaration: &Declaration, definition: &Definition) {
     let asked = std::env::var_os(INSTANCE_VARIABLE).is_some_and(|service| service == *declaration.name);
-    if !asked {
+    // One with a program of its own is never this program.
+    if !asked || !declaration.program.is_empty() {
         return;
     }
-    log();
-    match serve(definition) {
+    match serve_instance(|_| Ok(definition.clone())) {
         Ok(why) => {
             tracing::info!("the instance leaves: {why}");
             std::process::exit(0);
@@ -30,10 +30,10 @@ pub(crate) fn serve_if_asked(declaration: &Declaration, definition: &Definition)
     }
 }
 
-/// The log of an instance: standard error, unless the program has set up another.
-pub(crate) fn log() {
+/// A log on standard error, unless the program has set up another; from this level on, unless `PELTON_LOG` names one.
+pub fn log(level: &str) {
     let filter = tracing_subscriber::EnvFilter::try_from_env("PELTON_LOG");
-    let filter = filter.unwrap_or_else(|_| tracing_subscriber::EnvFilter::new("info"));
+    let filter = filter.unwrap_or_else(|_| tracing_subscriber::EnvFilter::new(level));
     let _ = tracing_subscriber::fmt()
         .with_writer(std::io::stderr)
         .with_ansi(false)
@@ -41,7 +41,10 @@ pub(crate) fn log() {
         .try_init();
 }
 
-fn serve(definition: &Definition) -> Result<String> {
+/// Serves the instance that this process was started as, and returns why it leaves. For programs that a declaration names in its
+/// `program`; those that declare a job do it by themselves (see [`Job::service`](crate::Job::service)).
+pub fn serve_instance(definition: impl FnOnce(&Declaration) -> Result<Definition>) -> Result<String> {
+    log("info");
     let mut json = String::new();
     std::io::stdin().take(LONGEST).read_to_string(&mut json)?;
     let bootstrap: Bootstrap = serde_json::from_str(&json).map_err(|e| {
@@ -55,7 +58,8 @@ fn serve(definition: &Definition) -> Result<String> {
         bootstrap.job,
         std::process::id()
     );
+    let definition = definition(&bootstrap.declaration)?;
     let host = Host::new(1, 1)?;
     let env = host.env().clone();
-    host.block_on(pelton_instance::serve(env, bootstrap, definition.clone()))
+    host.block_on(pelton_instance::serve(env, bootstrap, definition))
 }

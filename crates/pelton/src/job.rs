@@ -16,6 +16,7 @@ use pelton_dataflow::topology::{Checked, Topology};
 use pelton_policy::restart::Strategy;
 
 use crate::call::Services;
+use crate::ending::{End, Stopper};
 use crate::host::{self, Snapshot};
 use crate::instance::serve_if_asked;
 use crate::region::Region;
@@ -38,6 +39,10 @@ pub struct Settings {
     pub stop_grace: Duration,
     /// What the rows that wait at one call operator may hold.
     pub pending_bytes: Bytes,
+    /// How many they may be. None: as many as their bytes allow, which of small rows are very many.
+    pub pending_rows: Option<u64>,
+    /// What one edge may hold, over all pairs of its subtasks: how far a source reads ahead.
+    pub edge_bytes: Bytes,
     /// When a region of the data plane that failed starts again from its newest checkpoint. Errors of rows and mistakes in the plan are
     /// none that pass, and fail the job at once.
     pub restart: Strategy,
@@ -56,6 +61,8 @@ impl Settings {
             checkpoint_interval: options.interval,
             stop_grace: options.stop_grace,
             pending_bytes: options.pending_bytes,
+            pending_rows: options.pending_rows,
+            edge_bytes: options.edge_bytes,
             restart: Strategy::default(),
             threads: None,
         }
@@ -70,6 +77,8 @@ impl Settings {
             interval: self.checkpoint_interval,
             stop_grace: self.stop_grace,
             pending_bytes: self.pending_bytes,
+            pending_rows: self.pending_rows,
+            edge_bytes: self.edge_bytes,
             // Whoever asks for checkpoints more often than the usual pause between two means it.
             pause: options.pause.min(self.checkpoint_interval),
             ..options
@@ -208,8 +217,17 @@ impl Job {
 
     /// The same, and tells `observe` a few times a second how far it is.
     pub fn run_observed(self, observe: impl FnMut(&Snapshot)) -> Result<Summary> {
+        self.run_to(End::Signals, observe)
+    }
+
+    /// The same, but leaves signals alone: it ends when `stopper` says so. For programs in which a job is one thing among others.
+    pub fn run_until(self, stopper: &Stopper, observe: impl FnMut(&Snapshot)) -> Result<Summary> {
+        self.run_to(End::By(stopper.clone()), observe)
+    }
+
+    fn run_to(self, end: End, observe: impl FnMut(&Snapshot)) -> Result<Summary> {
         let regions = self.regions()?;
-        host::run(&self.name, &self.settings, self.services, regions, observe)
+        host::run(&self.name, &self.settings, self.services, regions, end, observe)
     }
 
     /// Starts the services alone, without a graph, and hands them to `body`.

@@ -12,6 +12,7 @@
 
 mod call;
 mod command;
+mod ending;
 mod host;
 mod instance;
 mod job;
@@ -24,7 +25,9 @@ mod stream;
 
 pub use call::Services;
 pub use command::Command;
+pub use ending::Stopper;
 pub use host::Snapshot;
+pub use instance::{log, serve_instance};
 pub use job::{Job, ServiceHandle, Settings};
 pub use local::{Local, LocalParts};
 pub use pelton_call as client;

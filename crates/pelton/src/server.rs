@@ -20,7 +20,7 @@ use pelton_tls::{Gate, certificates};
 use pelton_wire::Bootstrap;
 use tokio::sync::watch;
 
-use crate::host::Interrupts;
+use crate::ending::Interrupts;
 use crate::job::{check_definition, resolve};
 
 /// Who may call, and how. Data, with a default for each but the token's place.
@@ -86,6 +86,12 @@ impl Server {
                 declaration.name
             )));
         }
+        if !declaration.program.is_empty() {
+            return Err(Error::invalid(format!(
+                "service `{}` has a `program`, which a job starts for its instances, and this program would serve itself; take it out",
+                declaration.name
+            )));
+        }
         let definition = resolve(&declaration, definition)?;
         check_definition(&declaration, &definition)?;
         let address = self.address(listen)?;
@@ -122,7 +128,7 @@ impl Server {
     /// ends the process at once. An instance that cannot be opened ends all.
     pub fn run(self) -> Result<()> {
         let Server { serving, instances, mut announce } = self;
-        crate::instance::log();
+        crate::instance::log("info");
         if instances.is_empty() {
             return Err(Error::invalid("there is no service to serve; declare one"));
         }

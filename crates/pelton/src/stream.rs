@@ -127,6 +127,17 @@ impl Stream {
         self.apply(name, Map { output, function: Arc::new(function) })
     }
 
+    /// The rows of this stream and of `others` with the same columns.
+    pub fn union(&self, name: &str, others: &[Stream]) -> Stream {
+        let mut plan = self.plan.borrow_mut();
+        let node = plan.map(name, self.parallelism, self.output, Arc::new(Same));
+        for other in others {
+            plan.connect(other.output, node);
+        }
+        drop(plan);
+        self.next(node)
+    }
+
     /// Keeps the rows for which the function gives true.
     pub fn filter(
         &self,
@@ -161,6 +172,25 @@ impl Stream {
     /// Writes the rows.
     pub fn write(&self, name: &str, sink: impl Sink) {
         self.write_with(name, &[], sink);
+    }
+}
+
+struct Same;
+
+impl Operator for Same {
+    fn output(&self, input: &Schema) -> Result<SchemaRef> {
+        Ok(Arc::new(input.clone()))
+    }
+
+    fn create(&self) -> Result<Box<dyn Transform>> {
+        Ok(Box::new(Same))
+    }
+}
+
+impl Transform for Same {
+    fn process(&mut self, rows: RecordBatch, output: &mut Rows) -> Result<()> {
+        output.rows.push(rows);
+        Ok(())
     }
 }
 

@@ -76,6 +76,7 @@ pub(crate) struct Pending {
     /// Those of them that are results.
     results: u64,
     budget: u64,
+    most_rows: u64,
 }
 
 impl Pending {
@@ -100,12 +101,18 @@ impl Pending {
             bytes: 0,
             results: 0,
             budget,
+            most_rows: u64::MAX,
         }
+    }
+
+    /// The same with a limit on the number of rows, too.
+    pub(crate) fn with_most_rows(self, most: Option<u64>) -> Self {
+        Pending { most_rows: most.unwrap_or(u64::MAX), ..self }
     }
 
     /// Whether no more is to be taken in. One batch is always taken, however big.
     pub(crate) fn is_full(&self) -> bool {
-        self.bytes >= self.budget
+        self.bytes >= self.budget || self.rows >= self.most_rows
     }
 
     /// Whether no more parts of streams are to be taken in but those of one, so that it can end.

@@ -127,6 +127,18 @@ fn it_is_full_by_bytes_and_empties_again() {
     assert!(!p.is_full() && p.bytes == 0);
 }
 
+#[test]
+fn it_is_full_by_rows_too_where_that_is_asked_for() {
+    let mut p = pending(Order::Ordered).with_most_rows(Some(3));
+    add(&mut p, 1, 0..2);
+    assert!(!p.is_full());
+    add(&mut p, 1, 2..3);
+    assert!(p.is_full());
+    answer(&mut p, 1, [0]);
+    emitted(&mut p);
+    assert!(!p.is_full());
+}
+
 /// A changelog's rows: row kind and id, `~` for null.
 fn changes(rows: &[&str]) -> RecordBatch {
     let split =

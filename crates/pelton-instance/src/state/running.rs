@@ -196,6 +196,7 @@ impl State {
             weight,
             since: now,
             progress: now,
+            invocation: invocation.clone(),
             cancelled,
             cancelled_since: None,
             preempted: false,
@@ -219,7 +220,7 @@ impl State {
     ) {
         let Some(running) = self.running.remove(&batch) else { return };
         let suspended = running.suspended_for(now);
-        let Running { method, items, weight, since, preempted, .. } = running;
+        let Running { method, items, weight, since, preempted, invocation, .. } = running;
         let beside = self.running_rows - items.len() as u64;
         self.running_rows -= items.len() as u64;
         self.running_weight = if self.running.is_empty() { 0.0 } else { self.running_weight - weight };
@@ -266,11 +267,17 @@ impl State {
         };
         // Whatever is wanted is stored, and sent to whoever waits: one frame for all that goes to the same caller.
         let mut outgoing: BTreeMap<ConnectionId, Vec<(RequestId, Piece)>> = BTreeMap::new();
+        let failed = invocation.take_failed();
         let each = (body::bytes(&rows) / ids.len().max(1) as u64).max(1);
         for (row, id) in ids.into_iter().enumerate() {
             let Some(entry) = self.ledger.running(id, batch) else { continue };
             if entry.unwanted {
                 self.ledger.remove(id);
+                continue;
+            }
+            if let Some(error) = failed.get(&row) {
+                meter::count(&mut self.meter.failed, error.kind().name(), 1);
+                self.fail(vec![id], error, actions);
                 continue;
             }
             let part = Piece { batch: rows.clone(), offset: row, rows: 1 };
@@ -411,7 +418,7 @@ fn check_result(spec: &MethodSpec, ids: &[RequestId], rows: RecordBatch) -> Resu
     let name = &spec.name;
     if rows.num_rows() != ids.len() {
         return Err(Error::user(format!(
-            "method `{name}` gave {} rows for {} requests",
+            "method `{name}` gave {} rows for {} requests; it must give one for each, in the same order (a streaming method may give any number)",
             rows.num_rows(),
             ids.len()
         )));

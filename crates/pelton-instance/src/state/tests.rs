@@ -86,6 +86,11 @@ fn event(state: &State, text: &str) -> (Time, Event) {
         "end" => Event::Ended { batch: number(2), result: Ok(rows(batch_rows(number(2)))) },
         "fail" => Event::Ended { batch: number(2), result: Err(Error::user("no")) },
         "hiccup" => Event::Ended { batch: number(2), result: Err(Error::transient("not now")) },
+        // The method says that this row of the batch failed.
+        "mark" => {
+            state.running[&number(2)].invocation.fail(number(3) as usize, Error::user("this one"));
+            Event::Tick
+        }
         "too-large" => Event::Ended { batch: number(2), result: Err(Error::out_of_memory("no room")) },
         // The disk has, or gives, the block that begins with this result.
         "written" => {
@@ -208,6 +213,23 @@ fn requests_run_in_batches_and_are_answered() {
     );
     assert_eq!((state.ledger.bytes(), state.held(), state.ledger.evicted()), (0, 0, 0));
     assert_eq!(state.wake_at(), None);
+}
+
+#[test]
+fn rows_that_a_method_names_fail_and_the_others_are_answered() {
+    let state = check(
+        "0 opened => report
+         1 join 1 a 1
+         1 announce 1 4 => permit 1 4
+         2 request 1 0..4 => run 0: 0,1
+         3 mark 0 1
+         3 end 0 => user 1 1; results 1 0; run 1: 2,3
+         4 mark 1 0
+         4 mark 1 1
+         4 end 1 => user 1 2; user 1 3",
+    );
+    assert_eq!(state.held(), 0);
+    assert_eq!(state.meter().failed["user"], 3);
 }
 
 #[test]

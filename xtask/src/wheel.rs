@@ -1,0 +1,69 @@
+//! The Python package: built as a wheel, installed, and tested as users have it.
+
+use std::path::PathBuf;
+use std::process::Command;
+
+use anyhow::{Context, Result, bail};
+
+use crate::places::{Places, remove};
+use crate::process::{self, step};
+use crate::python::Python;
+
+/// What its tests need, and the tool that builds it.
+const REQUIREMENTS: &str = "crates/pelton-python/tests/requirements.txt";
+
+/// The environment for the tests, without the package.
+pub(crate) fn install(places: &Places) -> Result<Python> {
+    let (name, requirements) = ("wheel", places.root.join(REQUIREMENTS));
+    let python = Python::find()?;
+    if let Some(there) = python.made(places, name, &requirements)? {
+        println!("{name}: there ({there})");
+        return Ok(there);
+    }
+    let what = "installing what the Python package is tested with (about 150 MB to download, 600 MB on disk)";
+    step(what, || python.environment(places, name, &requirements))
+}
+
+/// Builds the wheel, installs it, and runs its tests and type checks. `servers` are told to the tests.
+pub(crate) fn test(places: &Places, servers: &[(&str, String)]) -> Result<()> {
+    let python = install(places)?;
+    let wheel = step("building the wheel", || build(places, &python))?;
+    let pip = [
+        "-m",
+        "pip",
+        "install",
+        "--disable-pip-version-check",
+        "--quiet",
+        "--no-index",
+        "--no-deps",
+        "--force-reinstall",
+    ];
+    python.run(pip, [&wheel]).context("the wheel does not install")?;
+    python
+        .run(["-m", "pip", "check"], [""; 0])
+        .context("the wheel asks for other packages than it is tested with")?;
+    let run = |arguments: &[&str]| {
+        let mut command = Command::new(python.program());
+        command.args(arguments).current_dir(&places.root);
+        command.envs(servers.iter().map(|(variable, value)| (*variable, value.as_str())));
+        process::run(&mut command)
+    };
+    run(&["-m", "pytest", "-q"]).context("the Python package's tests failed")?;
+    run(&["-m", "mypy"]).context("mypy found mistakes in the Python package")?;
+    let interpreter = python.to_string();
+    run(&["-m", "pyright", "--pythonpath", &interpreter])
+        .context("pyright found mistakes in what users write")
+}
+
+fn build(places: &Places, python: &Python) -> Result<PathBuf> {
+    let folder = places.cache().join("wheels");
+    remove(&folder)?;
+    let mut maturin = Command::new(python.program());
+    maturin.args(["-m", "maturin", "build", "--quiet", "--out"]).arg(&folder).current_dir(&places.root);
+    process::run(&mut maturin)?;
+    let mut wheels = std::fs::read_dir(&folder)?.collect::<Result<Vec<_>, _>>()?;
+    match (wheels.pop(), wheels.is_empty()) {
+        (Some(wheel), true) => Ok(wheel.path()),
+        _ => bail!("{} does not have one wheel", folder.display()),
+    }
+}
