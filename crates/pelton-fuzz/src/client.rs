@@ -155,7 +155,7 @@ impl World {
             }
             6 => {
                 // The liar permits, so that it gets something to lie about.
-                let rows = self.liar_window.0.saturating_add(u64::from(input.u8()));
+                let rows = self.liar_window.permitted.saturating_add(u64::from(input.u8()));
                 self.lie(Frame::Permit { rows, held: 0 }.into());
             }
             7 => {
