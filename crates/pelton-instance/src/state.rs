@@ -223,6 +223,9 @@ pub struct State {
     seen: Time,
     /// When it was last without work that it could have begun.
     free_since: Time,
+    /// The weight that was held when a row that was permitted had to be sent back for want of memory: until there is less, nobody is
+    /// permitted anything, or it would come and go back again and again.
+    full_at: Option<f64>,
     /// It does not get on, and was given up.
     given_up: bool,
     next_ticket: u64,
@@ -259,6 +262,7 @@ impl State {
             meter: InstanceMeter::default(),
             seen: Time::ZERO,
             free_since: Time::ZERO,
+            full_at: None,
             given_up: false,
             next_ticket: 0,
             next_batch: 0,
@@ -403,6 +407,7 @@ impl State {
             Event::Loaded { first, result } => self.loaded(first, result, now, actions),
             Event::Gauge { used, total } => {
                 self.flow.reported(used, total);
+                self.full_at = None;
                 self.preempt(now);
             }
             Event::Drain => self.drain(now, actions),
@@ -658,6 +663,7 @@ impl State {
         if !back.is_empty() {
             // One lesson a frame: what it brought was permitted at once.
             self.flow.refused();
+            self.full_at = Some(self.held_weight());
             meter::count(&mut self.meter.refused, "memory", back.len() as u64);
             let runs = RequestRun::pack(back);
             actions.push(Action::Send(from, Frame::HandBack { runs }.into()));

@@ -495,6 +495,23 @@ fn a_stream_that_was_given_out_in_part_is_not_begun_again() {
     }
 }
 
+/// Found by simulated chaos: a request went elsewhere between a new connection and the first word on it.
+#[test]
+fn what_an_instance_said_that_it_holds_counts_until_it_says_it_anew() {
+    check(
+        "0 reset 0 1 => connect 0; connect 1
+         1 connected 0.1
+         1 connected 1.2
+         2 holds 0.1 5..8
+         3 holds 1.2
+         4 lost 0.1 => connect 0
+         5 connected 0.3
+         6 explicit 5..7 => attach 0 5,6
+         7 holds 0.3 5..7
+         8 explicit 7 => announce 1 1",
+    );
+}
+
 #[test]
 fn what_is_without_work_gets_a_few_rows_with_their_announcement() {
     let state = check_one(

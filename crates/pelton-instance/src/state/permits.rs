@@ -53,6 +53,10 @@ impl State {
             return;
         }
         let load = self.load();
+        if self.full_at.is_some_and(|full| load.rows() > 0 && load.weight() >= full) {
+            return;
+        }
+        self.full_at = None;
         let outstanding: u64 = self.connections.values().map(Connection::outstanding).sum();
         let of_outstanding = |f: fn(&Connection) -> f64| -> f64 {
             self.connections.values().map(|c| c.outstanding() as f64 * f(c)).sum()
