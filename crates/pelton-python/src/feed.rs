@@ -16,7 +16,8 @@ use crate::errors::error;
 /// How many batches wait between the two.
 const WAITING: usize = 2;
 
-type Fed = Result<RecordBatch>;
+/// Rows, or what the iterator raised; none at its end, which has to be said: whoever falls silent has not come to it.
+type Fed = Option<Result<RecordBatch>>;
 
 /// The end that Python has.
 #[pyclass(frozen, module = "pelton._pelton")]
@@ -27,17 +28,22 @@ impl Feed {
     /// Puts rows in; waits while the engine has enough, without the interpreter's lock. False: nobody wants any more.
     fn put(&self, py: Python<'_>, rows: &Bound<'_, PyAny>) -> PyResult<bool> {
         let rows = arrow::owned(rows)?;
-        Ok(py.detach(|| self.give(Ok(rows))))
+        Ok(py.detach(|| self.give(Some(Ok(rows)))))
     }
 
     /// The iterator raised this, described.
     fn fail(&self, py: Python<'_>, kind: &str, message: String) {
         let error = error(kind, message);
-        py.detach(|| self.give(Err(error)));
+        py.detach(|| self.give(Some(Err(error))));
     }
 
     /// There is no more.
-    fn end(&self) {
+    fn end(&self, py: Python<'_>) {
+        py.detach(|| self.give(None));
+    }
+
+    /// Nothing is said any more. Without an end before it, the job fails.
+    fn close(&self) {
         self.lock().take();
     }
 }
@@ -90,12 +96,14 @@ impl Source for Fountain {
                 self.name
             ))
         })?;
-        Ok(Box::new(Drinking { rows, skip: position, position: 0 }))
+        Ok(Box::new(Drinking { name: self.name.clone(), rows: Some(rows), skip: position, position: 0 }))
     }
 }
 
 struct Drinking {
-    rows: Receiver<Fed>,
+    name: String,
+    /// None once its end was said.
+    rows: Option<Receiver<Fed>>,
     /// Rows that a checkpoint covers.
     skip: u64,
     position: u64,
@@ -104,9 +112,15 @@ struct Drinking {
 impl Reader for Drinking {
     fn next(&mut self) -> Result<Option<Read>> {
         loop {
+            let Some(from) = &self.rows else { return Ok(None) };
             // Others of the data plane go on meanwhile.
-            let Ok(fed) = tokio::task::block_in_place(|| self.rows.recv()) else { return Ok(None) };
-            let rows = fed?;
+            let fed = tokio::task::block_in_place(|| from.recv()).map_err(|_| {
+                Error::internal(format!("the iterator of source `{}` stopped without an end", self.name))
+            })?;
+            let Some(rows) = fed.transpose()? else {
+                self.rows = None;
+                return Ok(None);
+            };
             let from = self.skip.saturating_sub(self.position).min(rows.num_rows() as u64) as usize;
             self.position += rows.num_rows() as u64;
             if from < rows.num_rows() {

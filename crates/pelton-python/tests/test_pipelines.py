@@ -187,6 +187,21 @@ def test_an_iterator_that_raises_fails_the_job_with_its_traceback() -> None:
         pn.from_iter(breaks, columns={"x": int}).to_arrow()
 
 
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
+def test_an_iterator_that_falls_silent_has_not_ended(monkeypatch: pytest.MonkeyPatch) -> None:
+    def speechless(_: BaseException) -> tuple[str, str]:
+        raise RuntimeError("cannot be described")
+
+    monkeypatch.setattr("pelton._run.describe", speechless)
+
+    def breaks() -> Iterator[dict[str, int]]:
+        yield {"x": 1}
+        raise ValueError("no more")
+
+    with pytest.raises(pn.PeltonError, match="stopped without an end"):
+        pn.from_iter(breaks, columns={"x": int}).to_arrow()
+
+
 def test_a_generator_is_read_once_and_a_function_again() -> None:
     once = pn.from_iter(numbers(3))
     assert once.count() == 3

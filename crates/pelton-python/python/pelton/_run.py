@@ -351,10 +351,11 @@ def _pump(feed: _pelton.Feed, rows: Iterator[pa.RecordBatch]) -> None:
         for batch in rows:
             if not feed.put(batch):
                 break
+        feed.end()
     except BaseException as e:
         feed.fail(*describe(e))
     finally:
-        feed.end()
+        feed.close()
         close = getattr(rows, "close", None)
         if close is not None:
             with contextlib.suppress(Exception):
