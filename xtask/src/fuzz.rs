@@ -2,8 +2,12 @@
 //!
 //! libFuzzer around the targets of `pelton-fuzz`. Its instrumentation is a pass of LLVM that the stable compiler has too, so no other toolchain is
 //! needed; a C++ compiler is, for libFuzzer itself. `--address` adds the address sanitizer, which only a nightly toolchain has.
+//!
+//! Only what is attacked is instrumented: what libFuzzer looks at after each input grows with the program, and was most of its time.
 
+use std::env;
 use std::fs;
+use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
@@ -16,10 +20,26 @@ use crate::process::{self, cargo};
 const TARGETS: [&str; 7] = ["frame", "body", "handshake", "reader", "client", "instance", "segment"];
 /// libFuzzer's builds are for a named platform, so that build scripts and macros are left as they are.
 const PLATFORM: &str = "x86_64-unknown-linux-gnu";
-/// Edges, comparisons, and where they are: what libFuzzer learns from.
+/// Edges, and where they are: what libFuzzer learns from.
 const COVERAGE: &str = "-Cpasses=sancov-module -Cllvm-args=-sanitizer-coverage-level=4 \
-    -Cllvm-args=-sanitizer-coverage-inline-8bit-counters -Cllvm-args=-sanitizer-coverage-pc-table \
-    -Cllvm-args=-sanitizer-coverage-trace-compares -Cdebug-assertions -Coverflow-checks --cfg fuzzing";
+    -Cllvm-args=-sanitizer-coverage-inline-8bit-counters -Cllvm-args=-sanitizer-coverage-pc-table";
+/// What is compared with what, so that it finds numbers that code looks for.
+const COMPARISONS: &str = "-Cllvm-args=-sanitizer-coverage-trace-compares";
+/// The crates that are attacked, and so instrumented; with comparisons those that read bytes. (Cargo does not see when these change: remove
+/// the folder that the fuzzer is built in.)
+const ATTACKED: [(&str, bool); 9] = [
+    ("arrow_data", false),
+    ("arrow_ipc", true),
+    ("flatbuffers", true),
+    ("pelton_client", false),
+    ("pelton_core", false),
+    ("pelton_instance", false),
+    ("pelton_link", false),
+    ("pelton_policy", false),
+    ("pelton_wire", true),
+];
+/// Set where this program stands in for the compiler.
+const COMPILES: &str = "PELTON_FUZZ_COMPILES";
 
 #[derive(Args)]
 pub(crate) struct Arguments {
@@ -69,10 +89,25 @@ pub(crate) fn run(places: &Places, arguments: &Arguments) -> Result<()> {
     Ok(())
 }
 
+/// Where this program was started in the compiler's place, it becomes the compiler, with instrumentation for what is attacked. Comes back with
+/// an error only.
+pub(crate) fn compile() -> Option<Result<()>> {
+    env::var_os(COMPILES)?;
+    let mut arguments = env::args_os().skip(1);
+    let mut compiler = Command::new(arguments.next()?);
+    compiler.args(arguments);
+    let name = env::args().skip_while(|argument| argument != "--crate-name").nth(1);
+    if let Some((_, compares)) = name.and_then(|name| ATTACKED.iter().find(|(crate_, _)| *crate_ == name)) {
+        compiler.args(COVERAGE.split_whitespace());
+        compiler.args(compares.then_some(COMPARISONS));
+    }
+    Some(Err(compiler.exec()).context("the compiler could not be started"))
+}
+
 /// The instrumented program.
 fn build(places: &Places, address: bool) -> Result<PathBuf> {
     let folder = target(places).join(if address { "fuzz-address" } else { "fuzz" });
-    let mut flags = COVERAGE.to_owned();
+    let mut flags = "-Cdebug-assertions -Coverflow-checks --cfg fuzzing".to_owned();
     let arguments =
         ["build", "--release", "--package", "pelton-fuzz", "--features", "libfuzzer", "--target", PLATFORM];
     let mut build = match address {
@@ -89,7 +124,9 @@ fn build(places: &Places, address: bool) -> Result<PathBuf> {
         }
         false => cargo(&places.root, arguments),
     };
+    let us = env::current_exe().context("this program cannot find itself")?;
     build.env("CARGO_TARGET_DIR", &folder).env("RUSTFLAGS", flags);
+    build.env("RUSTC_WRAPPER", us).env(COMPILES, "1");
     process::run(&mut build).context("the fuzzer could not be built; libFuzzer needs a C++ compiler")?;
     Ok(folder.join(PLATFORM).join("release/pelton-fuzz"))
 }
@@ -129,7 +166,7 @@ impl Fuzzer<'_> {
             .arg(format!("-max_len={}", self.arguments.longest))
             .arg(format!("-runs={}", if self.arguments.runs == 0 { -1 } else { self.arguments.runs as i64 }))
             .arg(format!("-max_total_time={}", 60 * self.arguments.minutes))
-            .args(["-print_final_stats=1", "-timeout=20", "-rss_limit_mb=3072", "-use_value_profile=1"])
+            .args(["-print_final_stats=1", "-timeout=20", "-rss_limit_mb=3072", "-entropic=0"])
             .args([&found, &corpus]);
         let regressions = self.committed("regressions");
         if regressions.is_dir() {
@@ -176,11 +213,7 @@ impl Fuzzer<'_> {
     fn keep(&self, found: &Path, corpus: &Path) -> Result<()> {
         let findings = self.folder("findings")?;
         let mut merge = self.command(&findings);
-        merge
-            .args(["-merge=1", "-use_value_profile=0"])
-            .args([corpus, found])
-            .stdout(Stdio::null())
-            .stderr(Stdio::null());
+        merge.arg("-merge=1").args([corpus, found]).stdout(Stdio::null()).stderr(Stdio::null());
         process::run(&mut merge).context("the corpus could not be merged")
     }
 
@@ -205,7 +238,7 @@ impl Fuzzer<'_> {
 
 /// Where cargo builds.
 fn target(places: &Places) -> PathBuf {
-    std::env::var_os("CARGO_TARGET_DIR").map_or_else(|| places.root.join("target"), PathBuf::from)
+    env::var_os("CARGO_TARGET_DIR").map_or_else(|| places.root.join("target"), PathBuf::from)
 }
 
 /// Executions, their rate and what they reached, from libFuzzer's own figures.

@@ -61,7 +61,7 @@ enum Command {
 }
 
 fn main() -> ExitCode {
-    match run(&Menu::parse().command) {
+    match fuzz::compile().unwrap_or_else(|| run(&Menu::parse().command)) {
         Ok(()) => ExitCode::SUCCESS,
         Err(e) => {
             eprintln!("\nerror: {e:#}");

@@ -116,7 +116,16 @@ pub(crate) struct Window {
     pub(crate) like: Demand,
 }
 
+/// Rows that nobody sends in the life of a connection: 2^48 at a million a second take nine years. Permits beyond that are a lie, which
+/// sums must not overflow for.
+const MOST: u64 = 1 << 48;
+
 impl Window {
+    /// The instance permits so many rows in all.
+    pub(crate) fn permit(&mut self, rows: u64) {
+        self.permitted = self.permitted.max(rows.min(MOST));
+    }
+
     /// Permits that are neither used nor given back.
     pub(crate) fn available(&self) -> u64 {
         self.permitted.saturating_sub(self.sent).saturating_sub(self.returned)
@@ -354,6 +363,15 @@ impl Peer {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn permits_beyond_what_anybody_sends_overflow_nothing() {
+        let mut window = Window::default();
+        window.permit(u64::MAX - 1);
+        assert!(window.available() > 1_000_000_000);
+        let announced = window.announce(u64::from(u32::MAX), Demand::default()).expect("it is news");
+        assert!(announced > window.permitted);
+    }
 
     #[test]
     fn only_news_are_announced() {

@@ -2,7 +2,7 @@
 
 use std::io;
 use std::pin::{Pin, pin};
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, Weak};
 use std::task::{Context, Poll, Waker};
 use std::time::Duration;
 
@@ -87,12 +87,13 @@ impl Still {
     }
 
     pub(crate) fn env(&self) -> Env {
+        let seams = Arc::new(Seams { tasks: Arc::downgrade(&self.tasks), peer: self.peer.clone() });
         Env {
-            clock: Arc::new(self.clone()),
-            network: Arc::new(self.clone()),
-            processes: Arc::new(self.clone()),
-            tasks: Arc::new(self.clone()),
-            entropy: Arc::new(self.clone()),
+            clock: seams.clone(),
+            network: seams.clone(),
+            processes: seams.clone(),
+            tasks: seams.clone(),
+            entropy: seams,
             storage: Arc::new(Disk),
             crash: Arc::new(|why| panic!("crashed: {why}")),
         }
@@ -117,7 +118,13 @@ impl Still {
     }
 }
 
-impl Clock for Still {
+/// What those who run in it see of it. (They do not keep it: it has what they have started.)
+struct Seams {
+    tasks: Weak<Mutex<Vec<BoxFuture<()>>>>,
+    peer: Arc<Mutex<Option<Connection>>>,
+}
+
+impl Clock for Seams {
     fn now(&self) -> Time {
         Time::ZERO
     }
@@ -129,14 +136,16 @@ impl Clock for Still {
     }
 }
 
-impl Tasks for Still {
+impl Tasks for Seams {
     fn spawn(&self, _: Place, future: BoxFuture<()>) -> Task {
-        self.tasks.lock().expect("nobody else has it").push(future);
+        if let Some(tasks) = self.tasks.upgrade() {
+            tasks.lock().expect("nobody else has it").push(future);
+        }
         Task::new(|| {})
     }
 }
 
-impl Entropy for Still {
+impl Entropy for Seams {
     fn seed(&self) -> u64 {
         0
     }
@@ -145,7 +154,7 @@ impl Entropy for Still {
     }
 }
 
-impl Network for Still {
+impl Network for Seams {
     fn connect(&self, _: &Address) -> BoxFuture<io::Result<Connection>> {
         let peer = self.peer.lock().expect("nobody else has it").take();
         Box::pin(async move { peer.ok_or_else(|| io::ErrorKind::ConnectionRefused.into()) })
@@ -155,7 +164,7 @@ impl Network for Still {
     }
 }
 
-impl Processes for Still {
+impl Processes for Seams {
     fn start(&self, _: ProcessSpec) -> io::Result<Box<dyn Process>> {
         Err(io::ErrorKind::Unsupported.into())
     }

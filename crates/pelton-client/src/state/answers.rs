@@ -19,6 +19,8 @@ use crate::requests::Place;
 
 /// So many times a request is tried elsewhere without a wait.
 const AT_ONCE: u32 = 2;
+/// Longest wait that an instance may ask for: a day, the longest of the usual quotas.
+const LONGEST_WAIT: Duration = Duration::from_secs(24 * 3600);
 
 impl State {
     pub(super) fn received(
@@ -34,7 +36,7 @@ impl State {
         };
         match message.frame {
             Frame::Permit { rows, held } => {
-                peer.window.permitted = peer.window.permitted.max(rows);
+                peer.window.permit(rows);
                 peer.held = held;
             }
             Frame::Load { held } => peer.held = held,
@@ -231,7 +233,7 @@ impl State {
                 backoff::delay(attempts, self.retry.backoff, self.retry.max_backoff, self.rng.random());
             let other = |(k, p): (&PeerKey, &Peer)| *k != key && p.takes_requests() && p.health.is_well();
             let wait = match error.retry() {
-                Retry::After(asked) => wait.max(asked),
+                Retry::After(asked) => wait.max(asked.min(LONGEST_WAIT)),
                 // Another instance may do it at once; if that fails too, it is not the instance.
                 Retry::Elsewhere if attempts <= AT_ONCE && self.peers.iter().any(other) => Duration::ZERO,
                 _ => wait,
