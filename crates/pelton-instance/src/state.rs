@@ -547,6 +547,8 @@ impl State {
                 // Only what was permitted can be given back, and what was given back stays so.
                 let unused = connection.permitted - connection.arrived;
                 connection.returned = rows.min(unused).max(connection.returned);
+                // What comes back late had expired, and counts once.
+                connection.expired = connection.expired.min(unused.saturating_sub(connection.returned));
                 connection.wastes = false;
             }
             Frame::Request { method, priority, alone, deadlines, runs } => {

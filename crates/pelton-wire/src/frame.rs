@@ -494,11 +494,18 @@ fn json(value: &impl serde::Serialize) -> Vec<u8> {
 }
 
 fn from_json<T: serde::de::DeserializeOwned>(meta: &[u8]) -> Result<T> {
-    serde_json::from_slice(meta).map_err(|e| {
-        // It may repeat what the peer said.
-        let why: String = e.to_string().chars().take(120).collect();
-        Error::protocol(format!("a greeting or status cannot be read: {why}"))
-    })
+    serde_json::from_slice(meta)
+        .map_err(|e| Error::protocol(format!("a greeting or status cannot be read: {}", without_values(&e))))
+}
+
+/// What is wrong, without what the peer said there: a peer that says our own greeting back would bring its token into logs.
+fn without_values(e: &serde_json::Error) -> String {
+    let text = e.to_string();
+    if !e.is_data() || text.starts_with("missing field") {
+        return text;
+    }
+    let kind = text.split(['`', '"']).next().unwrap_or_default().trim_end();
+    format!("{kind} at column {}", e.column())
 }
 
 /// Rounded up, so that a deadline that is set never becomes 0, which means none.

@@ -745,6 +745,18 @@ fn permits_that_nobody_uses_come_back() {
 }
 
 #[test]
+fn permits_that_expired_and_come_back_late_count_once() {
+    check(
+        "0 opened => report
+         0 join 1 a 1
+         0 announce 1 4 => permit 1 4
+         2000 tick
+         2001 return 1 4
+         2002 announce 1 8 => permit 1 8",
+    );
+}
+
+#[test]
 fn a_run_that_gives_nothing_for_too_long_is_given_up() {
     let mut state = check(
         "0 opened => report

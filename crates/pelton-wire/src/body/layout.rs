@@ -27,13 +27,13 @@ pub(crate) fn check(
     let length = |n: i64| u64::try_from(n).ok().filter(|n| *n <= most);
     let rows = length(batch.length()).ok_or("it has an impossible number of rows")?;
     let mut columns = Vec::new();
-    for node in batch.nodes().into_iter().flatten() {
+    for node in batch.nodes().ok_or("it lists no columns")? {
         let rows = length(node.length()).ok_or("a column has an impossible length")?;
         let nulls = length(node.null_count()).filter(|nulls| *nulls <= rows);
         columns.push(Column { rows, nulls: nulls.ok_or("a column has an impossible number of nulls")? });
     }
     let mut buffers = Vec::new();
-    for buffer in batch.buffers().into_iter().flatten() {
+    for buffer in batch.buffers().ok_or("it lists no buffers")? {
         let (offset, length) = (buffer.offset(), buffer.length());
         let end = usize::try_from(offset).ok().zip(usize::try_from(length).ok());
         let inside =
