@@ -103,9 +103,8 @@ impl Walk<'_> {
             }
             Utf8View | BinaryView => {
                 self.whole(rows, 16)?;
-                for _ in
-                    0..*self.variadic.next().ok_or("a column of views does not say of how many buffers")?
-                {
+                let said = self.variadic.next().and_then(|n| u64::try_from(*n).ok());
+                for _ in 0..said.ok_or("a column of views does not say of how many buffers")? {
                     self.buffer(0)?;
                 }
             }
