@@ -36,7 +36,7 @@ mod _pelton {
     #[pymodule_export]
     use crate::instance::serve;
     #[pymodule_export]
-    use crate::plan::{Plan, expression_types, table_columns};
+    use crate::plan::{Plan, expression_types, field_marks, table_columns};
     #[pymodule_export]
     use crate::running::Running;
 

@@ -1,5 +1,6 @@
 //! A graph in the making, told by Python node by node.
 
+use std::collections::HashMap;
 use std::path::PathBuf;
 use std::sync::mpsc::Receiver;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -64,6 +65,13 @@ pub(crate) fn expression_types<'py>(
     let input = arrow::schema(input)?;
     let columns = select_of(columns)?.columns(&input).or_raise()?;
     arrow::schema_to_python(py, &columns)
+}
+
+/// What marks the first column as one of an extension type.
+#[pyfunction]
+pub(crate) fn field_marks(columns: &Bound<'_, PyAny>) -> PyResult<HashMap<String, String>> {
+    let columns = arrow::schema(columns)?;
+    Ok(columns.fields().first().map(|field| field.metadata().clone()).unwrap_or_default())
 }
 
 /// The columns of files of rows.

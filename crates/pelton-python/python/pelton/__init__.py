@@ -33,11 +33,13 @@ from ._sources import (
     from_pylist,
     read_csv,
     read_files,
+    read_images,
     read_json,
     read_lines,
     read_parquet,
 )
 from ._stream import GroupBy, Stream, Summary
+from ._tensors import embedding, image, tensor
 
 __all__ = [
     "BoundMethod",
@@ -69,16 +71,20 @@ __all__ = [
     "UserCodeError",
     "__version__",
     "col",
+    "embedding",
     "from_arrow",
     "from_iter",
     "from_pandas",
     "from_pylist",
+    "image",
     "lit",
     "method",
     "read_csv",
     "read_files",
+    "read_images",
     "read_json",
     "read_lines",
     "read_parquet",
     "service",
+    "tensor",
 ]

@@ -15,9 +15,11 @@ import pyarrow as pa
 
 from ._batches import batch_of, learnt
 from ._errors import InvalidError
+from ._expressions import col
 from ._pelton import table_columns
 from ._run import Building
 from ._stream import Node, Stream, Table
+from ._tensors import image
 from ._types import SchemaLike, schema
 
 if TYPE_CHECKING:
@@ -45,8 +47,8 @@ def from_pandas(frame: pandas.DataFrame) -> Stream:
 
 def from_pylist(rows: list[dict[str, Any]], *, columns: SchemaLike | None = None) -> Stream:
     """Rows given as dicts."""
-    given = None if columns is None else schema(columns, "columns")
-    return Stream(Table(pa.Table.from_pylist(rows, schema=given)))
+    given = schema(columns, "columns") if columns is not None else learnt(rows, "from_pylist") if rows else pa.schema([])
+    return Stream(Table(pa.Table.from_batches([batch_of([{n: row.get(n) for n in given.names} for row in rows], given, "from_pylist")], given)))
 
 
 Rows = Iterable[Mapping[str, Any] | pa.RecordBatch | pa.Table]
@@ -173,6 +175,17 @@ def read_files(path: PathLike | list[PathLike], *, max_bytes: int | None = None)
     :param max_bytes: a larger file is an error (64 MiB).
     """
     return Stream(Files("files", selection(path), max_bytes))
+
+
+def read_images(path: PathLike | list[PathLike], *, max_bytes: int | None = None) -> Stream:
+    """Image files, one row each: ``uri`` and ``image`` (see :func:`image`). They are decoded where they are looked at, not here.
+
+    :param path: folders, files, or patterns such as ``"photos/**/*.jpg"``; of a folder, the files that are called as images are.
+    """
+    found = selection(path)
+    if not found["globs"]:
+        found["extensions"] = ["bmp", "gif", "jpeg", "jpg", "png", "tif", "tiff", "webp"]
+    return Stream(Files("files", found, max_bytes)).select("uri", image=col("content").cast(image()))
 
 
 def read_lines(path: PathLike | list[PathLike]) -> Stream:

@@ -16,6 +16,7 @@ import pyarrow.compute as pc
 from . import _functions as functions
 from . import _show
 from ._batches import Format, given_as, wanted
+from ._batches import rows_of as rows_in
 from ._errors import InvalidError
 from ._expressions import Expr, Literal, Tree, named, types_of
 from ._run import Building, Execution, error_policy, rows_of
@@ -704,13 +705,13 @@ class Stream:
         batches = self._batches(timeout)
         try:
             for batch in batches:
-                yield from batch.to_pylist()
+                yield from rows_in(batch)
         finally:
             batches.close()  # type: ignore[attr-defined]
 
     def take(self, rows: int = 20, timeout: float | None = None) -> list[dict[str, Any]]:
         """Runs the pipeline until there are so many rows, and ends it."""
-        return [row for batch in self.limit(rows)._batches(timeout) for row in batch.to_pylist()]
+        return [row for batch in self.limit(rows)._batches(timeout) for row in rows_in(batch)]
 
     def to_arrow(self) -> pa.Table:
         """Runs the pipeline, and gives all its rows."""
@@ -718,7 +719,9 @@ class Stream:
 
     def to_pandas(self) -> pandas.DataFrame:
         """Runs the pipeline, and gives all its rows."""
-        return self.to_arrow().to_pandas()
+        table = self.to_arrow().combine_chunks()
+        batches = table.to_batches()
+        return given_as(batches[0] if batches else pa.RecordBatch.from_pylist([], table.schema), "pandas")
 
     def to_pylist(self) -> list[dict[str, Any]]:
         """Runs the pipeline, and gives all its rows, as dicts."""

@@ -11,6 +11,7 @@ from typing import Any, Union
 import pyarrow as pa
 
 from ._errors import InvalidError
+from ._tensors import type_name
 
 #: A column's type: Arrow's own, or a Python type such as ``str``, ``int``, ``list[float]``.
 TypeLike = Any
@@ -64,7 +65,7 @@ def schema(like: SchemaLike, what: str) -> pa.Schema:
 
 def show(columns: pa.Schema) -> str:
     """A schema in one line."""
-    return ", ".join(f"{field.name}: {field.type}" for field in columns)
+    return ", ".join(f"{field.name}: {type_name(field.type)}" for field in columns)
 
 
 def seconds(duration: float | str | datetime.timedelta | None, what: str) -> float | None:
