@@ -18,6 +18,7 @@ mod methods;
 mod packing;
 mod patience;
 mod plan;
+mod progress;
 mod running;
 mod tables;
 

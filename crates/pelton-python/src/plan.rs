@@ -11,7 +11,7 @@ use pelton::files::{Folder, JsonLines, Lines, Parquet, Selection, Tables, folder
 use pelton::restart::Strategy;
 use pelton::{Declaration, Error, Job, Result, ServiceHandle, Settings, Stream};
 use pelton_core::call::ErrorPolicy;
-use pelton_core::service::{Cardinality, MethodSpec};
+use pelton_core::service::{Cardinality, Definition, MethodSpec};
 use pelton_dataflow::sink::Sink;
 use pelton_dataflow::source::Source;
 use pelton_text::chunk::Size;
@@ -25,9 +25,10 @@ use crate::errors::{OrRaise, raise};
 use crate::expression::{Keep, Select};
 use crate::feed::{Feed, Shared, feed};
 use crate::gather::{Log, Nowhere, gather};
-use crate::methods::{Options, definition};
+use crate::methods::{Options, definition, remote};
 use crate::packing::{Pack, Unpack};
 use crate::patience::Patience;
+use crate::progress::Seen;
 use crate::running::Running;
 use crate::tables::Table;
 
@@ -118,7 +119,7 @@ struct Manner {
 
 #[derive(Default)]
 struct Told {
-    services: Vec<Declaration>,
+    services: Vec<(Declaration, Definition)>,
     steps: Vec<Step>,
     tables: Vec<RecordBatch>,
     rows: Option<Receiver<RecordBatch>>,
@@ -154,9 +155,28 @@ impl Plan {
         self.step(step).map(drop)
     }
 
+    fn declare(&mut self, declaration: Declaration, definition: Definition) -> PyResult<usize> {
+        let told = self.told()?;
+        told.services.push((declaration, definition));
+        Ok(told.services.len() - 1)
+    }
+
     fn source(&mut self, name: String, source: Arc<dyn Source>) -> PyResult<usize> {
         self.step(move |b| Ok(Some(b.job.read(&name, Shared(source)))))
     }
+}
+
+fn declared(json: &str) -> PyResult<Declaration> {
+    parsed("service settings", json)
+}
+
+fn specs_of(methods: Vec<ToldMethod<'_>>) -> PyResult<Vec<MethodSpec>> {
+    let specs = methods.into_iter().map(|(name, input, output, many, concurrency)| {
+        let cardinality = if many { Cardinality::Many } else { Cardinality::One };
+        let (input, output) = (arrow::schema(&input)?, arrow::schema(&output)?);
+        Ok(MethodSpec { name, input, output, cardinality, concurrency })
+    });
+    specs.collect()
 }
 
 fn used_up() -> PyErr {
@@ -171,35 +191,37 @@ impl Plan {
     }
 
     /// Declares a service in Python and returns its number: `declaration` is JSON.
-    #[pyo3(signature = (declaration, service, path, device, build, methods))]
+    #[expect(clippy::too_many_arguments, reason = "told by name, in one place")]
+    #[pyo3(signature = (declaration, identity, service, path, device, build, methods))]
     fn service(
         &mut self,
         declaration: &str,
+        identity: Option<String>,
         service: String,
         path: Vec<String>,
         device: String,
         build: String,
         methods: Vec<ToldMethod<'_>>,
     ) -> PyResult<usize> {
-        let mut declaration: Declaration = serde_json::from_str(declaration)
-            .map_err(|e| Error::invalid(format!("service settings: {e}")))
-            .or_raise()?;
-        let specs = methods.into_iter().map(|(name, input, output, many, concurrency)| {
-            let cardinality = if many { Cardinality::Many } else { Cardinality::One };
-            let (input, output) = (arrow::schema(&input)?, arrow::schema(&output)?);
-            Ok(MethodSpec { name, input, output, cardinality, concurrency })
-        });
-        let options = Options { service, path, device, build, methods: specs.collect::<PyResult<_>>()? };
+        let mut declaration = declared(declaration)?;
+        let options = Options { service, path, device, build, methods: specs_of(methods)? };
         let serde_json::Value::Object(options) = serde_json::to_value(options)
             .map_err(|e| raise(Error::internal(format!("a service's options: {e}"))))?
         else {
             return Err(raise(Error::internal("a service's options are no object")));
         };
         declaration.options = options;
+        declaration.identity = identity;
         let declaration = declaration.checked().or_raise()?;
-        let told = self.told()?;
-        told.services.push(declaration);
-        Ok(told.services.len() - 1)
+        let definition = definition(&declaration).or_raise()?;
+        self.declare(declaration, definition)
+    }
+
+    /// Declares servers of others as a service and returns its number.
+    fn remote(&mut self, declaration: &str, methods: Vec<ToldMethod<'_>>) -> PyResult<usize> {
+        let declaration = declared(declaration)?.checked().or_raise()?;
+        let definition = remote(&specs_of(methods)?);
+        self.declare(declaration, definition)
     }
 
     /// Rows in memory.
@@ -377,10 +399,13 @@ impl Plan {
     fn start(&mut self, name: String, settings: &str) -> PyResult<Running> {
         let settings = settings_of(parsed("a job's settings", settings)?);
         let Told { services, steps, tables, rows } = self.use_up()?;
-        let run = move |stopper: &pelton::Stopper| {
+        let run = move |stopper: &pelton::Stopper, seen: &Seen| {
             let job = build(&name, settings, services, steps)?;
             let mut patience = Patience::default();
-            job.run_until(stopper, |snapshot| patience.look(snapshot))
+            job.run_until(stopper, |snapshot| {
+                patience.look(snapshot);
+                seen.note(snapshot);
+            })
         };
         Ok(Running::start(run, rows, tables))
     }
@@ -395,12 +420,15 @@ impl Plan {
     }
 }
 
-fn build(name: &str, settings: Settings, services: Vec<Declaration>, steps: Vec<Step>) -> Result<Job> {
+fn build(
+    name: &str,
+    settings: Settings,
+    services: Vec<(Declaration, Definition)>,
+    steps: Vec<Step>,
+) -> Result<Job> {
     let mut job = Job::with(name, settings);
-    let handles = services.into_iter().map(|declaration| {
-        let definition = definition(&declaration)?;
-        job.service_with(declaration, definition)
-    });
+    let handles =
+        services.into_iter().map(|(declaration, definition)| job.service_with(declaration, definition));
     let services = handles.collect::<Result<_>>()?;
     let mut building = Building { job, services, streams: Vec::new() };
     for step in steps {

@@ -25,6 +25,7 @@ from ._errors import (
 )
 from ._expressions import Expr, col, lit
 from ._pelton import Call, Context, __version__
+from ._remote import RemoteMethod, RemoteService, remote_method
 from ._service import BoundMethod, FunctionService, Method, Service, method, service
 from ._sources import (
     from_arrow,
@@ -62,6 +63,8 @@ __all__ = [
     "OverloadError",
     "PeltonError",
     "ProtocolError",
+    "RemoteMethod",
+    "RemoteService",
     "ResetError",
     "Service",
     "StorageError",
@@ -85,6 +88,7 @@ __all__ = [
     "read_json",
     "read_lines",
     "read_parquet",
+    "remote_method",
     "service",
     "tensor",
 ]

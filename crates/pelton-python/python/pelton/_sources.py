@@ -74,6 +74,10 @@ class Iterated(Node):
     rows: Any
     given: pa.Schema | None
 
+    @property
+    def reads_to_know(self) -> bool:  # type: ignore[override]
+        return self.given is None
+
     def __post_init__(self) -> None:
         self._begun: tuple[list[Any], Iterator[Any]] | None = None
         self._used_up = False

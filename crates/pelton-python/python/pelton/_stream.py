@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -17,7 +18,7 @@ from . import _functions as functions
 from . import _show
 from ._batches import Format, given_as, wanted
 from ._batches import rows_of as rows_in
-from ._errors import InvalidError
+from ._errors import InvalidError, PeltonError
 from ._expressions import Expr, Literal, Tree, named, types_of
 from ._run import Building, Execution, error_policy, rows_of
 from ._service import BoundMethod, Duration, FunctionService, Method, Service, service_name
@@ -34,6 +35,9 @@ _LEARN_TRIES = 16
 
 class Node:
     """A step of a pipeline."""
+
+    #: Whether its columns are known only once something was read.
+    reads_to_know = False
 
     @cached_property
     def columns(self) -> pa.Schema:
@@ -695,10 +699,10 @@ class Stream:
             return batches
         return _converted(batches, format)
 
-    def _batches(self, timeout: float | None = None) -> Iterator[pa.RecordBatch]:
+    def _batches(self, timeout: float | None = None, shows: bool = False) -> Iterator[pa.RecordBatch]:
         if isinstance(self._node, Limit):
-            return _first(rows_of(self._node.input, timeout), self._node.rows)
-        return rows_of(self._node, timeout)
+            return _first(rows_of(self._node.input, timeout, shows=shows), self._node.rows)
+        return rows_of(self._node, timeout, shows=shows)
 
     def iter_rows(self, *, timeout: float | None = None) -> Iterator[dict[str, Any]]:
         """The same, row by row, as dicts."""
@@ -710,12 +714,31 @@ class Stream:
             batches.close()  # type: ignore[attr-defined]
 
     def take(self, rows: int = 20, timeout: float | None = None) -> list[dict[str, Any]]:
-        """Runs the pipeline until there are so many rows, and ends it."""
+        """Runs the pipeline until there are so many rows, and ends it.
+
+        :param timeout: after so many seconds without any rows, TimeoutError is raised.
+        """
         return [row for batch in self.limit(rows)._batches(timeout) for row in rows_in(batch)]
+
+    def _preview(self, rows: int, timeout: float) -> tuple[list[dict[str, Any]], str]:
+        """The first rows, or as many of them as come in so many seconds; and what to say of it."""
+        until, found = time.monotonic() + timeout, list[dict[str, Any]]()
+        batches = self.limit(rows)._batches(timeout)
+        try:
+            for batch in batches:
+                found += rows_in(batch)
+                if time.monotonic() >= until:
+                    break
+        except TimeoutError:
+            pass
+        finally:
+            batches.close()  # type: ignore[attr-defined]
+        late = len(found) < rows and time.monotonic() >= until
+        return found, f"({len(found)} rows{f', and no more within {timeout:g} s' if late else ''})"
 
     def to_arrow(self) -> pa.Table:
         """Runs the pipeline, and gives all its rows."""
-        return pa.Table.from_batches(self._batches(), self.schema)
+        return pa.Table.from_batches(self._batches(shows=True), self.schema)
 
     def to_pandas(self) -> pandas.DataFrame:
         """Runs the pipeline, and gives all its rows."""
@@ -725,15 +748,18 @@ class Stream:
 
     def to_pylist(self) -> list[dict[str, Any]]:
         """Runs the pipeline, and gives all its rows, as dicts."""
-        return list(self.iter_rows())
+        return [row for batch in self._batches(shows=True) for row in rows_in(batch)]
 
     def count(self) -> int:
         """Runs the pipeline, and counts its rows."""
-        return sum(batch.num_rows for batch in self._batches())
+        return sum(batch.num_rows for batch in self._batches(shows=True))
 
-    def show(self, rows: int = 10) -> None:
-        """Runs the pipeline for the first rows, and prints them."""
-        print(_show.table(self.schema, self.take(rows)))
+    def show(self, rows: int = 10, timeout: float = 60.0) -> None:
+        """Runs the pipeline for the first rows, and prints them; in a notebook, shows them as a table, with images.
+
+        :param timeout: after so many seconds it is ended, and what came until then is shown.
+        """
+        _show.show(self.schema, *self._preview(rows, timeout))
 
     # Writing it.
 
@@ -823,13 +849,23 @@ class Stream:
         building = Building(explains=True)
         building.plan.gather("rows", building.node(self._node))
         building.finish()
-        return building.plan.explain("explained", json.dumps(Execution.wishes("unused")))
+        return _show.Text(building.plan.explain("explained", json.dumps(Execution.wishes("unused"))))
 
     def __iter__(self) -> Iterator[dict[str, Any]]:
         return self.iter_rows()
 
     def __repr__(self) -> str:
-        return f"<pelton.Stream of {type(self._node).__name__.lower()}>"
+        return f"<pelton.Stream of ({self._known_columns()}), not run yet>"
+
+    def _repr_html_(self) -> str:
+        return _show.note(f"pelton.Stream of ({self._known_columns()}), not run yet: .show() runs it for a few rows, .explain() tells what it does")
+
+    def _known_columns(self) -> str:
+        """The columns, as far as it takes no run to know them."""
+        try:
+            return "columns that are learnt when it runs" if _is_learnt(self._node) else show(self.schema)
+        except PeltonError as e:
+            return f"unknown columns: {e}"
 
 
 @dataclass(frozen=True)
@@ -851,11 +887,14 @@ class Summary:
     changed: int
     seconds: float
 
+    def _repr_html_(self) -> str:
+        return _show.note(repr(self))
+
 
 def _finished(building: Building, job: str, state: Path, fresh: bool, checkpoint_interval: Duration) -> Summary:
     interval = seconds(checkpoint_interval, "checkpoint_interval")
     name = service_name(job)
-    execution = Execution(building, name, str(state), {"fresh": fresh, "checkpoint_interval": interval})
+    execution = Execution(building, name, str(state), {"fresh": fresh, "checkpoint_interval": interval}, shows=True)
     told = execution.wait()
     nodes = told["nodes"]
     return Summary(
@@ -876,6 +915,21 @@ def _converted(batches: Iterator[pa.RecordBatch], format: Format) -> Iterator[An
             yield given_as(batch, format)
     finally:
         batches.close()  # type: ignore[attr-defined]
+
+
+def _is_learnt(node: Node) -> bool:
+    """Whether something has to run, or to be read, to know a node's columns."""
+    if "columns" in vars(node):
+        return False
+    if isinstance(node, Errors):
+        return False
+    if isinstance(node, Applied) and node.kind != "filter":
+        return node.output is None
+    if node.reads_to_know:
+        return True
+    before: list[Node] = getattr(node, "inputs", None) or [getattr(node, "input", None)]  # type: ignore[list-item]
+    before = [one for one in before if one is not None]
+    return any(_is_learnt(one) for one in before)
 
 
 def of_column(name: str) -> Tree:
