@@ -119,23 +119,30 @@ def batch_of(result: Any, columns: pa.Schema, what: str) -> pa.RecordBatch:
     if result is None:
         raise UserCodeError(f"{what} gave None; it must return rows with the columns ({show(columns)})")
     if isinstance(result, (str, bytes)) or not hasattr(result, "__len__"):
+        streams = "; a method that streams has `yield` in its own body" if inspect.isgenerator(result) else ""
         raise UserCodeError(
-            f"{what} gave a {type(result).__name__}; it must return rows with the columns ({show(columns)}): a RecordBatch, Table, "
-            "DataFrame, dict of columns or list of dicts"
+            f"{what} gave {a(result)}; it must return rows with the columns ({show(columns)}): a RecordBatch, Table, "
+            f"DataFrame, dict of columns or list of dicts{streams}"
         )
     if len(columns) == 1:
         return _cast({columns.names[0]: result}, columns, what)
     if len(result) == 0:
         return pa.RecordBatch.from_pylist([], schema=columns)
     raise UserCodeError(
-        f"{what} gave a {type(result).__name__} without column names, and its columns are ({show(columns)}); give a dict of columns"
+        f"{what} gave {a(result)} without column names, and its columns are ({show(columns)}); give a dict of columns"
     )
+
+
+def a(value: Any) -> str:
+    """The type of a value, with its article."""
+    name = type(value).__name__
+    return f"{'an' if name[:1].lower() in 'aeiou' else 'a'} {name}"
 
 
 def _rows(rows: Sequence[Any], columns: pa.Schema, what: str) -> pa.RecordBatch:
     for row in rows:
         if not isinstance(row, Mapping):
-            raise UserCodeError(f"{what} gave a {type(row).__name__} among its rows; each must be a dict")
+            raise UserCodeError(f"{what} gave {a(row)} among its rows; each must be a dict")
         if set(row) != set(columns.names):
             raise UserCodeError(_other_columns(what, ", ".join(map(str, row)), columns))
     return _cast({name: [row[name] for row in rows] for name in columns.names}, columns, what)
@@ -217,5 +224,5 @@ def learnt(result: Any, what: str) -> pa.Schema:
         names = dict.fromkeys(str(name) for row in result for name in row)
         return pa.schema([pa.field(name, _array([row.get(name) for row in result], None).type) for name in names])
     raise UserCodeError(
-        f"{what} gave a {type(result).__name__}, which has no column names; return a dict of columns or rows, or declare `output=`"
+        f"{what} gave {a(result)}, which has no column names; return a dict of columns or rows, or declare `output=`"
     )

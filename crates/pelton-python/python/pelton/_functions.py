@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+import inspect
+import itertools
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import pyarrow as pa
 
-from ._batches import Format, batch_of, given_as, learnt, rows_of
+from ._batches import Format, a, batch_of, given_as, learnt, rows_of
 from ._errors import UserCodeError
 from ._pelton import Call, Context
 from ._service import Method, Service, service_name
@@ -119,8 +121,9 @@ class MapBatches(Function):
     def answer(self, batch: pa.RecordBatch, call: Call) -> Any:
         rows = unpacked(batch, PACKED)
         given = self.function(given_as(rows, self.format))
-        made = batch_of(given, self.output, self.what)
-        return pa.RecordBatch.from_arrays([_lists([made], self.output)], schema=packed(self.output, ANSWER))
+        parts = given if inspect.isgenerator(given) else [given]
+        made = pa.Table.from_batches([batch_of(part, self.output, self.what) for part in parts], self.output)
+        return pa.RecordBatch.from_arrays([_lists(made.to_batches(), self.output, one=True)], schema=packed(self.output, ANSWER))
 
 
 class Learn(Function):
@@ -136,7 +139,10 @@ class Learn(Function):
     def answer(self, batch: pa.RecordBatch, call: Call) -> Any:
         rows = unpacked(batch, PACKED)
         if self.kind == "map_batches":
-            found = learnt(self.function(given_as(rows, self.format)), self.what)
+            given = self.function(given_as(rows, self.format))
+            if inspect.isgenerator(given) and (given := next(given, None)) is None:
+                return {ANSWER: pa.nulls(1, pa.binary())}
+            found = learnt(given, self.what)
         elif self.kind == "map":
             found = learnt([self.function(row) for row in rows_of(rows)], self.what)
         else:
@@ -162,7 +168,7 @@ def _or_error(one: Callable[[Any], Any], row: Any) -> Any:
 
 def _rows(given: Any, what: str) -> list[Any]:
     if isinstance(given, (str, bytes, dict)) or not isinstance(given, Iterable):
-        raise UserCodeError(f"{what} gave a {type(given).__name__} for a row; it must return a list of rows, or yield them")
+        raise UserCodeError(f"{what} gave {a(given)} for a row; it must return a list of rows, or yield them")
     return list(given)
 
 
@@ -171,15 +177,14 @@ def packed(columns: pa.Schema, name: str) -> pa.Schema:
     return pa.schema([pa.field(name, pa.list_(pa.field("item", pa.struct(list(columns)), nullable=False)), nullable=False)])
 
 
-def _lists(batches: list[pa.RecordBatch | None], columns: pa.Schema) -> pa.ListArray:
-    """The rows of each of these as one list."""
+def _lists(batches: Sequence[pa.RecordBatch | None], columns: pa.Schema, one: bool = False) -> pa.ListArray:
+    """The rows of each of these as a list, or those of all as one."""
     rows = pa.Table.from_batches([batch for batch in batches if batch is not None], columns).combine_chunks()
     arrays = [column.combine_chunks() for column in rows.columns]
     arrays = [array.chunk(0) if isinstance(array, pa.ChunkedArray) else array for array in arrays]
     structs = pa.StructArray.from_arrays(arrays, fields=list(columns)) if arrays else pa.array([{}] * rows.num_rows, pa.struct([]))
-    offsets = [0]
-    for batch in batches:
-        offsets.append(offsets[-1] + (batch.num_rows if batch is not None else 0))
+    lengths = [rows.num_rows] if one else [batch.num_rows if batch is not None else 0 for batch in batches]
+    offsets = [0, *itertools.accumulate(lengths)]
     return pa.ListArray.from_arrays(pa.array(offsets, pa.int32()), structs, type=packed(columns, ANSWER).field(0).type)
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import atexit
 import base64
 import contextlib
+import inspect
 import json
 import os
 import re
@@ -149,6 +150,9 @@ class _Declared:
     def declare(self, plan: _pelton.Plan, *, brief: bool) -> None:
         what = f"service `{self.name}`"
         methods = self.service._methods()
+        for part in ("open", "close"):
+            if inspect.iscoroutinefunction(getattr(self.service, part)):
+                raise InvalidError(f"{what}: `{part}` is `async def`, and is called as a plain function; write `def {part}`", fate="not-sent")
         specs = []
         for method in methods.values():
             # Those that are not called need some columns all the same.
@@ -207,13 +211,18 @@ def _humantime(limit: float) -> str:
 
 
 def _instances(what: str, replicas: Any) -> Any:
-    if isinstance(replicas, int):
-        return replicas
-    try:
-        least, most = replicas
-    except (TypeError, ValueError):
-        raise InvalidError(f"{what}: replicas={replicas!r}; use a number, or (least, most)", fate="not-sent") from None
-    return {"min": least, "max": most}
+    if isinstance(replicas, int) and not isinstance(replicas, bool):
+        least = most = replicas
+    else:
+        try:
+            least, most = replicas
+        except (TypeError, ValueError):
+            raise InvalidError(f"{what}: replicas={replicas!r}; use a number", fate="not-sent") from None
+    if least != most:
+        raise InvalidError(f"{what}: replicas={replicas!r}: services do not grow and shrink by themselves yet; use one number", fate="not-sent")
+    if not 1 <= most <= 1024:
+        raise InvalidError(f"{what}: replicas={replicas!r}; 1 to 1024", fate="not-sent")
+    return most
 
 
 def error_policy(given: Any) -> Any:
@@ -364,7 +373,8 @@ class Execution:
                 continue
             with contextlib.suppress(OSError):
                 lines = log.read_text(errors="replace").splitlines()[-_LOG_LINES:]
-                note = "\n".join([f"the end of {log.name}:", *lines])
+                kept = "" if self._temporary is None else " (PELTON_LOGS=FOLDER in the environment keeps it)"
+                note = "\n".join([f"the end of {log.name}{kept}:", *lines])
                 if hasattr(error, "add_note"):
                     error.add_note(note)
 

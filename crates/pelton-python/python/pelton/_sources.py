@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
 
-from ._batches import batch_of, learnt
+from ._batches import a, batch_of, learnt
 from ._errors import InvalidError
 from ._expressions import col
 from ._pelton import table_columns
@@ -36,7 +36,10 @@ def from_arrow(table: pa.Table | pa.RecordBatch) -> Stream:
     if isinstance(table, pa.RecordBatch):
         table = pa.Table.from_batches([table])
     elif not isinstance(table, pa.Table):
-        table = pa.table(table)
+        try:
+            table = pa.table(table)
+        except (TypeError, ValueError) as e:
+            raise InvalidError(f"from_arrow takes a table of Arrow's, or what can be made one, not {a(table)}: {e}", fate="not-sent") from None
     return Stream(Table(table))
 
 
@@ -63,6 +66,8 @@ def from_iter(rows: Rows | Callable[[], Rows], *, columns: SchemaLike | None = N
 
     :param columns: the columns. Left out: those of the first rows.
     """
+    if not (callable(rows) or isinstance(rows, Iterable)):
+        raise InvalidError(f"from_iter takes an iterable of rows, or a function that makes one, not {rows!r}", fate="not-sent")
     given = None if columns is None else schema(columns, "columns")
     return Stream(Iterated(rows, given))
 
@@ -89,6 +94,8 @@ class Iterated(Node):
         head = self._first()
         if not head:
             raise InvalidError("from_iter: there are no rows, so their columns are not known; declare `columns=`", fate="not-sent")
+        if not isinstance(head[0], (Mapping, pa.RecordBatch, pa.Table)):
+            raise InvalidError(f"from_iter was given {a(head[0])}; each row must be a dict, or several a batch or table of Arrow's", fate="not-sent")
         return learnt(head if isinstance(head[0], Mapping) else head[0], "from_iter")
 
     def _first(self) -> list[Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import json
 import os
 import time
@@ -484,10 +485,7 @@ class Stream:
         if isinstance(method, FunctionService):
             method = BoundMethod(method, method._method)
         if not isinstance(method, BoundMethod):
-            raise InvalidError(
-                f"call takes a method of a service, as in Embedder().embed, not {method!r}; for a plain function use map or map_batches",
-                fate="not-sent",
-            )
+            raise InvalidError(f"call takes a method of a service, as in Embedder().embed, not {method!r}; {_instead(method)}", fate="not-sent")
         takes = method.method.input
         arguments = list(columns) if columns is not None else (takes.names if takes is not None else self.schema.names)
         manner = _manner(timeout, attempt_timeout, on_error, ordered, in_order_by, affinity_by)
@@ -510,8 +508,7 @@ class Stream:
         on_error: str | Mapping[str, Any] | None,
         settings: dict[str, Any],
     ) -> Stream:
-        if not callable(function):
-            raise InvalidError(f"{kind} takes a function, not {function!r}", fate="not-sent")
+        _check_function(kind, function)
         columns = None if output is None else schema(output, f"`output` of {kind}")
         called = function.__call__ if isinstance(function, type) else function
         as_format = wanted(called, format, kind, isinstance(function, type))
@@ -562,7 +559,7 @@ class Stream:
     ) -> Stream:
         """Gives other rows, any number, for batches of rows.
 
-        ``function`` may be a class: it is made once in each worker process, and the object called. It runs in worker processes of its own,
+        ``function`` may be a class: it is made once in each worker process, and the object called. It may yield several batches. It runs in worker processes of its own,
         never in the engine. If it raises, the error is one of the whole batch.
 
         :param output: the columns that it gives. Left out: they are learnt, by running it once on the first rows.
@@ -907,6 +904,41 @@ def _finished(building: Building, job: str, state: Path, fresh: bool, checkpoint
         changed=told["changed"],
         seconds=told["seconds"],
     )
+
+
+def _instead(method: Any) -> str:
+    """What somebody may have meant who calls something else than a method of a service."""
+    if isinstance(method, Method):
+        return f"that is the class's: make an object of it first, as in Embedder().{method.name}"
+    if isinstance(method, type) and issubclass(method, Service):
+        return f"that is the class: make an object of it first, and name the method, as in {method.__name__}().{next(iter(_methods(method)), 'method')}"
+    if isinstance(method, Service):
+        known = ", ".join(method._methods())
+        return f"name its method: {known}" if known else "it has no methods; mark them with @pn.method"
+    if isinstance(getattr(method, "__self__", None), Service):
+        return "mark it with @pn.method"
+    return "for a plain function use map or map_batches"
+
+
+def _methods(service: type[Service]) -> list[str]:
+    return [name for cls in reversed(service.__mro__) for name, method in vars(cls).items() if isinstance(method, Method)]
+
+
+def _check_function(kind: str, function: Any) -> None:
+    """Refuses what cannot be called for rows, with what to do instead."""
+    if isinstance(function, (BoundMethod, Method, Service)):
+        raise InvalidError(f"{kind} takes a plain function, and {function!r} is of a service: give it to .call(...)", fate="not-sent")
+    if not callable(function):
+        raise InvalidError(f"{kind} takes a function, not {function!r}", fate="not-sent")
+    called = function.__call__ if isinstance(function, type) or not inspect.isroutine(function) else function
+    what = f"{kind}: `{functions.name_of(function)}`"
+    if inspect.iscoroutinefunction(called) or inspect.isasyncgenfunction(called):
+        raise InvalidError(
+            f"{what} is asynchronous, and functions of a pipeline are not; make it a method of a service, with @pn.method(concurrency=16)",
+            fate="not-sent",
+        )
+    if kind in ("map", "filter") and inspect.isgeneratorfunction(called):
+        raise InvalidError(f"{what} yields, and gives a generator for each row; use flat_map for any number of rows", fate="not-sent")
 
 
 def _converted(batches: Iterator[pa.RecordBatch], format: Format) -> Iterator[Any]:
