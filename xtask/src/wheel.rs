@@ -46,6 +46,7 @@ pub(crate) fn test(places: &Places, servers: &[(&str, String)]) -> Result<Python
         let mut command = Command::new(python.program());
         command.args(arguments).current_dir(&places.root);
         command.envs(servers.iter().map(|(variable, value)| (*variable, value.as_str())));
+        command.env("PELTON_MODEL", places.model()).env("PELTON_DIGITS", places.digits());
         process::run(&mut command)
     };
     run(&["-m", "pytest", "-q"]).context("the Python package's tests failed")?;

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
+import subprocess
+import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -71,6 +74,42 @@ def test_cells_show_rows_progress_and_logs_and_run_again(tmp_path: Path) -> None
         assert "&lt;b&gt;" in text_of(image, "text/html") and "L image 9 x 5" in text_of(image, "text/html")
         assert 'src="data:image/png;base64,' in text_of(image, "text/html")
     assert sum(len(part.read_text().splitlines()) for part in (tmp_path / "out").glob("part-*")) == 2000
+
+
+TERMINAL = SERVICE + """
+numbers.call(Slow().twice).write_json('out')
+"""
+
+
+def in_terminal(folder: Path, **environment: str) -> str:
+    """What a program says on its standard error, which is a terminal."""
+    ours, theirs = os.openpty()
+    with subprocess.Popen([sys.executable, "-c", TERMINAL], cwd=folder, stderr=theirs, env={**os.environ, **environment}) as program:
+        os.close(theirs)
+        said = b""
+        # At the end of the program a read fails.
+        with contextlib.suppress(OSError):
+            while more := os.read(ours, 65536):
+                said += more
+        os.close(ours)
+    assert program.returncode == 0, said
+    return said.decode()
+
+
+def test_a_terminal_shows_a_line_that_is_written_over_and_the_logs(tmp_path: Path) -> None:
+    said = in_terminal(tmp_path)
+    assert "\r\x1b[2Krows " in said and "slow 1/1 ready" in said and said.endswith("\r\x1b[2K")
+    assert "[slow-0] opened by hand\r\n" in said
+    (tmp_path / "quiet").mkdir()
+    assert in_terminal(tmp_path / "quiet", PELTON_PROGRESS="0", PELTON_SHOW_LOGS="0") == ""
+    # Without a terminal it is said only where somebody asks for it.
+    (tmp_path / "pipe").mkdir()
+    for wanted, shown in (("", False), ("1", True)):
+        environment = {**os.environ, "PELTON_PROGRESS": wanted, "PELTON_SHOW_LOGS": wanted}
+        command = [sys.executable, "-c", TERMINAL.replace("'out'", f"'out{wanted}'")]
+        ran = subprocess.run(command, cwd=tmp_path / "pipe", env=environment, capture_output=True, text=True, timeout=PATIENCE)
+        assert ran.returncode == 0 and bool(ran.stderr) == shown, ran.stderr
+        assert ("[slow-0] opened by hand\n" in ran.stderr) == shown and ("slow 1/1 ready" in ran.stderr) == shown
 
 
 @pytest.fixture

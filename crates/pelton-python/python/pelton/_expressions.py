@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import functools
 import json
+import operator
+from collections.abc import Iterable
 from typing import Any, Union
 
 import pyarrow as pa
@@ -65,6 +68,9 @@ class Expr:
         """The remainder, with the sign of the dividend."""
         return self._binary("rem", other)
 
+    def __neg__(self) -> Expr:
+        return Expr(lit(0)._binary("sub", self)._tree, self._name)
+
     def __eq__(self, other: Expr | Literal) -> Expr:  # type: ignore[override]
         return self._binary("eq", other)
 
@@ -101,6 +107,10 @@ class Expr:
     def is_null(self) -> Expr:
         """Whether there is no value."""
         return self._unary("is-null")
+
+    def is_in(self, values: Iterable[Literal]) -> Expr:
+        """Whether it is one of these."""
+        return functools.reduce(operator.or_, (self == value for value in values), lit(False)).alias(self._name or "is_in")
 
     def fill_null(self, value: Literal) -> Expr:
         """The value, or this one where there is none."""

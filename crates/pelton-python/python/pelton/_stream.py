@@ -134,6 +134,8 @@ class Select(Node):
 
     @cached_property
     def columns(self) -> pa.Schema:
+        if not self.made:
+            raise InvalidError(f"no column is left of ({show(self.input.columns)}); rows have at least one", fate="not-sent")
         return types_of(self.made, self.input.columns)
 
     def put(self, building: Building) -> int:
@@ -781,7 +783,7 @@ class Stream:
         :param fresh: begin anew, whatever checkpoints there are. Files that are there stay.
         :param checkpoint_interval: from checkpoint to checkpoint.
         """
-        return self._write("parquet", folder, errors, state, job, fresh, checkpoint_interval)
+        return self._write(_to_files("write_parquet", folder), str(folder), errors, state, job, fresh, checkpoint_interval)
 
     def write_json(
         self,
@@ -794,7 +796,7 @@ class Stream:
         checkpoint_interval: Duration = 5.0,
     ) -> Summary:
         """The same, as lines of JSON. See :meth:`write_parquet`."""
-        return self._write("json", folder, errors, state, job, fresh, checkpoint_interval)
+        return self._write(_to_files("write_json", folder), str(folder), errors, state, job, fresh, checkpoint_interval)
 
     def write_postgres(
         self,
@@ -814,29 +816,32 @@ class Stream:
 
         See :meth:`write_parquet` for the rest.
         """
-        building = Building(keeps=True)
-        building.plan.write_postgres(building.name("rows"), building.node(self._node), connection, table)
-        building.finish(str(state))
-        return _finished(building, job or table, Path(state), fresh, checkpoint_interval)
+
+        def write(building: Building, node: int) -> None:
+            building.plan.write_postgres(building.name("rows"), node, connection, table)
+
+        return self._write(write, str(state), None, state, job or table, fresh, checkpoint_interval)
 
     def _write(
         self,
-        format: str,
-        folder: str | Path,
+        write: Callable[[Building, int], None],
+        folder: str,
         errors: Stream | None,
         state: str | Path | None,
         job: str | None,
         fresh: bool,
         checkpoint_interval: Duration,
     ) -> Summary:
+        """Runs the pipeline into a sink; error rows go to files in the folder."""
         building = Building(keeps=True)
-        write = {"parquet": building.plan.write_parquet, "json": building.plan.write_json}[format]
-        write(building.name("rows"), building.node(self._node), str(folder), "part")
+        write(building, building.node(self._node))
         if errors is not None:
-            building.plan.write_json(building.name("errors"), building.node(errors._node), str(folder), "errors")
-        building.finish(str(folder))
+            building.plan.write_json(building.name("errors"), building.node(errors._node), folder, "errors")
+        building.finish(folder)
+        name = service_name(job or Path(folder).resolve().name)
+        wishes = {"fresh": fresh, "checkpoint_interval": seconds(checkpoint_interval, "checkpoint_interval")}
         place = Path(state) if state is not None else Path(folder) / ".pelton"
-        return _finished(building, job or Path(folder).resolve().name, place, fresh, checkpoint_interval)
+        return Summary.of(Execution(building, name, str(place), wishes, shows=True).wait())
 
     def explain(self) -> str:
         """The checked plan: its steps, columns, services, and guarantees.
@@ -884,26 +889,19 @@ class Summary:
     changed: int
     seconds: float
 
+    @staticmethod
+    def of(told: dict[str, Any]) -> Summary:
+        """What a job told at its end."""
+        same = ("end", "checkpoints", "restored_from", "restarts", "changed", "seconds")
+        errors = sum(node["errors"] for node in told["nodes"].values())
+        return Summary(rows=told["nodes"]["rows"]["rows_in"], errors=errors, **{name: told[name] for name in same})
+
     def _repr_html_(self) -> str:
         return _show.note(repr(self))
 
 
-def _finished(building: Building, job: str, state: Path, fresh: bool, checkpoint_interval: Duration) -> Summary:
-    interval = seconds(checkpoint_interval, "checkpoint_interval")
-    name = service_name(job)
-    execution = Execution(building, name, str(state), {"fresh": fresh, "checkpoint_interval": interval}, shows=True)
-    told = execution.wait()
-    nodes = told["nodes"]
-    return Summary(
-        end=told["end"],
-        rows=nodes["rows"]["rows_in"],
-        errors=sum(node["errors"] for node in nodes.values()),
-        checkpoints=told["checkpoints"],
-        restored_from=told["restored_from"],
-        restarts=told["restarts"],
-        changed=told["changed"],
-        seconds=told["seconds"],
-    )
+def _to_files(write: str, folder: str | Path) -> Callable[[Building, int], None]:
+    return lambda building, node: getattr(building.plan, write)(building.name("rows"), node, str(folder), "part")  # type: ignore[no-any-return]
 
 
 def _instead(method: Any) -> str:
