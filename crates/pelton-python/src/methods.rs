@@ -58,10 +58,10 @@ pub(crate) fn definition(declaration: &Declaration) -> Result<Definition> {
     ))
 }
 
-/// The definition of methods that servers of others run: what callers see of them.
-pub(crate) fn remote(specs: &[MethodSpec]) -> Definition {
+/// The definition of methods that others run: what callers see of them.
+pub(crate) fn elsewhere(specs: &[MethodSpec]) -> Definition {
     fn nothing_here<T>() -> Result<T> {
-        Err(Error::internal("nothing of a remote service runs here"))
+        Err(Error::internal("nothing of this service runs here"))
     }
     let methods = specs.iter().fold(Methods::<()>::new(), |methods, spec| {
         let (input, output) = (spec.input.fields().clone(), spec.output.fields().clone());

@@ -9,6 +9,7 @@ use std::time::Duration;
 use arrow_array::RecordBatch;
 use pelton::files::{Folder, JsonLines, Lines, Parquet, Selection, Tables, folder, lines, sink, tables};
 use pelton::restart::Strategy;
+use pelton::scripted;
 use pelton::{Declaration, Error, Job, Result, ServiceHandle, Settings, Stream};
 use pelton_core::call::ErrorPolicy;
 use pelton_core::service::{Cardinality, Definition, MethodSpec};
@@ -25,7 +26,7 @@ use crate::errors::{OrRaise, raise};
 use crate::expression::{Keep, Select};
 use crate::feed::{Feed, Shared, feed};
 use crate::gather::{Log, Nowhere, gather};
-use crate::methods::{Options, definition, remote};
+use crate::methods::{Options, definition, elsewhere};
 use crate::packing::{Pack, Unpack};
 use crate::patience::Patience;
 use crate::progress::Seen;
@@ -217,11 +218,15 @@ impl Plan {
         self.declare(declaration, definition)
     }
 
-    /// Declares servers of others as a service and returns its number.
-    fn remote(&mut self, declaration: &str, methods: Vec<ToldMethod<'_>>) -> PyResult<usize> {
-        let declaration = declared(declaration)?.checked().or_raise()?;
-        let definition = remote(&specs_of(methods)?);
-        self.declare(declaration, definition)
+    /// Declares a service that is not written in Python, and returns its number: servers of others, or a script that stands in for one that is.
+    fn other(&mut self, declaration: &str, methods: Vec<ToldMethod<'_>>) -> PyResult<usize> {
+        let (mut declaration, methods) = (declared(declaration)?, specs_of(methods)?);
+        if declaration.kind.as_deref() == Some(scripted::KIND) {
+            let json = serde_json::to_string(&methods);
+            declaration.program.push(json.map_err(|e| raise(Error::internal(format!("methods: {e}"))))?);
+        }
+        let declaration = declaration.checked().or_raise()?;
+        self.declare(declaration, elsewhere(&methods))
     }
 
     /// Rows in memory.

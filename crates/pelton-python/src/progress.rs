@@ -33,6 +33,7 @@ fn tell(job: &Snapshot) -> Value {
         json!({
             "name": service.name, "ready": service.ready(), "wanted": service.wanted,
             "held": stats.map_or(0, |s| s.held), "waiting": stats.map_or(0, |s| s.unended - s.held),
+            "pids": service.instances.iter().filter_map(|i| i.pid).collect::<Vec<_>>(),
             "restarting": waiting.and_then(|i| i.last_error.as_ref()),
         })
     });

@@ -168,7 +168,7 @@ class _Declared:
             declaration["on_error"] = error_policy(settings.on_error)
         if isinstance(self.service, RemoteService):
             declaration |= self.service._declared()
-            plan.remote(json.dumps(_with(declaration, settings.settings, what)), specs)
+            plan.other(json.dumps(_with(declaration, settings.settings, what)), specs)
             return
         declaration |= {"batch": _batch_limits(what, methods), "resources": {"cpu": settings.cpus}}
         declaration["instances"] = _instances(what, settings.replicas)
@@ -178,6 +178,9 @@ class _Declared:
         python = settings.python or sys.executable
         _check_interpreter(what, python)
         declaration["program"] = [python, "-m", "pelton._instance"]
+        if self.service._script is not None:
+            plan.other(json.dumps({**declaration, "kind": "scripted", "options": self.service._script}), specs)
+            return
         path = _search_path()
         # Keeping nothing, a job has no next run that could take its instances over.
         known = None if brief else identity(self.service, path, settings.device, _BUILD, specs, is_own=_is_own)

@@ -228,6 +228,9 @@ class Service:
     ) -> None:
         self._pelton_settings = Settings(name, replicas, cpus, device, python, timeout, attempt_timeout, on_error, dict(settings or {}))
 
+    #: What stands in for it in tests (see :func:`pelton.testing.scripted`).
+    _script: dict[str, Any] | None = None
+
     def options(self: S, **settings: Any) -> S:
         """The same service with other settings, those of ``Service.__init__``: ``Embedder("small").options(replicas=2)``."""
         other = copy.copy(self)
