@@ -181,10 +181,9 @@ class _Declared:
         if self.service._script is not None:
             plan.other(json.dumps({**declaration, "kind": "scripted", "options": self.service._script}), specs)
             return
-        path = _search_path()
+        path, pickled = _search_path(), _pickled(what, self.service)
         # Keeping nothing, a job has no next run that could take its instances over.
         known = None if brief else identity(self.service, path, settings.device, _BUILD, specs, is_own=_is_own)
-        pickled = _pickled(what, self.service)
         plan.service(json.dumps(declaration), known, pickled, path, settings.device, _BUILD, specs)
 
 
