@@ -109,7 +109,7 @@ def test_a_terminal_shows_a_line_that_is_written_over_and_the_logs(tmp_path: Pat
         command = [sys.executable, "-c", TERMINAL.replace("'out'", f"'out{wanted}'")]
         ran = subprocess.run(command, cwd=tmp_path / "pipe", env=environment, capture_output=True, text=True, timeout=PATIENCE)
         assert ran.returncode == 0 and bool(ran.stderr) == shown, ran.stderr
-        assert ("[slow-0] opened by hand\n" in ran.stderr) == shown and ("slow 1/1 ready" in ran.stderr) == shown
+        assert ("[slow-0] opened by hand\n" in ran.stderr) == shown and ("finished | rows 1000 | " in ran.stderr) == shown
 
 
 @pytest.fixture

@@ -114,9 +114,13 @@ class _Logs:
         """The lines that came since, each with its instance's name; those of the engine only where something is wrong."""
         lines = []
         for log in sorted(self._folder.glob("*.log")):
-            with log.open("rb") as file:
-                file.seek(self._read.get(log, 0))
-                text = file.read()
+            try:
+                with log.open("rb") as file:
+                    file.seek(self._read.get(log, 0))
+                    text = file.read()
+            except OSError:
+                # Whoever removed it knows why; the job goes on.
+                continue
             # Half a line waits for its end.
             whole = text[: text.rfind(b"\n") + 1]
             self._read[log] = self._read.get(log, 0) + len(whole)
@@ -153,7 +157,8 @@ class _Plain:
 
     def clear(self) -> None: ...
 
-    def end(self, text: str) -> None: ...
+    def end(self, text: str) -> None:
+        print(text, file=sys.stderr, flush=True)
 
 
 class _Notebook:
