@@ -1,4 +1,4 @@
-//! `cargo xtask test`: all tests, with what they need; then those of the Python package.
+//! `cargo xtask test`: all tests, with what they need; then those of the Python package, and of services in Python.
 
 use anyhow::{Context, Result};
 use clap::Args;
@@ -27,10 +27,12 @@ pub(crate) fn run(places: &Places, arguments: &Arguments) -> Result<()> {
     }
     test.envs(told.iter().map(|(variable, value)| (*variable, value)));
     process::run(&mut test).context("tests failed")?;
-    if !arguments.rest.is_empty() && !arguments.rest.iter().any(|a| a.ends_with("pelton-python")) {
+    let some = !arguments.rest.is_empty();
+    if some && !arguments.rest.iter().any(|a| a.ends_with("pelton-python")) {
         return Ok(());
     }
-    wheel::test(places, &told)
+    let python = wheel::test(places, &told)?;
+    if some { Ok(()) } else { wheel::conformance(places, &python) }
 }
 
 /// Whether `cargo test` is told which packages to test.

@@ -6,7 +6,7 @@ use std::process::Command;
 use anyhow::{Context, Result, bail};
 
 use crate::places::{Places, remove};
-use crate::process::{self, step};
+use crate::process::{self, cargo, step};
 use crate::python::Python;
 
 /// What its tests need, and the tool that builds it.
@@ -24,8 +24,8 @@ pub(crate) fn install(places: &Places) -> Result<Python> {
     step(what, || python.environment(places, name, &requirements))
 }
 
-/// Builds the wheel, installs it, and runs its tests and type checks. `servers` are told to the tests.
-pub(crate) fn test(places: &Places, servers: &[(&str, String)]) -> Result<()> {
+/// Builds the wheel, installs it, and runs its tests and type checks. `servers` are told to the tests. Returns the interpreter that has it.
+pub(crate) fn test(places: &Places, servers: &[(&str, String)]) -> Result<Python> {
     let python = install(places)?;
     let wheel = step("building the wheel", || build(places, &python))?;
     let pip = [
@@ -46,13 +46,22 @@ pub(crate) fn test(places: &Places, servers: &[(&str, String)]) -> Result<()> {
         let mut command = Command::new(python.program());
         command.args(arguments).current_dir(&places.root);
         command.envs(servers.iter().map(|(variable, value)| (*variable, value.as_str())));
+        command.env("PELTON_MODEL", places.model()).env("PELTON_DIGITS", places.digits());
         process::run(&mut command)
     };
     run(&["-m", "pytest", "-q"]).context("the Python package's tests failed")?;
     run(&["-m", "mypy"]).context("mypy found mistakes in the Python package")?;
     let interpreter = python.to_string();
     run(&["-m", "pyright", "--pythonpath", &interpreter])
-        .context("pyright found mistakes in what users write")
+        .context("pyright found mistakes in what users write")?;
+    Ok(python)
+}
+
+/// Plays the scenarios that services in Rust pass against a service in Python.
+pub(crate) fn conformance(places: &Places, python: &Python) -> Result<()> {
+    let mut test = cargo(&places.root, ["test", "--workspace", "--test", "conformance"]);
+    process::run(test.env("PELTON_PYTHON", python.program()))
+        .context("a service in Python does not keep to what all services do")
 }
 
 fn build(places: &Places, python: &Python) -> Result<PathBuf> {

@@ -39,9 +39,12 @@ pub(crate) struct Adopted {
     pub(crate) process: Box<dyn Process>,
 }
 
-/// What an instance is made of: its declaration, but for how many there are, and the program.
+/// What an instance is made of: its declaration, but for how many there are, and the program. An identity stands for the options.
 pub(crate) fn config(env: &Env, declaration: &Declaration) -> String {
-    let one = Declaration { instances: Default::default(), ..declaration.clone() };
+    let mut one = Declaration { instances: Default::default(), ..declaration.clone() };
+    if one.identity.is_some() {
+        one.options.clear();
+    }
     let text = serde_json::to_string(&one).expect("a declaration is plain data");
     format!("{:016x}", stable_hash(&format!("{text} {}", env.processes.program())))
 }

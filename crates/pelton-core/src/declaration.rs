@@ -98,6 +98,10 @@ pub struct Declaration {
     /// What the service's own `open` reads.
     #[serde(default)]
     pub options: serde_json::Map<String, serde_json::Value>,
+    /// Stands for `options` where it is asked whether an instance of an earlier run is what is wanted now. For options whose text differs from
+    /// run to run though they mean the same, as that of a pickled object. None: the options themselves.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub identity: Option<String>,
 }
 
 /// How many instances a service may have. A fixed number is `min = max`.
@@ -388,6 +392,7 @@ impl Declaration {
             endpoints: Vec::new(),
             access: None,
             options: serde_json::Map::new(),
+            identity: None,
         }
     }
 

@@ -276,7 +276,12 @@ impl Processes for Programs {
             }
             None => {
                 let mut command = Command::new(std::env::current_exe()?);
-                command.args(std::env::args_os().skip(1));
+                let mut arguments = std::env::args_os();
+                // Also the name that it was called by: an interpreter finds its environment by it, and not by the file that it is.
+                if let Some(name) = arguments.next() {
+                    command.arg0(name);
+                }
+                command.args(arguments);
                 command
             }
         };

@@ -1,5 +1,6 @@
 //! Expressions on columns, evaluated here and not in Python.
 
+use std::collections::HashMap;
 use std::sync::Arc;
 
 use arrow_arith::boolean::{and_kleene, is_null, not, or_kleene};
@@ -41,6 +42,11 @@ pub(crate) enum Expression {
     Cast {
         of: Box<Expression>,
         to: String,
+    },
+    /// The same values, as those of an extension type (tensors, images): what marks their column as one.
+    Mark {
+        of: Box<Expression>,
+        marks: HashMap<String, String>,
     },
     #[serde(untagged)]
     Binary {
@@ -137,6 +143,7 @@ impl Expression {
                 let to = named_type(to)?;
                 of.value(rows)?.map(|a| converted(a, &to)).map_err(wrong)
             }
+            Expression::Mark { of, .. } => of.value(rows),
             Expression::Binary { op, left, right } => {
                 binary(*op, left.value(rows)?, right.value(rows)?, rows.num_rows()).map_err(wrong)
             }
@@ -285,6 +292,9 @@ impl Select {
             let data_type = if data_type == DataType::Null { DataType::Utf8 } else { data_type };
             Ok(match expression {
                 Expression::Column { name: column } => input.field_with_name(column)?.clone().with_name(name),
+                Expression::Mark { marks, .. } => {
+                    Field::new(name, data_type, true).with_metadata(marks.clone())
+                }
                 _ => Field::new(name, data_type, true),
             })
         });

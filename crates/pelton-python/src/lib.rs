@@ -18,6 +18,7 @@ mod methods;
 mod packing;
 mod patience;
 mod plan;
+mod progress;
 mod running;
 mod tables;
 
@@ -36,7 +37,7 @@ mod _pelton {
     #[pymodule_export]
     use crate::instance::serve;
     #[pymodule_export]
-    use crate::plan::{Plan, expression_types, table_columns};
+    use crate::plan::{Plan, expression_types, field_marks, table_columns};
     #[pymodule_export]
     use crate::running::Running;
 

@@ -58,6 +58,21 @@ pub(crate) fn definition(declaration: &Declaration) -> Result<Definition> {
     ))
 }
 
+/// The definition of methods that others run: what callers see of them.
+pub(crate) fn elsewhere(specs: &[MethodSpec]) -> Definition {
+    fn nothing_here<T>() -> Result<T> {
+        Err(Error::internal("nothing of this service runs here"))
+    }
+    let methods = specs.iter().fold(Methods::<()>::new(), |methods, spec| {
+        let (input, output) = (spec.input.fields().clone(), spec.output.fields().clone());
+        match spec.cardinality {
+            Cardinality::One => methods.serial(&spec.name, input, output, |(), _, _| nothing_here()),
+            Cardinality::Many => methods.streaming(&spec.name, input, output, |(), _, _, _| nothing_here()),
+        }
+    });
+    Definition::with(|_| Box::pin(async { nothing_here() }), methods, Ok)
+}
+
 /// The user's service, opened.
 struct Worker(Py<PyAny>);
 

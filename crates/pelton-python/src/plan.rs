@@ -1,5 +1,6 @@
 //! A graph in the making, told by Python node by node.
 
+use std::collections::HashMap;
 use std::path::PathBuf;
 use std::sync::mpsc::Receiver;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -8,9 +9,10 @@ use std::time::Duration;
 use arrow_array::RecordBatch;
 use pelton::files::{Folder, JsonLines, Lines, Parquet, Selection, Tables, folder, lines, sink, tables};
 use pelton::restart::Strategy;
+use pelton::scripted;
 use pelton::{Declaration, Error, Job, Result, ServiceHandle, Settings, Stream};
 use pelton_core::call::ErrorPolicy;
-use pelton_core::service::{Cardinality, MethodSpec};
+use pelton_core::service::{Cardinality, Definition, MethodSpec};
 use pelton_dataflow::sink::Sink;
 use pelton_dataflow::source::Source;
 use pelton_text::chunk::Size;
@@ -24,9 +26,10 @@ use crate::errors::{OrRaise, raise};
 use crate::expression::{Keep, Select};
 use crate::feed::{Feed, Shared, feed};
 use crate::gather::{Log, Nowhere, gather};
-use crate::methods::{Options, definition};
+use crate::methods::{Options, definition, elsewhere};
 use crate::packing::{Pack, Unpack};
 use crate::patience::Patience;
+use crate::progress::Seen;
 use crate::running::Running;
 use crate::tables::Table;
 
@@ -64,6 +67,13 @@ pub(crate) fn expression_types<'py>(
     let input = arrow::schema(input)?;
     let columns = select_of(columns)?.columns(&input).or_raise()?;
     arrow::schema_to_python(py, &columns)
+}
+
+/// What marks the first column as one of an extension type.
+#[pyfunction]
+pub(crate) fn field_marks(columns: &Bound<'_, PyAny>) -> PyResult<HashMap<String, String>> {
+    let columns = arrow::schema(columns)?;
+    Ok(columns.fields().first().map(|field| field.metadata().clone()).unwrap_or_default())
 }
 
 /// The columns of files of rows.
@@ -110,7 +120,7 @@ struct Manner {
 
 #[derive(Default)]
 struct Told {
-    services: Vec<Declaration>,
+    services: Vec<(Declaration, Definition)>,
     steps: Vec<Step>,
     tables: Vec<RecordBatch>,
     rows: Option<Receiver<RecordBatch>>,
@@ -146,9 +156,28 @@ impl Plan {
         self.step(step).map(drop)
     }
 
+    fn declare(&mut self, declaration: Declaration, definition: Definition) -> PyResult<usize> {
+        let told = self.told()?;
+        told.services.push((declaration, definition));
+        Ok(told.services.len() - 1)
+    }
+
     fn source(&mut self, name: String, source: Arc<dyn Source>) -> PyResult<usize> {
         self.step(move |b| Ok(Some(b.job.read(&name, Shared(source)))))
     }
+}
+
+fn declared(json: &str) -> PyResult<Declaration> {
+    parsed("service settings", json)
+}
+
+fn specs_of(methods: Vec<ToldMethod<'_>>) -> PyResult<Vec<MethodSpec>> {
+    let specs = methods.into_iter().map(|(name, input, output, many, concurrency)| {
+        let cardinality = if many { Cardinality::Many } else { Cardinality::One };
+        let (input, output) = (arrow::schema(&input)?, arrow::schema(&output)?);
+        Ok(MethodSpec { name, input, output, cardinality, concurrency })
+    });
+    specs.collect()
 }
 
 fn used_up() -> PyErr {
@@ -163,35 +192,41 @@ impl Plan {
     }
 
     /// Declares a service in Python and returns its number: `declaration` is JSON.
-    #[pyo3(signature = (declaration, service, path, device, build, methods))]
+    #[expect(clippy::too_many_arguments, reason = "told by name, in one place")]
+    #[pyo3(signature = (declaration, identity, service, path, device, build, methods))]
     fn service(
         &mut self,
         declaration: &str,
+        identity: Option<String>,
         service: String,
         path: Vec<String>,
         device: String,
         build: String,
         methods: Vec<ToldMethod<'_>>,
     ) -> PyResult<usize> {
-        let mut declaration: Declaration = serde_json::from_str(declaration)
-            .map_err(|e| Error::invalid(format!("service settings: {e}")))
-            .or_raise()?;
-        let specs = methods.into_iter().map(|(name, input, output, many, concurrency)| {
-            let cardinality = if many { Cardinality::Many } else { Cardinality::One };
-            let (input, output) = (arrow::schema(&input)?, arrow::schema(&output)?);
-            Ok(MethodSpec { name, input, output, cardinality, concurrency })
-        });
-        let options = Options { service, path, device, build, methods: specs.collect::<PyResult<_>>()? };
+        let mut declaration = declared(declaration)?;
+        let options = Options { service, path, device, build, methods: specs_of(methods)? };
         let serde_json::Value::Object(options) = serde_json::to_value(options)
             .map_err(|e| raise(Error::internal(format!("a service's options: {e}"))))?
         else {
             return Err(raise(Error::internal("a service's options are no object")));
         };
         declaration.options = options;
+        declaration.identity = identity;
         let declaration = declaration.checked().or_raise()?;
-        let told = self.told()?;
-        told.services.push(declaration);
-        Ok(told.services.len() - 1)
+        let definition = definition(&declaration).or_raise()?;
+        self.declare(declaration, definition)
+    }
+
+    /// Declares a service that is not written in Python, and returns its number: servers of others, or a script that stands in for one that is.
+    fn other(&mut self, declaration: &str, methods: Vec<ToldMethod<'_>>) -> PyResult<usize> {
+        let (mut declaration, methods) = (declared(declaration)?, specs_of(methods)?);
+        if declaration.kind.as_deref() == Some(scripted::KIND) {
+            let json = serde_json::to_string(&methods);
+            declaration.program.push(json.map_err(|e| raise(Error::internal(format!("methods: {e}"))))?);
+        }
+        let declaration = declaration.checked().or_raise()?;
+        self.declare(declaration, elsewhere(&methods))
     }
 
     /// Rows in memory.
@@ -369,10 +404,13 @@ impl Plan {
     fn start(&mut self, name: String, settings: &str) -> PyResult<Running> {
         let settings = settings_of(parsed("a job's settings", settings)?);
         let Told { services, steps, tables, rows } = self.use_up()?;
-        let run = move |stopper: &pelton::Stopper| {
+        let run = move |stopper: &pelton::Stopper, seen: &Seen| {
             let job = build(&name, settings, services, steps)?;
             let mut patience = Patience::default();
-            job.run_until(stopper, |snapshot| patience.look(snapshot))
+            job.run_until(stopper, |snapshot| {
+                patience.look(snapshot);
+                seen.note(snapshot);
+            })
         };
         Ok(Running::start(run, rows, tables))
     }
@@ -387,12 +425,15 @@ impl Plan {
     }
 }
 
-fn build(name: &str, settings: Settings, services: Vec<Declaration>, steps: Vec<Step>) -> Result<Job> {
+fn build(
+    name: &str,
+    settings: Settings,
+    services: Vec<(Declaration, Definition)>,
+    steps: Vec<Step>,
+) -> Result<Job> {
     let mut job = Job::with(name, settings);
-    let handles = services.into_iter().map(|declaration| {
-        let definition = definition(&declaration)?;
-        job.service_with(declaration, definition)
-    });
+    let handles =
+        services.into_iter().map(|(declaration, definition)| job.service_with(declaration, definition));
     let services = handles.collect::<Result<_>>()?;
     let mut building = Building { job, services, streams: Vec::new() };
     for step in steps {

@@ -12,6 +12,7 @@ use pyo3::prelude::*;
 
 use crate::arrow;
 use crate::errors::OrRaise;
+use crate::progress::Seen;
 
 /// How often who waits looks whether there was a Ctrl-C.
 const LOOK_EVERY: Duration = Duration::from_millis(50);
@@ -23,6 +24,7 @@ pub(crate) struct Running {
     ended: Arc<Ended>,
     /// Of a job whose rows the program takes.
     rows: Mutex<Option<Receiver<RecordBatch>>>,
+    seen: Seen,
     /// Tables of Python's that it reads: freed here, not by a thread of the engine.
     _tables: Vec<RecordBatch>,
 }
@@ -49,21 +51,22 @@ impl Running {
     /// Starts a thread that runs `job`.
     #[expect(clippy::disallowed_methods, reason = "the job's clock and threads are not there before it is")]
     pub(crate) fn start(
-        job: impl FnOnce(&Stopper) -> Result<Summary> + Send + 'static,
+        job: impl FnOnce(&Stopper, &Seen) -> Result<Summary> + Send + 'static,
         rows: Option<Receiver<RecordBatch>>,
         tables: Vec<RecordBatch>,
     ) -> Running {
         let (stopper, ended) = (Stopper::new(), Arc::new(Ended::default()));
         // What the engine does by itself is nothing that a program's user has to read; what became of the rows is.
         pelton::log("error,_pelton=warn");
-        let (theirs, told) = (stopper.clone(), ended.clone());
+        let seen = Seen::default();
+        let (theirs, told, noted) = (stopper.clone(), ended.clone(), seen.clone());
         std::thread::spawn(move || {
-            let result = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| job(&theirs)));
+            let result = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| job(&theirs, &noted)));
             let result = result.unwrap_or_else(|_| Err(pelton::Error::internal("the job's thread panicked")));
             *told.lock() = Some(result);
             told.changed.notify_all();
         });
-        Running { stopper, ended, rows: Mutex::new(rows), _tables: tables }
+        Running { stopper, ended, rows: Mutex::new(rows), seen, _tables: tables }
     }
 
     fn next(&self, wait: Duration) -> Result<RecordBatch, RecvTimeoutError> {
@@ -84,7 +87,7 @@ impl Running {
             let wait = left.map_or(LOOK_EVERY, |left| left.min(LOOK_EVERY));
             match py.detach(|| self.next(wait)) {
                 Ok(rows) => return arrow::to_python(py, &rows).map(Some),
-                Err(RecvTimeoutError::Disconnected) => return self.wait(py).map(|_| None),
+                Err(RecvTimeoutError::Disconnected) => return self.wait(py, None).map(|_| None),
                 Err(RecvTimeoutError::Timeout) => py.check_signals()?,
             }
             left = left.map(|left| left.saturating_sub(wait));
@@ -94,14 +97,26 @@ impl Running {
         }
     }
 
-    /// Waits for the end, and gives what was done as JSON. Raises the job's error.
-    fn wait(&self, py: Python<'_>) -> PyResult<String> {
+    /// Waits for the end, and gives what was done as JSON; None after so many seconds without it. Raises the job's error.
+    #[pyo3(signature = (timeout = None))]
+    fn wait(&self, py: Python<'_>, timeout: Option<f64>) -> PyResult<Option<String>> {
+        let mut left = timeout.map(|t| Duration::from_secs_f64(t.clamp(0.0, 1e9)));
         loop {
-            if let Some(result) = py.detach(|| self.ended.wait(LOOK_EVERY)) {
-                return result.map(|summary| show(&summary)).or_raise();
+            let wait = left.map_or(LOOK_EVERY, |left| left.min(LOOK_EVERY));
+            if let Some(result) = py.detach(|| self.ended.wait(wait)) {
+                return result.map(|summary| Some(show(&summary))).or_raise();
             }
             py.check_signals()?;
+            left = left.map(|left| left.saturating_sub(wait));
+            if left.is_some_and(|left| left.is_zero()) {
+                return Ok(None);
+            }
         }
+    }
+
+    /// How far it is, as JSON; None before anything runs.
+    fn progress(&self) -> Option<String> {
+        self.seen.told().map(|told| told.to_string())
     }
 
     /// Stops in good order: with a checkpoint, from which the same job goes on.

@@ -75,6 +75,7 @@ def test_expressions_are_evaluated_by_the_engine() -> None:
         {"a": 2, "n": 5, "plus": 3.5, "half": 1.0, "rest": 0, "big": True, "none": False, "filled": 2, "md": False, "text": "2", "one": 1, "neg": -1.5},
         {"a": None, "n": None, "plus": None, "half": None, "rest": None, "big": False, "none": True, "filled": -1, "md": None, "text": None, "one": 1, "neg": -2.5},
     ]  # fmt: skip
+    assert pn.from_arrow(table).select(neg=-a, some=a.is_in([2, 3]), none=a.is_in([])).to_pylist()[1] == {"neg": -2, "some": True, "none": False}
     assert pn.from_arrow(table).filter(~(a == 1)).with_columns(a=a * 10, c=b).drop("t").rename({"b": "B"}).to_pylist() == [
         {"a": 20, "B": 1.5, "c": 1.5}
     ]
@@ -125,6 +126,9 @@ def test_services_are_called_within_expressions() -> None:
         (lambda s: s.select(pn.col("x") + "text"), "Cannot cast string 'text'"),
         (lambda s: s.select(pn.lit(3)), "has no name"),
         (lambda s: s.drop("y"), "no column `y`"),
+        (lambda s: s.drop("x"), r"no column is left of \(x: int64\)"),
+        (lambda s: s.select(), "no column is left"),
+        (lambda s: s.rename({"x": "y"}).with_columns(x=1).rename({"x": "y"}), "two columns called `y`"),
         (lambda s: s.union(s.select(y=pn.col("x"))), r"union of \(x: int64\) and \(y: int64\)"),
         (lambda s: s.call(lambda row: row), "for a plain function use map or map_batches"),
         (lambda s: s.errors(), "only calls and functions have an error output"),

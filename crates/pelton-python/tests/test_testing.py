@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import threading
+from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
@@ -77,3 +79,40 @@ def test_mistakes_are_the_same() -> None:
         unsent = Service(1)
         unsent.lock = threading.Lock()  # type: ignore[attr-defined]
         pelton.testing.call(unsent.times, ROWS)
+
+
+class Model(pn.Service):
+    @pn.method(max_rows=8, input={"x": int}, output={"label": str, "vector": pa.list_(pa.float32(), 4)})
+    def run(self, batch: pa.RecordBatch) -> Any:
+        raise AssertionError("a script stands in for it")
+
+    @pn.method(input={"x": int}, output={"part": int})
+    def stream(self, batch: pa.RecordBatch) -> Any:
+        yield from ()
+
+
+def test_a_script_stands_in_for_a_service() -> None:
+    table = pa.table({"x": list(range(300))})
+    calm = pelton.testing.scripted(Model(replicas=2), seed=1)
+    expected = pn.from_arrow(table).call(calm.run).to_arrow()
+    assert expected["x"].to_pylist() == list(range(300)) and len(set(expected["label"].to_pylist())) == 300
+    # The same answers, whatever happens on the way.
+    rough = pelton.testing.scripted(Model(replicas=2, settings={"retry": {"attempts": 20, "backoff": "1ms"}}), failure_rate=0.1, crash_after=9)
+    assert pn.from_arrow(table).call(rough.run).to_arrow().equals(expected)
+    assert pn.from_arrow(table).call(pelton.testing.scripted(Model(), parts=3).stream).count() == 900
+    poisoned = pn.from_arrow(table).call(pelton.testing.scripted(Model(), poison_rate=0.1).run, on_error="error-output")
+    assert 0 < poisoned.errors().count() < 100
+    with pytest.raises(pn.PeltonError, match="no model here"):
+        pn.from_arrow(table).call(pelton.testing.scripted(Model(), open_error="no model here").run).to_arrow()
+    with pytest.raises(pn.PeltonError, match="unknown field `speed`"):
+        pn.from_arrow(table).call(pelton.testing.scripted(Model(), speed=3).run).to_arrow()
+
+
+def test_instances_are_killed_while_a_job_runs(tmp_path: Path) -> None:
+    table = pa.table({"x": list(range(3000))})
+    slow = pelton.testing.scripted(Model(replicas=2, settings={"retry": {"attempts": 20, "backoff": "1ms"}}), latency="20ms")
+    with pelton.testing.kills(most=4, every=0.3, seed=1) as kills:
+        summary = pn.from_arrow(table).call(slow.run).write_json(tmp_path / "out", checkpoint_interval=0.2)
+    assert len(kills.pids) > 0 and summary.rows == 3000
+    rows = [json.loads(line)["x"] for part in (tmp_path / "out").glob("part-*") for line in part.read_text().splitlines()]
+    assert sorted(rows) == list(range(3000))

@@ -25,6 +25,7 @@ from ._errors import (
 )
 from ._expressions import Expr, col, lit
 from ._pelton import Call, Context, __version__
+from ._remote import RemoteMethod, RemoteService, remote_method
 from ._service import BoundMethod, FunctionService, Method, Service, method, service
 from ._sources import (
     from_arrow,
@@ -33,11 +34,13 @@ from ._sources import (
     from_pylist,
     read_csv,
     read_files,
+    read_images,
     read_json,
     read_lines,
     read_parquet,
 )
 from ._stream import GroupBy, Stream, Summary
+from ._tensors import embedding, image, tensor
 
 __all__ = [
     "BoundMethod",
@@ -60,6 +63,8 @@ __all__ = [
     "OverloadError",
     "PeltonError",
     "ProtocolError",
+    "RemoteMethod",
+    "RemoteService",
     "ResetError",
     "Service",
     "StorageError",
@@ -69,16 +74,21 @@ __all__ = [
     "UserCodeError",
     "__version__",
     "col",
+    "embedding",
     "from_arrow",
     "from_iter",
     "from_pandas",
     "from_pylist",
+    "image",
     "lit",
     "method",
     "read_csv",
     "read_files",
+    "read_images",
     "read_json",
     "read_lines",
     "read_parquet",
+    "remote_method",
     "service",
+    "tensor",
 ]

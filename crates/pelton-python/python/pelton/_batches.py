@@ -8,7 +8,9 @@ from typing import Any, Literal, get_args
 
 import pyarrow as pa
 
+from . import _tensors
 from ._errors import InvalidError, UserCodeError
+from ._tensors import type_name
 from ._types import show
 
 Format = Literal["arrow", "numpy", "pandas", "torch", "rows"]
@@ -56,9 +58,9 @@ def given_as(batch: pa.RecordBatch, format: Format) -> Any:
     if format == "arrow":
         return batch
     if format == "rows":
-        return batch.to_pylist()
+        return rows_of(batch)
     if format == "pandas":
-        return batch.to_pandas()
+        return _frame(batch)
     arrays = {name: numpy_of(column) for name, column in zip(batch.schema.names, batch.columns)}
     if format == "numpy":
         return arrays
@@ -68,8 +70,29 @@ def given_as(batch: pa.RecordBatch, format: Format) -> Any:
     return {name: torch.tensor(array) if array.dtype != object else array for name, array in arrays.items()}
 
 
+def rows_of(batch: pa.RecordBatch) -> list[dict[str, Any]]:
+    """The rows as dicts: tensors as numpy arrays, images as ``PIL.Image``."""
+    special = [name for name, type in zip(batch.schema.names, batch.schema.types) if _tensors.is_ours(type)]
+    if not special:
+        return batch.to_pylist()  # type: ignore[no-any-return]
+    columns = [_tensors.objects_of(c) if n in special else c.to_pylist() for n, c in zip(batch.schema.names, batch.columns)]
+    return [dict(zip(batch.schema.names, row)) for row in zip(*columns)]
+
+
+def _frame(batch: pa.RecordBatch) -> Any:
+    special = {name for name, type in zip(batch.schema.names, batch.schema.types) if _tensors.is_ours(type)}
+    if not special:
+        return batch.to_pandas()
+    import pandas
+
+    columns = {n: _tensors.objects_of(c) if n in special else c.to_pandas() for n, c in zip(batch.schema.names, batch.columns)}
+    return pandas.DataFrame({name: pandas.Series(c, dtype=object) if name in special else c for name, c in columns.items()})
+
+
 def numpy_of(column: pa.Array) -> Any:
-    """A column as a numpy array: fixed-size lists of numbers have as many dimensions as they are deep."""
+    """A column as a numpy array: tensors and fixed-size lists of numbers have as many dimensions as they are deep."""
+    if _tensors.is_ours(column.type):
+        return _tensors.numpy_of(column)
     shape, values = [len(column)], column
     while pa.types.is_fixed_size_list(values.type) and values.null_count == 0:
         shape.append(values.type.list_size)
@@ -96,23 +119,30 @@ def batch_of(result: Any, columns: pa.Schema, what: str) -> pa.RecordBatch:
     if result is None:
         raise UserCodeError(f"{what} gave None; it must return rows with the columns ({show(columns)})")
     if isinstance(result, (str, bytes)) or not hasattr(result, "__len__"):
+        streams = "; a method that streams has `yield` in its own body" if inspect.isgenerator(result) else ""
         raise UserCodeError(
-            f"{what} gave a {type(result).__name__}; it must return rows with the columns ({show(columns)}): a RecordBatch, Table, "
-            "DataFrame, dict of columns or list of dicts"
+            f"{what} gave {a(result)}; it must return rows with the columns ({show(columns)}): a RecordBatch, Table, "
+            f"DataFrame, dict of columns or list of dicts{streams}"
         )
     if len(columns) == 1:
         return _cast({columns.names[0]: result}, columns, what)
     if len(result) == 0:
         return pa.RecordBatch.from_pylist([], schema=columns)
     raise UserCodeError(
-        f"{what} gave a {type(result).__name__} without column names, and its columns are ({show(columns)}); give a dict of columns"
+        f"{what} gave {a(result)} without column names, and its columns are ({show(columns)}); give a dict of columns"
     )
+
+
+def a(value: Any) -> str:
+    """The type of a value, with its article."""
+    name = type(value).__name__
+    return f"{'an' if name[:1].lower() in 'aeiou' else 'a'} {name}"
 
 
 def _rows(rows: Sequence[Any], columns: pa.Schema, what: str) -> pa.RecordBatch:
     for row in rows:
         if not isinstance(row, Mapping):
-            raise UserCodeError(f"{what} gave a {type(row).__name__} among its rows; each must be a dict")
+            raise UserCodeError(f"{what} gave {a(row)} among its rows; each must be a dict")
         if set(row) != set(columns.names):
             raise UserCodeError(_other_columns(what, ", ".join(map(str, row)), columns))
     return _cast({name: [row[name] for row in rows] for name in columns.names}, columns, what)
@@ -143,15 +173,28 @@ def _column(values: Any, field: pa.Field, what: str) -> pa.Array:
         if not isinstance(values, pa.Array):
             values = _array(values, field.type)
         if values.type != field.type:
-            values = values.cast(field.type)
+            values = _converted(values, field.type)
     except (pa.ArrowInvalid, pa.ArrowTypeError, pa.ArrowNotImplementedError, TypeError, ValueError) as e:
-        raise UserCodeError(f"{what}: column `{field.name}` cannot be {field.type}: {e}") from None
+        raise UserCodeError(f"{what}: column `{field.name}` cannot be {type_name(field.type)}: {e}") from None
     if not field.nullable and values.null_count:
         raise UserCodeError(f"{what}: column `{field.name}` has nulls, and is declared without")
     return values
 
 
+def _converted(values: pa.Array, type: pa.DataType) -> pa.Array:
+    if not isinstance(type, pa.BaseExtensionType):
+        return values.cast(type)
+    storage = values.storage if isinstance(values.type, pa.BaseExtensionType) else values
+    return pa.ExtensionArray.from_storage(type, storage.cast(type.storage_type))
+
+
 def _array(values: Any, type: pa.DataType | None) -> pa.Array:
+    if type is None and isinstance(values, list):
+        type = _tensors.learnt(values)
+    if type is None and hasattr(values, "ndim") and values.ndim > 1:
+        type = _tensors.learnt([values[0]]) if len(values) else None
+    if type is not None and _tensors.is_ours(type):
+        return _tensors.array_of(values, type)
     if hasattr(values, "detach") and hasattr(values, "cpu"):
         values = values.detach().cpu().numpy()
     if hasattr(values, "ndim") and values.ndim > 1:
@@ -178,7 +221,8 @@ def learnt(result: Any, what: str) -> pa.Schema:
     if isinstance(result, Mapping):
         return pa.schema([pa.field(str(name), _array(values, None).type) for name, values in result.items()])
     if isinstance(result, Sequence) and result and all(isinstance(row, Mapping) for row in result):
-        return pa.RecordBatch.from_pylist([dict(row) for row in result]).schema
+        names = dict.fromkeys(str(name) for row in result for name in row)
+        return pa.schema([pa.field(name, _array([row.get(name) for row in result], None).type) for name in names])
     raise UserCodeError(
-        f"{what} gave a {type(result).__name__}, which has no column names; return a dict of columns or rows, or declare `output=`"
+        f"{what} gave {a(result)}, which has no column names; return a dict of columns or rows, or declare `output=`"
     )

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import functools
 import json
+import operator
+from collections.abc import Iterable
 from typing import Any, Union
 
 import pyarrow as pa
 
 from ._errors import InvalidError
-from ._pelton import expression_types
+from ._pelton import expression_types, field_marks
 from ._types import TypeLike, data_type
 
 Literal = Union[str, int, float, bool, bytes, None]
@@ -65,6 +68,9 @@ class Expr:
         """The remainder, with the sign of the dividend."""
         return self._binary("rem", other)
 
+    def __neg__(self) -> Expr:
+        return Expr(lit(0)._binary("sub", self)._tree, self._name)
+
     def __eq__(self, other: Expr | Literal) -> Expr:  # type: ignore[override]
         return self._binary("eq", other)
 
@@ -102,13 +108,24 @@ class Expr:
         """Whether there is no value."""
         return self._unary("is-null")
 
+    def is_in(self, values: Iterable[Literal]) -> Expr:
+        """Whether it is one of these."""
+        return functools.reduce(operator.or_, (self == value for value in values), lit(False)).alias(self._name or "is_in")
+
     def fill_null(self, value: Literal) -> Expr:
         """The value, or this one where there is none."""
         return self._binary("coalesce", value)
 
     def cast(self, to: TypeLike) -> Expr:
-        """As another type; a value that cannot be converted is an error."""
-        return self._unary("cast", to=str(data_type(to, "cast")))
+        """As another type; a value that cannot be converted is an error.
+
+        Bytes of image files become images (``pn.image()``), and lists of fixed size tensors (``pn.tensor``), without a copy.
+        """
+        type = data_type(to, "cast")
+        if not isinstance(type, pa.BaseExtensionType):
+            return self._unary("cast", to=str(type))
+        plain = self if pa.types.is_nested(type.storage_type) else self._unary("cast", to=str(type.storage_type))
+        return plain._unary("mark", marks=field_marks(pa.schema([pa.field("marked", type)])))
 
     def length(self) -> Expr:
         """The length of a text in bytes, or of a list."""
@@ -178,4 +195,7 @@ def named(given: tuple[str | Expr, ...], keywords: dict[str, Expr | Literal]) ->
 
 def types_of(columns: list[tuple[str, Tree]], input: pa.Schema) -> pa.Schema:
     """The columns that expressions give for these."""
-    return expression_types(input, [(name, json.dumps(tree)) for name, tree in columns])
+    try:
+        return expression_types(input, [(name, json.dumps(tree)) for name, tree in columns])
+    except (pa.ArrowInvalid, pa.ArrowTypeError) as e:
+        raise InvalidError(f"an expression's column cannot be of the type that it is cast to: {e}", fate="not-sent") from None

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+import inspect
+import itertools
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import pyarrow as pa
 
-from ._batches import Format, batch_of, given_as, learnt
+from ._batches import Format, a, batch_of, given_as, learnt, rows_of
 from ._errors import UserCodeError
 from ._pelton import Call, Context
 from ._service import Method, Service, service_name
@@ -66,7 +68,7 @@ class MapRows(Function):
         return self._only("map", given)
 
     def answer(self, batch: pa.RecordBatch, call: Call) -> Any:
-        given = [_or_error(self.function, row) for row in batch.to_pylist()]
+        given = [_or_error(self.function, row) for row in rows_of(batch)]
         try:
             # All at once; only if some are not what they must be is each looked at.
             batch_of([row for row in given if not isinstance(row, Exception)] or pa.RecordBatch.from_pylist([], self.output), self.output, self.what)
@@ -87,7 +89,7 @@ class KeepRows(Function):
         return self._only("filter", pa.schema([pa.field(GIVEN, pa.bool_())]))
 
     def answer(self, batch: pa.RecordBatch, call: Call) -> Any:
-        return [_or_error(lambda row: {GIVEN: bool(self.function(row))}, row) for row in batch.to_pylist()]
+        return [_or_error(lambda row: {GIVEN: bool(self.function(row))}, row) for row in rows_of(batch)]
 
 
 class FlatMapRows(Function):
@@ -97,11 +99,16 @@ class FlatMapRows(Function):
         return self._only("flat_map", packed(self.output, ANSWER))
 
     def answer(self, batch: pa.RecordBatch, call: Call) -> Any:
-        def one(row: dict[str, Any]) -> dict[str, Any]:
-            rows = _rows(self.function(row), self.what)
-            return {ANSWER: batch_of(rows, self.output, self.what).to_pylist() if rows else []}
+        made = [self._one(at, row, call) for at, row in enumerate(rows_of(batch))]
+        return pa.RecordBatch.from_arrays([_lists(made, self.output)], schema=packed(self.output, ANSWER))
 
-        return [_or_error(one, row) for row in batch.to_pylist()]
+    def _one(self, at: int, row: dict[str, Any], call: Call) -> pa.RecordBatch | None:
+        try:
+            rows = _rows(self.function(row), self.what)
+            return batch_of(rows, self.output, self.what) if rows else None
+        except Exception as e:
+            call.fail(at, e)
+            return None
 
 
 class MapBatches(Function):
@@ -114,8 +121,9 @@ class MapBatches(Function):
     def answer(self, batch: pa.RecordBatch, call: Call) -> Any:
         rows = unpacked(batch, PACKED)
         given = self.function(given_as(rows, self.format))
-        made = batch_of(given, self.output, self.what)
-        return pa.RecordBatch.from_arrays([_listed(made)], schema=packed(self.output, ANSWER))
+        parts = given if inspect.isgenerator(given) else [given]
+        made = pa.Table.from_batches([batch_of(part, self.output, self.what) for part in parts], self.output)
+        return pa.RecordBatch.from_arrays([_lists(made.to_batches(), self.output, one=True)], schema=packed(self.output, ANSWER))
 
 
 class Learn(Function):
@@ -131,11 +139,14 @@ class Learn(Function):
     def answer(self, batch: pa.RecordBatch, call: Call) -> Any:
         rows = unpacked(batch, PACKED)
         if self.kind == "map_batches":
-            found = learnt(self.function(given_as(rows, self.format)), self.what)
+            given = self.function(given_as(rows, self.format))
+            if inspect.isgenerator(given) and (given := next(given, None)) is None:
+                return {ANSWER: pa.nulls(1, pa.binary())}
+            found = learnt(given, self.what)
         elif self.kind == "map":
-            found = learnt([self.function(row) for row in rows.to_pylist()], self.what)
+            found = learnt([self.function(row) for row in rows_of(rows)], self.what)
         else:
-            many = [one for row in rows.to_pylist() for one in _rows(self.function(row), self.what)]
+            many = [one for row in rows_of(rows) for one in _rows(self.function(row), self.what)]
             if not many:
                 # Of others, perhaps.
                 return {ANSWER: pa.nulls(1, pa.binary())}
@@ -157,7 +168,7 @@ def _or_error(one: Callable[[Any], Any], row: Any) -> Any:
 
 def _rows(given: Any, what: str) -> list[Any]:
     if isinstance(given, (str, bytes, dict)) or not isinstance(given, Iterable):
-        raise UserCodeError(f"{what} gave a {type(given).__name__} for a row; it must return a list of rows, or yield them")
+        raise UserCodeError(f"{what} gave {a(given)} for a row; it must return a list of rows, or yield them")
     return list(given)
 
 
@@ -166,11 +177,15 @@ def packed(columns: pa.Schema, name: str) -> pa.Schema:
     return pa.schema([pa.field(name, pa.list_(pa.field("item", pa.struct(list(columns)), nullable=False)), nullable=False)])
 
 
-def _listed(rows: pa.RecordBatch) -> pa.ListArray:
-    """Rows as the one list of one row."""
-    column = packed(rows.schema, ANSWER).field(0).type
-    structs = pa.StructArray.from_arrays(rows.columns, fields=list(rows.schema)) if rows.schema.names else pa.array([], pa.struct([]))
-    return pa.ListArray.from_arrays(pa.array([0, rows.num_rows], pa.int32()), structs, type=column)
+def _lists(batches: Sequence[pa.RecordBatch | None], columns: pa.Schema, one: bool = False) -> pa.ListArray:
+    """The rows of each of these as a list, or those of all as one."""
+    rows = pa.Table.from_batches([batch for batch in batches if batch is not None], columns).combine_chunks()
+    arrays = [column.combine_chunks() for column in rows.columns]
+    arrays = [array.chunk(0) if isinstance(array, pa.ChunkedArray) else array for array in arrays]
+    structs = pa.StructArray.from_arrays(arrays, fields=list(columns)) if arrays else pa.array([{}] * rows.num_rows, pa.struct([]))
+    lengths = [rows.num_rows] if one else [batch.num_rows if batch is not None else 0 for batch in batches]
+    offsets = [0, *itertools.accumulate(lengths)]
+    return pa.ListArray.from_arrays(pa.array(offsets, pa.int32()), structs, type=packed(columns, ANSWER).field(0).type)
 
 
 def unpacked(batch: pa.RecordBatch, name: str) -> pa.RecordBatch:

@@ -1,4 +1,7 @@
-"""The process of an instance: ``python -m pelton._instance``, started by a job, with its declaration on standard input."""
+"""The process of an instance: ``python -m pelton._instance``, started by a job, with its declaration on standard input.
+
+With an argument it runs a script in place of the service: the argument has its methods.
+"""
 
 from __future__ import annotations
 
@@ -15,7 +18,7 @@ def main() -> int:
     from . import _pelton
 
     try:
-        why = _pelton.serve()
+        why = _pelton.serve(*sys.argv[1:])
     except Exception as e:
         logging.getLogger("pelton").error("the instance cannot serve: %s", e)
         return 1

@@ -5,6 +5,7 @@ from __future__ import annotations
 import atexit
 import base64
 import contextlib
+import inspect
 import json
 import os
 import re
@@ -16,7 +17,7 @@ import sysconfig
 import tempfile
 import threading
 import weakref
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -25,8 +26,11 @@ import pyarrow as pa
 
 from . import _pelton
 from ._errors import InvalidError, PeltonError, describe
+from ._identity import identity
+from ._remote import RemoteService
 from ._service import Method, Service
 from ._types import seconds, show
+from ._watch import Watch
 
 if TYPE_CHECKING:
     from ._stream import Node
@@ -146,6 +150,9 @@ class _Declared:
     def declare(self, plan: _pelton.Plan, *, brief: bool) -> None:
         what = f"service `{self.name}`"
         methods = self.service._methods()
+        for part in ("open", "close"):
+            if inspect.iscoroutinefunction(getattr(self.service, part)):
+                raise InvalidError(f"{what}: `{part}` is `async def`, and is called as a plain function; write `def {part}`", fate="not-sent")
         specs = []
         for method in methods.values():
             # Those that are not called need some columns all the same.
@@ -153,24 +160,40 @@ class _Declared:
             output = method.output if method.output is not None else pa.schema([])
             specs.append((method.name, columns, output, method.streams, method.concurrency))
         settings = self.service._settings
-        declaration: dict[str, Any] = {"name": self.name, "batch": _batch_limits(what, methods)}
-        declaration |= {"resources": {"cpu": settings.cpus}, "instances": _instances(what, settings.replicas)}
+        declaration: dict[str, Any] = {"name": self.name}
         for field, given in (("timeout", settings.timeout), ("attempt_timeout", settings.attempt_timeout)):
             if (limit := seconds(given, f"`{field}` of {what}")) is not None:
                 declaration[field] = _humantime(limit)
         if settings.on_error is not None:
             declaration["on_error"] = error_policy(settings.on_error)
+        if isinstance(self.service, RemoteService):
+            declaration |= self.service._declared()
+            plan.other(json.dumps(_with(declaration, settings.settings, what)), specs)
+            return
+        declaration |= {"batch": _batch_limits(what, methods), "resources": {"cpu": settings.cpus}}
+        declaration["instances"] = _instances(what, settings.replicas)
         if brief:
             declaration["lease"] = _BRIEF_LEASE
-        for field, value in settings.settings.items():
-            if field in ("name", "program", "options", "kind", "instances"):
-                raise InvalidError(f"{what}: `{field}` is no setting of a service in Python", fate="not-sent")
-            declaration[field] = {**declaration[field], **value} if isinstance(declaration.get(field), dict) else value
+        declaration = _with(declaration, settings.settings, what)
         python = settings.python or sys.executable
         _check_interpreter(what, python)
         declaration["program"] = [python, "-m", "pelton._instance"]
-        pickled = _pickled(what, self.service)
-        plan.service(json.dumps(declaration), pickled, _search_path(), settings.device, _BUILD, specs)
+        if self.service._script is not None:
+            plan.other(json.dumps({**declaration, "kind": "scripted", "options": self.service._script}), specs)
+            return
+        path, pickled = _search_path(), _pickled(what, self.service)
+        # Keeping nothing, a job has no next run that could take its instances over.
+        known = None if brief else identity(self.service, path, settings.device, _BUILD, specs, is_own=_is_own)
+        plan.service(json.dumps(declaration), known, pickled, path, settings.device, _BUILD, specs)
+
+
+def _with(declaration: dict[str, Any], settings: Mapping[str, Any], what: str) -> dict[str, Any]:
+    """A declaration with what else a user has set of it."""
+    for field, value in settings.items():
+        if field in ("name", "program", "options", "identity", "kind", "remote", "instances"):
+            raise InvalidError(f"{what}: `{field}` is no setting of a service in Python", fate="not-sent")
+        declaration[field] = {**declaration[field], **value} if isinstance(declaration.get(field), dict) else value
+    return declaration
 
 
 def _batch_limits(what: str, methods: dict[str, Method[Any]]) -> dict[str, Any]:
@@ -190,13 +213,18 @@ def _humantime(limit: float) -> str:
 
 
 def _instances(what: str, replicas: Any) -> Any:
-    if isinstance(replicas, int):
-        return replicas
-    try:
-        least, most = replicas
-    except (TypeError, ValueError):
-        raise InvalidError(f"{what}: replicas={replicas!r}; use a number, or (least, most)", fate="not-sent") from None
-    return {"min": least, "max": most}
+    if isinstance(replicas, int) and not isinstance(replicas, bool):
+        least = most = replicas
+    else:
+        try:
+            least, most = replicas
+        except (TypeError, ValueError):
+            raise InvalidError(f"{what}: replicas={replicas!r}; use a number", fate="not-sent") from None
+    if least != most:
+        raise InvalidError(f"{what}: replicas={replicas!r}: services do not grow and shrink by themselves yet; use one number", fate="not-sent")
+    if not 1 <= most <= 1024:
+        raise InvalidError(f"{what}: replicas={replicas!r}; 1 to 1024", fate="not-sent")
+    return most
 
 
 def error_policy(given: Any) -> Any:
@@ -227,16 +255,19 @@ def _pickled(what: str, service: Service) -> str:
     return base64.b64encode(pickled).decode()
 
 
+_INSTALLED = {os.path.realpath(p) for p in [*sysconfig.get_paths().values(), *site.getsitepackages(), site.getusersitepackages()]}
+_PREFIXES = tuple(os.path.realpath(p) + os.sep for p in {sys.prefix, sys.base_prefix})
+
+
+def _is_own(path: str) -> bool:
+    """Whether a folder or file belongs to no installation."""
+    real = os.path.realpath(path)
+    return real not in _INSTALLED and not real.startswith((*_PREFIXES, os.path.dirname(__file__) + os.sep))
+
+
 def _search_path() -> list[str]:
     """Where the program's own modules are: what is on ``sys.path`` and belongs to no installation."""
-    installed = {os.path.realpath(p) for p in [*sysconfig.get_paths().values(), *site.getsitepackages(), site.getusersitepackages()]}
-    prefixes = tuple(os.path.realpath(p) + os.sep for p in {sys.prefix, sys.base_prefix})
-
-    def is_own(path: str) -> bool:
-        real = os.path.realpath(path)
-        return real not in installed and not real.startswith(prefixes)
-
-    return [os.path.abspath(path) for path in sys.path if is_own(path)]
+    return [os.path.abspath(path) for path in sys.path if _is_own(path)]
 
 
 #: Instances of another build of this package are not taken over.
@@ -269,7 +300,7 @@ class Execution:
 
     _all: weakref.WeakSet[Execution] = weakref.WeakSet()
 
-    def __init__(self, building: Building, name: str, state: str | None, settings: dict[str, Any]) -> None:
+    def __init__(self, building: Building, name: str, state: str | None, settings: dict[str, Any], *, shows: bool = False) -> None:
         # Where nothing is kept to go on from, logs are all that anybody may want of it.
         logs = os.environ.get("PELTON_LOGS")
         if state is None and logs:
@@ -277,12 +308,14 @@ class Execution:
             state = tempfile.mkdtemp(prefix=f"{name}-", dir=logs)
         self._temporary = tempfile.mkdtemp(prefix="pelton-") if state is None else None
         self.state = Path(state or self._temporary or "")
+        self._watch: Watch | None = None
         try:
             self.running = building.plan.start(name, json.dumps(self.wishes(str(self.state), **settings)))
         except BaseException:
             self._tidy()
             raise
         Execution._all.add(self)
+        self._watch = Watch(self.running, self.state / "logs", shows)
         for feed, rows in building.feeds:
             threading.Thread(target=_pump, args=(feed, rows), name="pelton-feed", daemon=True).start()
 
@@ -294,33 +327,41 @@ class Execution:
 
     def batches(self, timeout: float | None) -> Iterator[pa.RecordBatch]:
         """The rows, as they come. Left before the end, the job is ended."""
+        given, end = 0, None
         try:
             while (batch := self.running.next_batch(timeout)) is not None:
+                given += batch.num_rows
                 yield batch
+            end = f"finished | rows {given}"
         except PeltonError as e:
             self._explain(e)
             raise
         finally:
-            self.close()
+            self.close(end)
 
     def wait(self) -> dict[str, Any]:
         """Waits for the end. Interrupted, it stops the job with a checkpoint; a second time, at once."""
+        end = None
         try:
             try:
-                return json.loads(self.running.wait())  # type: ignore[no-any-return]
+                told: dict[str, Any] = json.loads(self.running.wait() or "")
             except KeyboardInterrupt:
                 self.running.stop()
                 self.running.wait()
                 raise
+            end = f"{told['end']} | rows {told['nodes']['rows']['rows_in']} | {told['seconds']:.1f} s"
+            return told
         except PeltonError as e:
             self._explain(e)
             raise
         finally:
-            self.close()
+            self.close(end)
 
-    def close(self) -> None:
-        """Ends what still runs; returns when nothing does."""
+    def close(self, end: str | None = None) -> None:
+        """Ends what still runs; returns when nothing does. ``end``: what there is to say of it."""
         self.running.cancel()
+        if self._watch is not None:
+            self._watch.close(end)
         self._tidy()
 
     def _tidy(self) -> None:
@@ -334,7 +375,8 @@ class Execution:
                 continue
             with contextlib.suppress(OSError):
                 lines = log.read_text(errors="replace").splitlines()[-_LOG_LINES:]
-                note = "\n".join([f"the end of {log.name}:", *lines])
+                kept = "" if self._temporary is None else " (PELTON_LOGS=FOLDER in the environment keeps it)"
+                note = "\n".join([f"the end of {log.name}{kept}:", *lines])
                 if hasattr(error, "add_note"):
                     error.add_note(note)
 
@@ -362,13 +404,13 @@ def _pump(feed: _pelton.Feed, rows: Iterator[pa.RecordBatch]) -> None:
                 close()
 
 
-def rows_of(node: Node, timeout: float | None = None, *, learns: bool = False) -> Iterator[pa.RecordBatch]:
+def rows_of(node: Node, timeout: float | None = None, *, learns: bool = False, shows: bool = False) -> Iterator[pa.RecordBatch]:
     """Runs a pipeline from when the first row is asked for, and gives its rows as they come. What failed of rows whose errors nobody reads is warned of."""
     building = Building(learns=learns)
     building.plan.gather("rows", building.node(node))
     building.finish()
     settings = {"restarts": 0, "edge_bytes": _EDGE_BYTES}
-    execution = Execution(building, f"python-{os.getpid()}-{next(_numbers)}", None, settings)
+    execution = Execution(building, f"python-{os.getpid()}-{next(_numbers)}", None, settings, shows=shows)
     yield from execution.batches(timeout)
 
 

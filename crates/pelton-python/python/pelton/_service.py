@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import datetime
 import inspect
+import math
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
@@ -61,7 +62,11 @@ class Method(Generic[C]):
         if concurrency is not None and concurrency < 1:
             raise InvalidError(f"{what} has concurrency={concurrency}; at least 1", fate="not-sent")
         self.concurrency = concurrency
-        self.wants_call = _positional(function) > (2 if bound else 1)
+        (needed, most), wants_rows = _positional(function), 2 if bound else 1
+        if most < wants_rows:
+            takes = "self, batch" if bound else "batch"
+            raise InvalidError(f"{what} takes no rows; write `def {self.name}({takes})`", fate="not-sent")
+        self.wants_call = needed > wants_rows
 
     def __set_name__(self, owner: type, name: str) -> None:
         self.name = name
@@ -76,13 +81,19 @@ class Method(Generic[C]):
     def __call__(self, *arguments: Any, **keywords: Any) -> Any:
         return self.function(*arguments, **keywords)
 
+    def __repr__(self) -> str:
+        return f"<method {self.name}>"
 
-def _positional(function: Callable[..., Any]) -> int:
+
+def _positional(function: Callable[..., Any]) -> tuple[int, float]:
+    """How many arguments a function must be given, and how many it may be."""
     try:
         parameters = inspect.signature(function).parameters.values()
     except (TypeError, ValueError):
-        return 0
-    return sum(p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD) and p.default is p.empty for p in parameters)
+        return 0, math.inf
+    places = [p for p in parameters if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)]
+    any_number = any(p.kind is p.VAR_POSITIONAL for p in parameters)
+    return sum(p.default is p.empty for p in places), math.inf if any_number else len(places)
 
 
 class BoundMethod:
@@ -146,14 +157,17 @@ def method(
     :param max_rows: the most rows in a batch (32).
     :param linger: how long an idle instance waits for a batch to fill (2 ms).
     """
-    if function is not None and (isinstance(function, Mapping) or not callable(function)):
+    if function is not None and not callable(function):
         raise InvalidError("@pn.method takes keyword arguments only, as in @pn.method(max_rows=32)", fate="not-sent")
     settings: dict[str, Any] = dict(
         input=input, output=output, format=format, max_rows=max_rows, linger=linger, concurrency=concurrency
     )
-    if function is not None:
+    def make(function: Any) -> Method[Any]:
+        if not inspect.isfunction(function):
+            raise InvalidError(f"@pn.method marks a function of a class (`def`), not {function!r}", fate="not-sent")
         return Method(function, **settings)
-    return lambda function: Method(function, **settings)
+
+    return make if function is None else make(function)
 
 
 @dataclass(frozen=True)
@@ -214,6 +228,9 @@ class Service:
     ) -> None:
         self._pelton_settings = Settings(name, replicas, cpus, device, python, timeout, attempt_timeout, on_error, dict(settings or {}))
 
+    #: What stands in for it in tests (see :func:`pelton.testing.scripted`).
+    _script: dict[str, Any] | None = None
+
     def options(self: S, **settings: Any) -> S:
         """The same service with other settings, those of ``Service.__init__``: ``Embedder("small").options(replicas=2)``."""
         other = copy.copy(self)
@@ -243,6 +260,9 @@ class Service:
 
     def _service_name(self) -> str:
         return self._settings.name or service_name(type(self).__name__)
+
+    def __repr__(self) -> str:
+        return f"<service {self._service_name()}>"
 
     def __copy__(self: S) -> S:
         other = object.__new__(type(self))
@@ -322,6 +342,8 @@ def service(
     """
 
     def make(function: Callable[..., Any]) -> FunctionService:
+        if isinstance(function, type) or not callable(function):
+            raise InvalidError(f"@pn.service marks a function, not {function!r}; a class is a service that subclasses pn.Service", fate="not-sent")
         method = Method(
             function,
             input=input,

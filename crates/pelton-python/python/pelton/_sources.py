@@ -13,11 +13,13 @@ from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
 
-from ._batches import batch_of, learnt
+from ._batches import a, batch_of, learnt
 from ._errors import InvalidError
+from ._expressions import col
 from ._pelton import table_columns
 from ._run import Building
 from ._stream import Node, Stream, Table
+from ._tensors import image
 from ._types import SchemaLike, schema
 
 if TYPE_CHECKING:
@@ -34,7 +36,10 @@ def from_arrow(table: pa.Table | pa.RecordBatch) -> Stream:
     if isinstance(table, pa.RecordBatch):
         table = pa.Table.from_batches([table])
     elif not isinstance(table, pa.Table):
-        table = pa.table(table)
+        try:
+            table = pa.table(table)
+        except (TypeError, ValueError) as e:
+            raise InvalidError(f"from_arrow takes a table of Arrow's, or what can be made one, not {a(table)}: {e}", fate="not-sent") from None
     return Stream(Table(table))
 
 
@@ -45,8 +50,8 @@ def from_pandas(frame: pandas.DataFrame) -> Stream:
 
 def from_pylist(rows: list[dict[str, Any]], *, columns: SchemaLike | None = None) -> Stream:
     """Rows given as dicts."""
-    given = None if columns is None else schema(columns, "columns")
-    return Stream(Table(pa.Table.from_pylist(rows, schema=given)))
+    given = schema(columns, "columns") if columns is not None else learnt(rows, "from_pylist") if rows else pa.schema([])
+    return Stream(Table(pa.Table.from_batches([batch_of([{n: row.get(n) for n in given.names} for row in rows], given, "from_pylist")], given)))
 
 
 Rows = Iterable[Mapping[str, Any] | pa.RecordBatch | pa.Table]
@@ -61,6 +66,8 @@ def from_iter(rows: Rows | Callable[[], Rows], *, columns: SchemaLike | None = N
 
     :param columns: the columns. Left out: those of the first rows.
     """
+    if not (callable(rows) or isinstance(rows, Iterable)):
+        raise InvalidError(f"from_iter takes an iterable of rows, or a function that makes one, not {rows!r}", fate="not-sent")
     given = None if columns is None else schema(columns, "columns")
     return Stream(Iterated(rows, given))
 
@@ -71,6 +78,10 @@ class Iterated(Node):
 
     rows: Any
     given: pa.Schema | None
+
+    @property
+    def reads_to_know(self) -> bool:  # type: ignore[override]
+        return self.given is None
 
     def __post_init__(self) -> None:
         self._begun: tuple[list[Any], Iterator[Any]] | None = None
@@ -83,6 +94,8 @@ class Iterated(Node):
         head = self._first()
         if not head:
             raise InvalidError("from_iter: there are no rows, so their columns are not known; declare `columns=`", fate="not-sent")
+        if not isinstance(head[0], (Mapping, pa.RecordBatch, pa.Table)):
+            raise InvalidError(f"from_iter was given {a(head[0])}; each row must be a dict, or several a batch or table of Arrow's", fate="not-sent")
         return learnt(head if isinstance(head[0], Mapping) else head[0], "from_iter")
 
     def _first(self) -> list[Any]:
@@ -173,6 +186,17 @@ def read_files(path: PathLike | list[PathLike], *, max_bytes: int | None = None)
     :param max_bytes: a larger file is an error (64 MiB).
     """
     return Stream(Files("files", selection(path), max_bytes))
+
+
+def read_images(path: PathLike | list[PathLike], *, max_bytes: int | None = None) -> Stream:
+    """Image files, one row each: ``uri`` and ``image`` (see :func:`image`). They are decoded where they are looked at, not here.
+
+    :param path: folders, files, or patterns such as ``"photos/**/*.jpg"``; of a folder, the files that are called as images are.
+    """
+    found = selection(path)
+    if not found["globs"]:
+        found["extensions"] = ["bmp", "gif", "jpeg", "jpg", "png", "tif", "tiff", "webp"]
+    return Stream(Files("files", found, max_bytes)).select("uri", image=col("content").cast(image()))
 
 
 def read_lines(path: PathLike | list[PathLike]) -> Stream:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import inspect
 import json
 import os
+import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -16,7 +18,8 @@ import pyarrow.compute as pc
 from . import _functions as functions
 from . import _show
 from ._batches import Format, given_as, wanted
-from ._errors import InvalidError
+from ._batches import rows_of as rows_in
+from ._errors import InvalidError, PeltonError
 from ._expressions import Expr, Literal, Tree, named, types_of
 from ._run import Building, Execution, error_policy, rows_of
 from ._service import BoundMethod, Duration, FunctionService, Method, Service, service_name
@@ -33,6 +36,9 @@ _LEARN_TRIES = 16
 
 class Node:
     """A step of a pipeline."""
+
+    #: Whether its columns are known only once something was read.
+    reads_to_know = False
 
     @cached_property
     def columns(self) -> pa.Schema:
@@ -128,6 +134,8 @@ class Select(Node):
 
     @cached_property
     def columns(self) -> pa.Schema:
+        if not self.made:
+            raise InvalidError(f"no column is left of ({show(self.input.columns)}); rows have at least one", fate="not-sent")
         return types_of(self.made, self.input.columns)
 
     def put(self, building: Building) -> int:
@@ -479,10 +487,7 @@ class Stream:
         if isinstance(method, FunctionService):
             method = BoundMethod(method, method._method)
         if not isinstance(method, BoundMethod):
-            raise InvalidError(
-                f"call takes a method of a service, as in Embedder().embed, not {method!r}; for a plain function use map or map_batches",
-                fate="not-sent",
-            )
+            raise InvalidError(f"call takes a method of a service, as in Embedder().embed, not {method!r}; {_instead(method)}", fate="not-sent")
         takes = method.method.input
         arguments = list(columns) if columns is not None else (takes.names if takes is not None else self.schema.names)
         manner = _manner(timeout, attempt_timeout, on_error, ordered, in_order_by, affinity_by)
@@ -505,8 +510,7 @@ class Stream:
         on_error: str | Mapping[str, Any] | None,
         settings: dict[str, Any],
     ) -> Stream:
-        if not callable(function):
-            raise InvalidError(f"{kind} takes a function, not {function!r}", fate="not-sent")
+        _check_function(kind, function)
         columns = None if output is None else schema(output, f"`output` of {kind}")
         called = function.__call__ if isinstance(function, type) else function
         as_format = wanted(called, format, kind, isinstance(function, type))
@@ -557,7 +561,7 @@ class Stream:
     ) -> Stream:
         """Gives other rows, any number, for batches of rows.
 
-        ``function`` may be a class: it is made once in each worker process, and the object called. It runs in worker processes of its own,
+        ``function`` may be a class: it is made once in each worker process, and the object called. It may yield several batches. It runs in worker processes of its own,
         never in the engine. If it raises, the error is one of the whole batch.
 
         :param output: the columns that it gives. Left out: they are learnt, by running it once on the first rows.
@@ -694,43 +698,67 @@ class Stream:
             return batches
         return _converted(batches, format)
 
-    def _batches(self, timeout: float | None = None) -> Iterator[pa.RecordBatch]:
+    def _batches(self, timeout: float | None = None, shows: bool = False) -> Iterator[pa.RecordBatch]:
         if isinstance(self._node, Limit):
-            return _first(rows_of(self._node.input, timeout), self._node.rows)
-        return rows_of(self._node, timeout)
+            return _first(rows_of(self._node.input, timeout, shows=shows), self._node.rows)
+        return rows_of(self._node, timeout, shows=shows)
 
     def iter_rows(self, *, timeout: float | None = None) -> Iterator[dict[str, Any]]:
         """The same, row by row, as dicts."""
         batches = self._batches(timeout)
         try:
             for batch in batches:
-                yield from batch.to_pylist()
+                yield from rows_in(batch)
         finally:
             batches.close()  # type: ignore[attr-defined]
 
     def take(self, rows: int = 20, timeout: float | None = None) -> list[dict[str, Any]]:
-        """Runs the pipeline until there are so many rows, and ends it."""
-        return [row for batch in self.limit(rows)._batches(timeout) for row in batch.to_pylist()]
+        """Runs the pipeline until there are so many rows, and ends it.
+
+        :param timeout: after so many seconds without any rows, TimeoutError is raised.
+        """
+        return [row for batch in self.limit(rows)._batches(timeout) for row in rows_in(batch)]
+
+    def _preview(self, rows: int, timeout: float) -> tuple[list[dict[str, Any]], str]:
+        """The first rows, or as many of them as come in so many seconds; and what to say of it."""
+        until, found = time.monotonic() + timeout, list[dict[str, Any]]()
+        batches = self.limit(rows)._batches(timeout)
+        try:
+            for batch in batches:
+                found += rows_in(batch)
+                if time.monotonic() >= until:
+                    break
+        except TimeoutError:
+            pass
+        finally:
+            batches.close()  # type: ignore[attr-defined]
+        late = len(found) < rows and time.monotonic() >= until
+        return found, f"({len(found)} rows{f', and no more within {timeout:g} s' if late else ''})"
 
     def to_arrow(self) -> pa.Table:
         """Runs the pipeline, and gives all its rows."""
-        return pa.Table.from_batches(self._batches(), self.schema)
+        return pa.Table.from_batches(self._batches(shows=True), self.schema)
 
     def to_pandas(self) -> pandas.DataFrame:
         """Runs the pipeline, and gives all its rows."""
-        return self.to_arrow().to_pandas()
+        table = self.to_arrow().combine_chunks()
+        batches = table.to_batches()
+        return given_as(batches[0] if batches else pa.RecordBatch.from_pylist([], table.schema), "pandas")
 
     def to_pylist(self) -> list[dict[str, Any]]:
         """Runs the pipeline, and gives all its rows, as dicts."""
-        return list(self.iter_rows())
+        return [row for batch in self._batches(shows=True) for row in rows_in(batch)]
 
     def count(self) -> int:
         """Runs the pipeline, and counts its rows."""
-        return sum(batch.num_rows for batch in self._batches())
+        return sum(batch.num_rows for batch in self._batches(shows=True))
 
-    def show(self, rows: int = 10) -> None:
-        """Runs the pipeline for the first rows, and prints them."""
-        print(_show.table(self.schema, self.take(rows)))
+    def show(self, rows: int = 10, timeout: float = 60.0) -> None:
+        """Runs the pipeline for the first rows, and prints them; in a notebook, shows them as a table, with images.
+
+        :param timeout: after so many seconds it is ended, and what came until then is shown.
+        """
+        _show.show(self.schema, *self._preview(rows, timeout))
 
     # Writing it.
 
@@ -755,7 +783,7 @@ class Stream:
         :param fresh: begin anew, whatever checkpoints there are. Files that are there stay.
         :param checkpoint_interval: from checkpoint to checkpoint.
         """
-        return self._write("parquet", folder, errors, state, job, fresh, checkpoint_interval)
+        return self._write(_to_files("write_parquet", folder), str(folder), errors, state, job, fresh, checkpoint_interval)
 
     def write_json(
         self,
@@ -768,7 +796,7 @@ class Stream:
         checkpoint_interval: Duration = 5.0,
     ) -> Summary:
         """The same, as lines of JSON. See :meth:`write_parquet`."""
-        return self._write("json", folder, errors, state, job, fresh, checkpoint_interval)
+        return self._write(_to_files("write_json", folder), str(folder), errors, state, job, fresh, checkpoint_interval)
 
     def write_postgres(
         self,
@@ -788,29 +816,32 @@ class Stream:
 
         See :meth:`write_parquet` for the rest.
         """
-        building = Building(keeps=True)
-        building.plan.write_postgres(building.name("rows"), building.node(self._node), connection, table)
-        building.finish(str(state))
-        return _finished(building, job or table, Path(state), fresh, checkpoint_interval)
+
+        def write(building: Building, node: int) -> None:
+            building.plan.write_postgres(building.name("rows"), node, connection, table)
+
+        return self._write(write, str(state), None, state, job or table, fresh, checkpoint_interval)
 
     def _write(
         self,
-        format: str,
-        folder: str | Path,
+        write: Callable[[Building, int], None],
+        folder: str,
         errors: Stream | None,
         state: str | Path | None,
         job: str | None,
         fresh: bool,
         checkpoint_interval: Duration,
     ) -> Summary:
+        """Runs the pipeline into a sink; error rows go to files in the folder."""
         building = Building(keeps=True)
-        write = {"parquet": building.plan.write_parquet, "json": building.plan.write_json}[format]
-        write(building.name("rows"), building.node(self._node), str(folder), "part")
+        write(building, building.node(self._node))
         if errors is not None:
-            building.plan.write_json(building.name("errors"), building.node(errors._node), str(folder), "errors")
-        building.finish(str(folder))
+            building.plan.write_json(building.name("errors"), building.node(errors._node), folder, "errors")
+        building.finish(folder)
+        name = service_name(job or Path(folder).resolve().name)
+        wishes = {"fresh": fresh, "checkpoint_interval": seconds(checkpoint_interval, "checkpoint_interval")}
         place = Path(state) if state is not None else Path(folder) / ".pelton"
-        return _finished(building, job or Path(folder).resolve().name, place, fresh, checkpoint_interval)
+        return Summary.of(Execution(building, name, str(place), wishes, shows=True).wait())
 
     def explain(self) -> str:
         """The checked plan: its steps, columns, services, and guarantees.
@@ -820,13 +851,23 @@ class Stream:
         building = Building(explains=True)
         building.plan.gather("rows", building.node(self._node))
         building.finish()
-        return building.plan.explain("explained", json.dumps(Execution.wishes("unused")))
+        return _show.Text(building.plan.explain("explained", json.dumps(Execution.wishes("unused"))))
 
     def __iter__(self) -> Iterator[dict[str, Any]]:
         return self.iter_rows()
 
     def __repr__(self) -> str:
-        return f"<pelton.Stream of {type(self._node).__name__.lower()}>"
+        return f"<pelton.Stream of ({self._known_columns()}), not run yet>"
+
+    def _repr_html_(self) -> str:
+        return _show.note(f"pelton.Stream of ({self._known_columns()}), not run yet: .show() runs it for a few rows, .explain() tells what it does")
+
+    def _known_columns(self) -> str:
+        """The columns, as far as it takes no run to know them."""
+        try:
+            return "columns that are learnt when it runs" if _is_learnt(self._node) else show(self.schema)
+        except PeltonError as e:
+            return f"unknown columns: {e}"
 
 
 @dataclass(frozen=True)
@@ -848,23 +889,54 @@ class Summary:
     changed: int
     seconds: float
 
+    @staticmethod
+    def of(told: dict[str, Any]) -> Summary:
+        """What a job told at its end."""
+        same = ("end", "checkpoints", "restored_from", "restarts", "changed", "seconds")
+        errors = sum(node["errors"] for node in told["nodes"].values())
+        return Summary(rows=told["nodes"]["rows"]["rows_in"], errors=errors, **{name: told[name] for name in same})
 
-def _finished(building: Building, job: str, state: Path, fresh: bool, checkpoint_interval: Duration) -> Summary:
-    interval = seconds(checkpoint_interval, "checkpoint_interval")
-    name = service_name(job)
-    execution = Execution(building, name, str(state), {"fresh": fresh, "checkpoint_interval": interval})
-    told = execution.wait()
-    nodes = told["nodes"]
-    return Summary(
-        end=told["end"],
-        rows=nodes["rows"]["rows_in"],
-        errors=sum(node["errors"] for node in nodes.values()),
-        checkpoints=told["checkpoints"],
-        restored_from=told["restored_from"],
-        restarts=told["restarts"],
-        changed=told["changed"],
-        seconds=told["seconds"],
-    )
+    def _repr_html_(self) -> str:
+        return _show.note(repr(self))
+
+
+def _to_files(write: str, folder: str | Path) -> Callable[[Building, int], None]:
+    return lambda building, node: getattr(building.plan, write)(building.name("rows"), node, str(folder), "part")  # type: ignore[no-any-return]
+
+
+def _instead(method: Any) -> str:
+    """What somebody may have meant who calls something else than a method of a service."""
+    if isinstance(method, Method):
+        return f"that is the class's: make an object of it first, as in Embedder().{method.name}"
+    if isinstance(method, type) and issubclass(method, Service):
+        return f"that is the class: make an object of it first, and name the method, as in {method.__name__}().{next(iter(_methods(method)), 'method')}"
+    if isinstance(method, Service):
+        known = ", ".join(method._methods())
+        return f"name its method: {known}" if known else "it has no methods; mark them with @pn.method"
+    if isinstance(getattr(method, "__self__", None), Service):
+        return "mark it with @pn.method"
+    return "for a plain function use map or map_batches"
+
+
+def _methods(service: type[Service]) -> list[str]:
+    return [name for cls in reversed(service.__mro__) for name, method in vars(cls).items() if isinstance(method, Method)]
+
+
+def _check_function(kind: str, function: Any) -> None:
+    """Refuses what cannot be called for rows, with what to do instead."""
+    if isinstance(function, (BoundMethod, Method, Service)):
+        raise InvalidError(f"{kind} takes a plain function, and {function!r} is of a service: give it to .call(...)", fate="not-sent")
+    if not callable(function):
+        raise InvalidError(f"{kind} takes a function, not {function!r}", fate="not-sent")
+    called = function.__call__ if isinstance(function, type) or not inspect.isroutine(function) else function
+    what = f"{kind}: `{functions.name_of(function)}`"
+    if inspect.iscoroutinefunction(called) or inspect.isasyncgenfunction(called):
+        raise InvalidError(
+            f"{what} is asynchronous, and functions of a pipeline are not; make it a method of a service, with @pn.method(concurrency=16)",
+            fate="not-sent",
+        )
+    if kind in ("map", "filter") and inspect.isgeneratorfunction(called):
+        raise InvalidError(f"{what} yields, and gives a generator for each row; use flat_map for any number of rows", fate="not-sent")
 
 
 def _converted(batches: Iterator[pa.RecordBatch], format: Format) -> Iterator[Any]:
@@ -873,6 +945,21 @@ def _converted(batches: Iterator[pa.RecordBatch], format: Format) -> Iterator[An
             yield given_as(batch, format)
     finally:
         batches.close()  # type: ignore[attr-defined]
+
+
+def _is_learnt(node: Node) -> bool:
+    """Whether something has to run, or to be read, to know a node's columns."""
+    if "columns" in vars(node):
+        return False
+    if isinstance(node, Errors):
+        return False
+    if isinstance(node, Applied) and node.kind != "filter":
+        return node.output is None
+    if node.reads_to_know:
+        return True
+    before: list[Node] = getattr(node, "inputs", None) or [getattr(node, "input", None)]  # type: ignore[list-item]
+    before = [one for one in before if one is not None]
+    return any(_is_learnt(one) for one in before)
 
 
 def of_column(name: str) -> Tree:

@@ -8,11 +8,13 @@ import typing
 from collections.abc import Mapping, Sequence
 from typing import Any, Union
 
+import numpy as np
 import pyarrow as pa
 
 from ._errors import InvalidError
+from ._tensors import type_name
 
-#: A column's type: Arrow's own, or a Python type such as ``str``, ``int``, ``list[float]``.
+#: A column's type: Arrow's own, numpy's (``np.dtype("float32")``), or a Python type such as ``str``, ``int``, ``list[float]``.
 TypeLike = Any
 #: Columns: a schema, or their types by name.
 SchemaLike = Union[pa.Schema, Mapping[str, TypeLike], Sequence[pa.Field]]
@@ -32,6 +34,8 @@ def data_type(like: TypeLike, what: str = "type") -> pa.DataType:
     """Arrow's type for a type as people write it."""
     if isinstance(like, pa.DataType):
         return like
+    if isinstance(like, np.dtype):
+        return pa.from_numpy_dtype(like)
     if like in _PLAIN:
         return _PLAIN[like]
     origin: Any = typing.get_origin(like)
@@ -64,7 +68,7 @@ def schema(like: SchemaLike, what: str) -> pa.Schema:
 
 def show(columns: pa.Schema) -> str:
     """A schema in one line."""
-    return ", ".join(f"{field.name}: {field.type}" for field in columns)
+    return ", ".join(f"{field.name}: {type_name(field.type)}" for field in columns)
 
 
 def seconds(duration: float | str | datetime.timedelta | None, what: str) -> float | None:

@@ -1,20 +1,27 @@
-"""Services in tests: their methods run here as an instance would run them, without processes."""
+"""Services in tests: run here without processes, played by a script, or killed while a job runs."""
 
 from __future__ import annotations
 
+import json
+import os
 import pickle
+import random
+import signal
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeVar
 
 import cloudpickle
 import pyarrow as pa
 
 from ._errors import PeltonError, UserCodeError
+from ._run import Execution
 from ._service import BoundMethod, FunctionService, Service
 from ._worker import Worker
+
+S = TypeVar("S", bound=Service)
 
 
 @dataclass
@@ -145,6 +152,64 @@ def opened(service: Service, context: Context | None = None) -> Iterator[Opened]
         yield Opened(worker, list(outputs), outputs)
     finally:
         worker.close()
+
+
+def scripted(service: S, **script: Any) -> S:
+    """The same service, its methods answered by a script in place of the model: in processes of its own, with its latencies and failures.
+
+    Answers are made of the row alone, so that a test can tell whether each row got its own: a column of the input comes back under its name,
+    others are made of a hash of the row (texts, bytes, integers, ``float32``, and fixed-size lists of them). What a script may say, with
+    latencies as ``"20ms"``: ``open``, ``open_error``, ``latency``, ``per_row``, ``jitter``, ``failure_rate`` (batches that may pass another
+    time), ``poison_rate`` (rows that always fail), ``crash_after``, ``crash_on_poison``, ``hang_after``, ``slow_after``, ``memory_rows``,
+    ``parts``, ``seed``, and the others of ``crates/pelton-scripted``::
+
+        embedder = pelton.testing.scripted(Embedder("small"), latency="2ms", failure_rate=0.1, crash_after=20)
+        assert docs.call(embedder.embed).count() == 1000
+    """
+    other = service.options()
+    other._script = script
+    return other
+
+
+class Kills:
+    """What :func:`kills` has done so far."""
+
+    def __init__(self) -> None:
+        #: The processes that were killed.
+        self.pids: list[int] = []
+
+
+@contextmanager
+def kills(most: int = 5, every: float = 0.2, seed: int | None = None) -> Iterator[Kills]:
+    """While its block runs, kills an instance of this process's jobs now and then, chosen at random, as a machine may at any moment::
+
+        with pelton.testing.kills() as kills:
+            docs.call(embedder.embed).write_parquet(folder)
+        assert kills.pids and pq.read_table(folder).num_rows == 1000
+
+    :param most: so many at most.
+    :param every: seconds between two.
+    :param seed: of the choice.
+    """
+    done, over, choice = Kills(), threading.Event(), random.Random(seed)
+
+    def kill() -> None:
+        while len(done.pids) < most and not over.wait(every):
+            told = [json.loads(execution.running.progress() or "{}") for execution in list(Execution._all)]
+            pids = {pid for job in told for service in job.get("services", ()) for pid in service["pids"]} - set(done.pids)
+            if pids:
+                pid = choice.choice(sorted(pids))
+                with suppress(ProcessLookupError):
+                    os.kill(pid, signal.SIGKILL)
+                    done.pids.append(pid)
+
+    thread = threading.Thread(target=kill, name="pelton-kills", daemon=True)
+    thread.start()
+    try:
+        yield done
+    finally:
+        over.set()
+        thread.join()
 
 
 def call(

@@ -48,6 +48,23 @@ def shout(batch: pa.RecordBatch) -> list[str]:
     return [str(text).upper() for text in batch["text"].to_pylist()]
 
 
+class Models(pn.RemoteService):
+    embed = pn.remote_method(input={"text": str}, output={"embedding": pn.embedding(384)})
+    answer = pn.remote_method(input={"prompt": str}, output={"answer": str}, streams=True, extra={"temperature": 0})
+
+
+def images() -> None:
+    models = Models("openai", ["http://127.0.0.1:8000"], model="small", attempt_timeout="20s")
+    assert_type(models.embed, pn.BoundMethod)
+    photos = pn.read_images("photos/**/*.jpg", max_bytes=1 << 20)
+    arrays = photos.map_batches(lambda batch: batch, format="numpy", output={"pixels": pn.tensor("uint8", (None, None, 3), dim_names=("H", "W", "C"))})
+    assert_type(arrays, pn.Stream)
+    assert_type(arrays.filter(pn.col("uri").is_in(["a", "b"])).select(image=pn.col("content").cast(pn.image())), pn.Stream)
+    arrays.show(3, timeout=10)
+    assert_type(arrays.explain(), str)
+    pn.from_pylist([{"text": "a"}]).call(models.embed)
+
+
 def pipeline() -> None:
     embedder = Embedder("minilm", replicas=2, timeout="30s", settings={"lease": "10s"})
     assert_type(embedder.embed, pn.BoundMethod)
