@@ -1,11 +1,11 @@
-//! `cargo xtask test`: all tests, with what they need; then those of the Python package.
+//! `cargo xtask test`: all tests, with what they need; then those of the Python package, and those on Apache Flink.
 
 use anyhow::{Context, Result};
 use clap::Args;
 
 use crate::places::Places;
 use crate::process::{self, cargo};
-use crate::{servers, setup, wheel};
+use crate::{flink, servers, setup, wheel};
 
 #[derive(Args, Default)]
 pub(crate) struct Arguments {
@@ -30,7 +30,8 @@ pub(crate) fn run(places: &Places, arguments: &Arguments) -> Result<()> {
     if names_packages(&arguments.rest) && !arguments.rest.iter().any(|a| a.ends_with("pelton-python")) {
         return Ok(());
     }
-    wheel::test(places, &told)
+    wheel::test(places, &told)?;
+    flink::test(places)
 }
 
 /// Whether `cargo test` is told which packages to test.

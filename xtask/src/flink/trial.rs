@@ -1,0 +1,234 @@
+//! Jobs on a real cluster, and what is killed while they run.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::time::Duration;
+
+use anyhow::{Context, Result, bail, ensure};
+
+use super::cluster::{Cluster, Scheduler, lib};
+use super::jar::{self, Jars};
+use super::rest::{Rest, wait_for};
+use crate::digits;
+use crate::places::Places;
+use crate::process::{self, step};
+
+/// Until something is there that is on its way.
+const SOON: Duration = Duration::from_secs(60);
+
+/// What a trial has: a cluster, what is built, and a folder of its own.
+struct Stage<'a> {
+    cluster: &'a mut Cluster,
+    rest: Rest,
+    places: &'a Places,
+    jars: &'a Jars,
+    /// The example's jar, as the cluster calls it.
+    jar: &'a str,
+    folder: PathBuf,
+}
+
+type Trial = (&'static str, fn(&mut Stage) -> Result<()>);
+
+const TRIALS: [Trial; 4] = [
+    ("digits: the same results as on the embedded host", digits_are_the_same),
+    ("kill -9 of an instance", an_instance_is_killed),
+    ("an exception in the job's own code", the_data_plane_fails),
+    ("kill -9 of a TaskManager", a_task_manager_is_killed),
+];
+
+pub(crate) fn run(places: &Places, filter: Option<&str>) -> Result<()> {
+    digits::install(places)?;
+    let lib = lib(places)?;
+    let jars = jar::build(places)?;
+    for scheduler in [Scheduler::Default, Scheduler::Adaptive] {
+        let folder = places.cache().join(format!("flink/trials-{scheduler:?}").to_lowercase());
+        let mut cluster = step(&format!("starting Flink, {scheduler:?}Scheduler"), || Cluster::start(&lib, &folder, scheduler))?;
+        let jar = cluster.rest().upload(&jars.example)?;
+        for (number, (name, trial)) in TRIALS.into_iter().enumerate() {
+            if filter.is_some_and(|filter| !name.contains(filter)) {
+                continue;
+            }
+            let folder = folder.join(format!("trial-{number}"));
+            fs::create_dir_all(&folder)?;
+            let rest = cluster.rest();
+            let mut stage = Stage { cluster: &mut cluster, rest, places, jars: &jars, jar: &jar, folder };
+            step(&format!("on Flink, {scheduler:?}Scheduler: {name}"), || trial(&mut stage))
+                .with_context(|| format!("its logs are in {}", cluster.folder().join("log").display()))?;
+        }
+    }
+    Ok(())
+}
+
+impl Stage<'_> {
+    fn write(&self, name: &str, text: &str) -> Result<String> {
+        let path = self.folder.join(name);
+        fs::write(&path, text)?;
+        Ok(path.display().to_string())
+    }
+
+    fn output(&self) -> PathBuf {
+        self.folder.join("output")
+    }
+
+    fn start(&self, class: &str, arguments: &[(&str, &str)], savepoint: Option<&str>) -> Result<String> {
+        let output = self.output().display().to_string();
+        let all = [("output", output.as_str())];
+        let words = all.iter().chain(arguments).flat_map(|(name, value)| [format!("--{name}"), (*value).to_owned()]);
+        self.rest.run(self.jar, class, &words.collect::<Vec<_>>(), savepoint)
+    }
+
+    /// A job of 3,000 rows, 500 a second, whose service takes 20 ms for a batch of up to 8.
+    fn shouting(&self, service: &str, more: &[(&str, &str)]) -> Result<String> {
+        let script = "name = 'shout'\ninstances = 2\nkind = 'scripted'\n[batch]\nrows = 8\n[options]\nlatency = '20ms'\n";
+        let declaration = self.write("shout.toml", script)?;
+        let program = self.jars.shout.display().to_string();
+        let own = [
+            ("service", service),
+            ("declaration", &declaration),
+            ("program", &program),
+            ("rows", "3000"),
+            ("rate", "500"),
+        ];
+        self.start("example.Shouting", &[&own, more].concat(), None)
+    }
+
+    /// The processes of the instances, when so many are there.
+    fn instances(&self, count: usize) -> Result<BTreeMap<String, u32>> {
+        wait_for(SOON, || Some(self.cluster.instances()).filter(|all| all.len() == count)).context("waiting for the instances")
+    }
+
+    /// Until the job has so many checkpoints.
+    fn checkpoints(&self, job: &str, count: u64) -> Result<()> {
+        let enough = || (self.rest.checkpoints(job).ok()?.0 >= count).then_some(());
+        wait_for(SOON, enough).with_context(|| format!("waiting for {count} checkpoints; {}", self.rest.failure(job).unwrap_or_default()))
+    }
+
+    /// Every row once, with an answer.
+    fn all_rows_once(&self, rows: usize) -> Result<()> {
+        let lines = lines(&self.output())?;
+        let answered = lines.iter().filter_map(|line| line.split_once(' ')).filter(|(_, answer)| answer.len() == 16);
+        let numbers: BTreeSet<usize> = answered.filter_map(|(number, _)| number.parse().ok()).collect();
+        ensure!(lines.len() == rows, "{} lines in the output, of {rows} rows", lines.len());
+        ensure!(numbers == (0..rows).collect(), "rows are missing: only {} of {rows} have an answer", numbers.len());
+        Ok(())
+    }
+}
+
+/// What is in the finished files of a folder.
+fn lines(folder: &Path) -> Result<Vec<String>> {
+    let mut lines = Vec::new();
+    for entry in fs::read_dir(folder).with_context(|| format!("reading {}", folder.display()))? {
+        let path = entry?.path();
+        let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
+        if path.is_dir() {
+            lines.extend(self::lines(&path)?);
+        } else if !name.starts_with('.') {
+            lines.extend(fs::read_to_string(&path)?.lines().map(str::to_owned));
+        }
+    }
+    Ok(lines)
+}
+
+fn kill(pid: u32) -> Result<()> {
+    process::output(Command::new("kill").args(["-9", &pid.to_string()])).map(drop)
+}
+
+fn digits_are_the_same(stage: &mut Stage) -> Result<()> {
+    let images = stage.places.digits();
+    let model = stage.places.root.join("models/digits/digits.onnx");
+    let declaration = format!("name = 'classifier'\ninstances = 2\n[batch]\nrows = 64\n[options]\nmodel = '{}'\n", model.display());
+    let declaration = stage.write("classifier.toml", &declaration)?;
+    let program = format!("{} instance", stage.jars.pelton.display());
+    let shown = images.display().to_string();
+    let job = stage.start("example.Digits", &[("declaration", &declaration), ("program", &program), ("images", &shown)], None)?;
+    stage.rest.ended(&job)?;
+    let on_flink: BTreeMap<String, (i64, f32)> = lines(&stage.output())?
+        .iter()
+        .map(|line| {
+            let words: Vec<&str> = line.split(' ').collect();
+            Ok((words[0].to_owned(), (words[1].parse()?, words[2].parse()?)))
+        })
+        .collect::<Result<_>>()?;
+
+    let embedded = stage.folder.join("embedded");
+    let mut classify = Command::new(&stage.jars.pelton);
+    classify.args(["classify", "--service", &declaration, "--input"]).arg(&images).arg("--output").arg(&embedded);
+    process::output(classify.current_dir(&stage.folder))?;
+    let mut expected = BTreeMap::new();
+    for line in lines(&embedded)? {
+        let row: serde_json::Value = serde_json::from_str(&line)?;
+        let (Some(uri), Some(label)) = (row["uri"].as_str(), row["label"].as_i64()) else { continue };
+        let name = uri.rsplit('/').next().unwrap_or(uri).to_owned();
+        // As it is written: the shortest text that reads as this number.
+        expected.insert(name, (label, row["score"].to_string().parse::<f32>()?));
+    }
+    ensure!(!expected.is_empty(), "the embedded host gave nothing");
+    if on_flink != expected {
+        let wrong = expected.iter().find(|(name, answer)| on_flink.get(*name) != Some(answer));
+        bail!("{} answers on Flink, {} on the embedded host; the first that differs: {wrong:?}", on_flink.len(), expected.len());
+    }
+    wait_for(SOON, || stage.cluster.instances().is_empty().then_some(())).context("the job has ended, and its instances have not")
+}
+
+fn an_instance_is_killed(stage: &mut Stage) -> Result<()> {
+    let job = stage.shouting("killed-instance", &[])?;
+    let before = stage.instances(2)?;
+    stage.checkpoints(&job, 2)?;
+    let (victim, pid) = before.iter().next().context("there are two")?;
+    kill(*pid)?;
+    let other = || {
+        let now = stage.cluster.instances();
+        (now.len() == 2 && !now.contains_key(victim)).then_some(now)
+    };
+    let after = wait_for(SOON, other).context("waiting for another instance")?;
+    ensure!(after.values().filter(|pid| before.values().any(|p| p == *pid)).count() == 1, "the other instance did not live on");
+    stage.rest.ended(&job)?;
+    for (vertex, attempts) in stage.rest.attempts(&job)? {
+        ensure!(attempts == 0, "{vertex} was started again");
+    }
+    stage.all_rows_once(3000)
+}
+
+fn the_data_plane_fails(stage: &mut Stage) -> Result<()> {
+    let marker = stage.folder.join("failed").display().to_string();
+    let job = stage.shouting("failing-job", &[("fails-at", "1000"), ("fails-once", &marker)])?;
+    let before = stage.instances(2)?;
+    wait_for(SOON, || Path::new(&marker).exists().then_some(())).context("waiting for the failure")?;
+    stage.rest.ended(&job)?;
+    ensure!(stage.rest.failure(&job)?.contains("once, as it was told"), "the job did not fail");
+    ensure_untouched(stage, &before)?;
+    stage.all_rows_once(3000)
+}
+
+fn a_task_manager_is_killed(stage: &mut Stage) -> Result<()> {
+    let job = stage.shouting("killed-task-manager", &[])?;
+    let before = stage.instances(2)?;
+    stage.checkpoints(&job, 2)?;
+    stage.cluster.kill_task_manager(0);
+    stage.cluster.start_task_manager(0)?;
+    let again = || (stage.rest.attempts(&job).ok()?.iter().any(|(_, attempts)| *attempts > 0)).then_some(());
+    wait_for(SOON, again).context("waiting until Flink notices")?;
+    let now = stage.cluster.instances();
+    ensure!(now == before, "instances are others: {before:?} before, {now:?} now");
+    stage.rest.ended(&job)?;
+    ensure_untouched(stage, &before)?;
+    stage.cluster.wait_for_slots()?;
+    stage.all_rows_once(3000)
+}
+
+/// What has been started of this service in all: nothing but the instances that were there at first.
+fn ensure_untouched(stage: &Stage, before: &BTreeMap<String, u32>) -> Result<()> {
+    for (instance, pid) in before {
+        let (place, incarnation) = instance.rsplit_once('.').context("an instance has a number")?;
+        ensure!(incarnation == "1", "{instance} is not the first");
+        let log = stage.cluster.folder().join("log").join(format!("{place}.log"));
+        let text = fs::read_to_string(&log)?;
+        let began = format!("begins as process {pid}");
+        let behind = text.split_once(&began).map(|(_, behind)| behind);
+        let behind = behind.with_context(|| format!("{} does not say that {instance} began", log.display()))?;
+        ensure!(!behind.contains("begins as process"), "another {place} was started: {behind}");
+    }
+    Ok(())
+}
