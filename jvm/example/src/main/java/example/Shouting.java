@@ -20,6 +20,7 @@ public final class Shouting {
     public static void main(String[] words) throws Exception {
         Arguments arguments = new Arguments(words);
         StreamExecutionEnvironment env = StreamExecutionEnvironment.getExecutionEnvironment();
+        env.setParallelism(arguments.get("parallelism", 1));
         ServiceHandle shout = RpcServices.add(env, arguments.service());
 
         DataGeneratorSource<Long> source = new DataGeneratorSource<>(
