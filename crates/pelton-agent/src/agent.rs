@@ -104,7 +104,8 @@ async fn serve(env: &Env, order: &Order) -> Result<()> {
         news: broadcast::channel(WAITING).0,
     });
     let mut pool = Pool::new(before, order.lease(), env.now());
-    let (mut held, mut changes, mut failure) = (shared.held.subscribe(), control.changes(), control.failure());
+    let (mut held, mut changes, mut failure) =
+        (shared.held.subscribe(), control.changes(), control.failure());
     let mut ending = Ending::listen()?;
     let mut released = 0;
     let failed = loop {
@@ -122,7 +123,10 @@ async fn serve(env: &Env, order: &Order) -> Result<()> {
         }
         shared.state.send_if_modified(|state| {
             let new = state_of(&control, pool.wanted);
-            *state != new && { *state = new; true }
+            *state != new && {
+                *state = new;
+                true
+            }
         });
         tokio::select! {
             biased;
@@ -175,7 +179,10 @@ async fn turn(env: &Env, home: &Path) -> Result<Option<File>> {
         Some(Ok(true)) => Ok(Some(file)),
         Some(Ok(false)) => Ok(None),
         Some(Err(e)) => Err(e.context(format_args!("locking {}", home.display()))),
-        None => Err(Error::internal(format!("the agent before this one has {} locked, and does not end", home.display()))),
+        None => Err(Error::internal(format!(
+            "the agent before this one has {} locked, and does not end",
+            home.display()
+        ))),
     }
 }
 
@@ -187,7 +194,8 @@ fn state_of(control: &Control, wanted: u32) -> String {
         .filter(|i| i.pid.is_some())
         .map(|i| serde_json::json!({ "instance": i.instance, "phase": i.phase, "pid": i.pid }))
         .collect();
-    serde_json::json!({ "state": { "wanted": wanted, "job": control.job(), "instances": instances } }).to_string()
+    serde_json::json!({ "state": { "wanted": wanted, "job": control.job(), "instances": instances } })
+        .to_string()
 }
 
 #[derive(Clone, Debug, Default)]

@@ -23,7 +23,9 @@ fn connect(order: &Order) -> Result<Option<UnixStream>> {
     match UnixStream::connect(&socket) {
         Ok(stream) => Ok(Some(stream)),
         Err(e) if matches!(e.kind(), ErrorKind::NotFound | ErrorKind::ConnectionRefused) => Ok(None),
-        Err(e) => Err(Error::from(e).context(format_args!("connecting to the agent at {}", socket.display()))),
+        Err(e) => {
+            Err(Error::from(e).context(format_args!("connecting to the agent at {}", socket.display())))
+        }
     }
 }
 
@@ -50,7 +52,12 @@ impl Hold {
                 Ok(Some(line.trim_end().to_owned()))
             }
             Ok(_) => Err(Error::internal("the agent is gone")),
-            Err(e) if matches!(e.kind(), ErrorKind::WouldBlock | ErrorKind::TimedOut | ErrorKind::Interrupted) => {
+            Err(e)
+                if matches!(
+                    e.kind(),
+                    ErrorKind::WouldBlock | ErrorKind::TimedOut | ErrorKind::Interrupted
+                ) =>
+            {
                 Ok(None)
             }
             Err(e) => Err(Error::from(e).context("the agent is gone")),

@@ -53,7 +53,9 @@ mod tests {
         let at = |s| Time::ZERO + Duration::from_secs(s);
         let mut pool = Pool::new(1, Duration::from_secs(30), at(0));
         let mut told = Vec::new();
-        for (s, held) in [(1, 1), (2, 3), (3, 0), (20, 3), (21, 1), (50, 1), (51, 1), (52, 0), (81, 0), (82, 0)] {
+        for (s, held) in
+            [(1, 1), (2, 3), (3, 0), (20, 3), (21, 1), (50, 1), (51, 1), (52, 0), (81, 0), (82, 0)]
+        {
             pool.held(held, at(s));
             told.push(pool.wanted);
         }

@@ -38,11 +38,8 @@ pub(crate) struct Reaching {
 pub(crate) async fn reach(env: &Env, target: Target) -> Result<Reaching> {
     let patience = target.patience;
     // Nobody else's requests: what others have left at the instances is not told.
-    let nobody_else = || Identity {
-        scope: format!("call-{}", env.entropy.secret()),
-        client: "call".into(),
-        epoch: 1,
-    };
+    let nobody_else =
+        || Identity { scope: format!("call-{}", env.entropy.secret()), client: "call".into(), epoch: 1 };
     let who = target.identity.clone().unwrap_or_else(nobody_else);
     match target.checked()? {
         Place::Served { declaration, learn } => served(env, *declaration, learn, who, patience).await,

@@ -242,10 +242,7 @@ impl Control {
                 supervisor = Supervisor::new(env.clone(), shared.clone(), place.clone());
             }
         });
-        self.wishes
-            .lock()
-            .unwrap_or_else(std::sync::PoisonError::into_inner)
-            .insert((service, number), wish);
+        self.wishes.lock().unwrap_or_else(std::sync::PoisonError::into_inner).insert((service, number), wish);
         self.tasks.lock().unwrap_or_else(std::sync::PoisonError::into_inner).push(seat);
     }
 

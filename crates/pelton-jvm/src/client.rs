@@ -103,9 +103,8 @@ impl Client {
     pub(crate) fn connect(settings: Settings) -> Result<Option<Client>> {
         let Settings { order, method, columns, scope, client, epoch, operator, timeout_millis } = settings;
         let declaration = order.declaration()?;
-        let target = Target::job(order.name()?, declaration.name)
-            .patience(PATIENCE)
-            .resuming(scope, client, epoch);
+        let target =
+            Target::job(order.name()?, declaration.name).patience(PATIENCE).resuming(scope, client, epoch);
         let service = match ServiceClient::connect_blocking(target) {
             Ok(service) => service,
             Err(e) if e.kind() == Kind::Connect => return Ok(None),

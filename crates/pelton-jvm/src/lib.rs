@@ -256,7 +256,11 @@ pub extern "system" fn Java_pelton_flink_Native_acknowledge<'a>(
 /// Ends a client. What it has not delivered goes on at the instances, for whoever presents the ids again.
 #[unsafe(no_mangle)]
 #[expect(unsafe_code, reason = "the Java virtual machine finds functions by their names")]
-pub extern "system" fn Java_pelton_flink_Native_close<'a>(mut env: EnvUnowned<'a>, _class: JClass<'a>, client: jlong) {
+pub extern "system" fn Java_pelton_flink_Native_close<'a>(
+    mut env: EnvUnowned<'a>,
+    _class: JClass<'a>,
+    client: jlong,
+) {
     env.with_env(|_| -> Result<_, Failed> {
         drop(CLIENTS.remove(client));
         Ok(())

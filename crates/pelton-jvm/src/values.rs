@@ -3,13 +3,13 @@
 use std::fmt;
 
 use arrow_array::builder::{
-    ArrayBuilder, BinaryBuilder, BooleanBuilder, FixedSizeListBuilder, LargeBinaryBuilder, LargeStringBuilder, ListBuilder,
-    PrimitiveBuilder, StringBuilder,
+    ArrayBuilder, BinaryBuilder, BooleanBuilder, FixedSizeListBuilder, LargeBinaryBuilder,
+    LargeStringBuilder, ListBuilder, PrimitiveBuilder, StringBuilder,
 };
 use arrow_array::cast::AsArray;
 use arrow_array::types::{
-    ArrowPrimitiveType, Float32Type, Float64Type, Int8Type, Int16Type, Int32Type, Int64Type, UInt8Type, UInt16Type, UInt32Type,
-    UInt64Type,
+    ArrowPrimitiveType, Float32Type, Float64Type, Int8Type, Int16Type, Int32Type, Int64Type, UInt8Type,
+    UInt16Type, UInt32Type, UInt64Type,
 };
 use arrow_array::{Array, ArrayRef};
 use arrow_schema::DataType;
@@ -273,7 +273,8 @@ pub(crate) fn encode(array: &ArrayRef, row: usize, out: &mut Vec<u8>) -> Result<
         T::UInt32 => long(out, array.as_primitive::<UInt32Type>().value(row).into()),
         T::UInt64 => {
             let n = array.as_primitive::<UInt64Type>().value(row);
-            let n = i64::try_from(n).map_err(|_| Error::limit(format!("{n} is too large for a long of Java's")))?;
+            let n = i64::try_from(n)
+                .map_err(|_| Error::limit(format!("{n} is too large for a long of Java's")))?;
             long(out, n);
         }
         T::Float32 => put(out, tag::FLOAT, &array.as_primitive::<Float32Type>().value(row).to_le_bytes()),

@@ -68,7 +68,9 @@ impl Scheduler {
 /// The folder with Flink's jars, fetched through Maven unless it is there.
 pub(crate) fn lib(places: &Places) -> Result<PathBuf> {
     let project = places.root.join("jvm/cluster");
-    let fetched = step("Apache Flink (the first time about 90 MB are fetched)", || java::project(places, "flink", &project))?;
+    let fetched = step("Apache Flink (the first time about 90 MB are fetched)", || {
+        java::project(places, "flink", &project)
+    })?;
     let lib = fetched.join("lib");
     let mut jars = fs::read_dir(&lib)?.map(|entry| Ok(entry?.path())).collect::<std::io::Result<Vec<_>>>()?;
     jars.sort();
@@ -136,7 +138,8 @@ impl Cluster {
         let rest = self.rest();
         let ready = || {
             let overview = rest.get("/overview").ok()?;
-            (overview["taskmanagers"] == TASK_MANAGERS && overview["slots-total"] == TASK_MANAGERS * SLOTS).then_some(())
+            (overview["taskmanagers"] == TASK_MANAGERS && overview["slots-total"] == TASK_MANAGERS * SLOTS)
+                .then_some(())
         };
         let logs = self.folder.join("log");
         super::rest::wait_for(STARTING, ready).with_context(|| {
@@ -146,7 +149,7 @@ impl Cluster {
 
     fn start_job_manager(&mut self) -> Result<()> {
         let class = "org.apache.flink.runtime.entrypoint.StandaloneSessionClusterEntrypoint";
-        let pid = self.java("jobmanager", "-Xmx512m", class)?;
+        let pid = self.java("jobmanager", "-Xmx512m", class, &[])?;
         self.job_manager = pid;
         Ok(())
     }
@@ -154,7 +157,14 @@ impl Cluster {
     /// Starts the TaskManager of this number; the one before it is gone.
     pub(crate) fn start_task_manager(&mut self, number: usize) -> Result<()> {
         let class = "org.apache.flink.runtime.taskexecutor.TaskManagerRunner";
-        let pid = self.java(&format!("taskmanager-{number}"), "-Xmx384m", class)?;
+        // Named by its process's turn: one that is started in the place of another is another.
+        let id = format!("taskmanager-{number}-{}", self.children.len());
+        let pid = self.java(
+            &format!("taskmanager-{number}"),
+            "-Xmx384m",
+            class,
+            &[format!("-Dtaskmanager.resource-id={id}")],
+        )?;
         match self.task_managers.get_mut(number) {
             Some(place) => *place = pid,
             None => self.task_managers.push(pid),
@@ -162,15 +172,23 @@ impl Cluster {
         Ok(())
     }
 
-    fn java(&mut self, name: &str, heap: &str, class: &str) -> Result<u32> {
+    fn java(&mut self, name: &str, heap: &str, class: &str, more: &[String]) -> Result<u32> {
         let log = self.folder.join("log").join(format!("{name}.log"));
         let output = File::options().create(true).append(true).open(&log)?;
         let mut java = Command::new("java");
         java.args([heap, "-XX:MaxMetaspaceSize=256m", "-XX:+UseSerialGC"]).args(OPENS);
         java.arg(format!("-Dlog.file={}", log.display()));
-        java.args(["-Dorg.slf4j.simpleLogger.showDateTime=true", "-Dorg.slf4j.simpleLogger.dateTimeFormat=HH:mm:ss.SSS"]);
+        java.args([
+            "-Dorg.slf4j.simpleLogger.showDateTime=true",
+            "-Dorg.slf4j.simpleLogger.dateTimeFormat=HH:mm:ss.SSS",
+        ]);
         java.args(["-Dorg.slf4j.simpleLogger.showShortLogName=true"]);
-        java.arg("-cp").arg(self.lib.join("*")).arg(class).arg("--configDir").arg(self.folder.join("conf"));
+        java.arg("-cp")
+            .arg(self.lib.join("*"))
+            .arg(class)
+            .arg("--configDir")
+            .arg(self.folder.join("conf"))
+            .args(more);
         java.env("XDG_RUNTIME_DIR", &self.run);
         java.stdin(Stdio::null()).stdout(output.try_clone()?).stderr(output).process_group(0);
         let child = java.spawn().context("starting `java`")?;
@@ -181,7 +199,8 @@ impl Cluster {
 
     /// What the agents and instances of its jobs have noted of themselves: one file each, of this name or ending.
     pub(crate) fn notes(&self, ending: &str) -> Vec<serde_json::Value> {
-        let entries = |folder: PathBuf| fs::read_dir(folder).into_iter().flatten().flatten().map(|entry| entry.path());
+        let entries =
+            |folder: PathBuf| fs::read_dir(folder).into_iter().flatten().flatten().map(|entry| entry.path());
         entries(self.run.join("pelton"))
             .flat_map(entries)
             .filter(|path| path.to_string_lossy().ends_with(ending))
@@ -224,8 +243,7 @@ impl Cluster {
     /// Kills the TaskManager of this number, as a crash would.
     pub(crate) fn kill_task_manager(&mut self, number: usize) {
         let pid = self.task_managers[number];
-        if let Some(index) = self.children.iter().position(|c| c.id() == pid) {
-            let mut child = self.children.remove(index);
+        if let Some(child) = self.children.iter_mut().find(|c| c.id() == pid) {
             let _ = child.kill();
             let _ = child.wait();
         }

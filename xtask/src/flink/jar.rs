@@ -38,7 +38,9 @@ pub(crate) fn build(places: &Places) -> Result<Jars> {
         let output = folder.join("jars");
         let property = |name: &str, path: &Path| format!("-D{name}={}", path.display());
         let mut maven = Command::new("mvn");
-        maven.args(["--batch-mode", "--quiet", "--strict-checksums", "--file"]).arg(places.root.join("jvm/pom.xml"));
+        maven
+            .args(["--batch-mode", "--quiet", "--strict-checksums", "--file"])
+            .arg(places.root.join("jvm/pom.xml"));
         maven.arg(property("maven.repo.local", &places.cache().join("maven")));
         maven.arg(property("output", &output)).arg(property("native", &natives)).arg("package");
         process::run(maven.stdout(std::io::stderr())).context(
@@ -59,7 +61,8 @@ fn native(places: &Places) -> Result<PathBuf> {
     let mut build = cargo(&places.root, ["build", "--lib", "--bins", "--example", "shout"]);
     packages.iter().for_each(|package| _ = build.args(["--package", package]));
     process::run(&mut build)?;
-    let metadata = process::output(&mut cargo(&places.root, ["metadata", "--no-deps", "--format-version", "1"]))?;
+    let metadata =
+        process::output(&mut cargo(&places.root, ["metadata", "--no-deps", "--format-version", "1"]))?;
     let metadata: serde_json::Value = serde_json::from_slice(&metadata)?;
     let target = metadata["target_directory"].as_str().context("cargo names no target folder")?;
     Ok(Path::new(target).join("debug"))

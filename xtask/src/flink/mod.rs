@@ -97,7 +97,8 @@ fn missing() -> Option<String> {
     for (program, package) in
         [("java", "openjdk-17-jre-headless"), ("javac", "openjdk-17-jdk-headless"), ("mvn", "maven")]
     {
-        let asked = Command::new(program).arg("-version").stdout(Stdio::null()).stderr(Stdio::null()).status();
+        let asked =
+            Command::new(program).arg("-version").stdout(Stdio::null()).stderr(Stdio::null()).status();
         if !asked.is_ok_and(|status| status.success()) {
             return Some(format!("`{program}` was not found; on Debian and Ubuntu: `apt install {package}`"));
         }
@@ -113,7 +114,10 @@ fn folder(places: &Places) -> PathBuf {
 fn up(places: &Places, scheduler: Scheduler) -> Result<()> {
     let folder = folder(places);
     if let Some(there) = Cluster::there(&folder)? {
-        bail!("a cluster runs already, at http://127.0.0.1:{}; end it with `cargo xtask flink down`", there.port());
+        bail!(
+            "a cluster runs already, at http://127.0.0.1:{}; end it with `cargo xtask flink down`",
+            there.port()
+        );
     }
     let lib = cluster::lib(places)?;
     let cluster = step("starting Flink", || Cluster::start(&lib, &folder, scheduler))?;

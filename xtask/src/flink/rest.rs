@@ -32,7 +32,9 @@ pub(crate) struct Rest {
 
 impl Rest {
     pub(crate) fn new(port: u16) -> Rest {
-        let config = ureq::Agent::config_builder().http_status_as_error(false).timeout_global(Some(Duration::from_secs(120)));
+        let config = ureq::Agent::config_builder()
+            .http_status_as_error(false)
+            .timeout_global(Some(Duration::from_secs(120)));
         Rest { base: format!("http://127.0.0.1:{port}"), agent: config.build().into() }
     }
 
@@ -55,14 +57,22 @@ impl Rest {
 
     /// Uploads a jar; returns what it is called there.
     pub(crate) fn upload(&self, jar: &Path) -> Result<String> {
-        let form = ureq::unversioned::multipart::Form::new().file("jarfile", jar).context("reading the jar")?;
-        let answer = Rest::answer("/jars/upload", self.agent.post(format!("{}/jars/upload", self.base)).send(form))?;
+        let form =
+            ureq::unversioned::multipart::Form::new().file("jarfile", jar).context("reading the jar")?;
+        let answer =
+            Rest::answer("/jars/upload", self.agent.post(format!("{}/jars/upload", self.base)).send(form))?;
         let name = answer["filename"].as_str().and_then(|name| name.rsplit('/').next());
         Ok(name.with_context(|| format!("uploading the jar gave {answer}"))?.to_owned())
     }
 
     /// Starts a job; returns its id.
-    pub(crate) fn run(&self, jar: &str, class: &str, arguments: &[String], savepoint: Option<&str>) -> Result<String> {
+    pub(crate) fn run(
+        &self,
+        jar: &str,
+        class: &str,
+        arguments: &[String],
+        savepoint: Option<&str>,
+    ) -> Result<String> {
         let mut body = json!({ "entryClass": class, "programArgsList": arguments });
         if let Some(savepoint) = savepoint {
             body["savepointPath"] = savepoint.into();
@@ -98,12 +108,25 @@ impl Rest {
     pub(crate) fn attempts(&self, job: &str) -> Result<Vec<(String, u64)>> {
         let vertices = self.get(&format!("/jobs/{job}"))?["vertices"].as_array().cloned().unwrap_or_default();
         let attempts = |vertex: &Value| -> Result<(String, u64)> {
-            let (id, name) = (vertex["id"].as_str().unwrap_or_default(), vertex["name"].as_str().unwrap_or_default());
+            let (id, name) =
+                (vertex["id"].as_str().unwrap_or_default(), vertex["name"].as_str().unwrap_or_default());
             let subtasks = self.get(&format!("/jobs/{job}/vertices/{id}"))?["subtasks"].as_array().cloned();
             let all = subtasks.unwrap_or_default().iter().filter_map(|s| s["attempt"].as_u64()).sum();
             Ok((name.to_owned(), all))
         };
         vertices.iter().map(attempts).collect()
+    }
+
+    /// The TaskManagers that the subtasks of a vertex are on, by a part of its name.
+    pub(crate) fn places(&self, job: &str, vertex: &str) -> Result<Vec<String>> {
+        let vertices = self.get(&format!("/jobs/{job}"))?["vertices"].as_array().cloned().unwrap_or_default();
+        let found = vertices.iter().find(|v| v["name"].as_str().is_some_and(|name| name.contains(vertex)));
+        let id = found
+            .and_then(|v| v["id"].as_str())
+            .with_context(|| format!("job {job} has no vertex {vertex}"))?;
+        let subtasks = self.get(&format!("/jobs/{job}/vertices/{id}"))?["subtasks"].as_array().cloned();
+        let places = subtasks.unwrap_or_default();
+        Ok(places.iter().filter_map(|s| s["taskmanager-id"].as_str().map(str::to_owned)).collect())
     }
 
     /// How many checkpoints are complete, and how long the longest took.
@@ -120,7 +143,8 @@ impl Rest {
         if !response.status().is_success() {
             bail!("cancelling job {job}: {}", response.status());
         }
-        wait_for(ENDING, || (self.state(job).ok()? == "CANCELED").then_some(())).context("waiting until it is cancelled")
+        wait_for(ENDING, || (self.state(job).ok()? == "CANCELED").then_some(()))
+            .context("waiting until it is cancelled")
     }
 
     /// Stops a job with a savepoint; returns where that is.

@@ -6,6 +6,7 @@ import java.util.HashMap;
 import java.util.Map;
 import org.apache.flink.api.common.serialization.SimpleStringEncoder;
 import org.apache.flink.connector.file.sink.FileSink;
+import org.apache.flink.streaming.api.functions.sink.filesystem.rollingpolicies.OnCheckpointRollingPolicy;
 import pelton.flink.ServiceDescriptor;
 
 /** {@code --NAME VALUE}, as these jobs are given. */
@@ -43,6 +44,9 @@ final class Arguments {
 
     FileSink<String> output() {
         org.apache.flink.core.fs.Path folder = new org.apache.flink.core.fs.Path("file://" + get("output"));
-        return FileSink.forRowFormat(folder, new SimpleStringEncoder<String>()).build();
+        // What a checkpoint covers is there to be read.
+        return FileSink.forRowFormat(folder, new SimpleStringEncoder<String>())
+                .withRollingPolicy(OnCheckpointRollingPolicy.build())
+                .build();
     }
 }
