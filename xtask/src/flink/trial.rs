@@ -324,7 +324,8 @@ fn a_job_is_stopped_and_goes_on(stage: &mut Stage) -> Result<()> {
 }
 
 fn checkpoints_wait_for_no_call(stage: &mut Stage) -> Result<()> {
-    let job = stage.shouting_from(None, "endless", "1h", &[("rows", "2000"), ("rate", "2000")])?;
+    let job =
+        stage.shouting_from(None, "endless", "1h", &[("rows", "100000"), ("rate", "100"), ("lease", "3")])?;
     stage.instances(2)?;
     stage.checkpoints(&job, 10)?;
     let (complete, longest) = stage.rest.checkpoints(&job)?;
@@ -333,7 +334,10 @@ fn checkpoints_wait_for_no_call(stage: &mut Stage) -> Result<()> {
         lines(&stage.output()).unwrap_or_default().is_empty(),
         "a call has ended, which were to take an hour"
     );
-    stage.rest.cancel(&job)
+    stage.rest.cancel(&job)?;
+    // Nobody comes back for them.
+    let gone = || stage.cluster.instances().is_empty().then_some(());
+    wait_for(SOON, gone).context("the job was cancelled, the lease is over, and its instances are there")
 }
 
 /// What has been started of this service in all: nothing but the instances that were there at first.

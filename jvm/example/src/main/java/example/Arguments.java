@@ -2,6 +2,7 @@ package example;
 
 import java.io.IOException;
 import java.nio.file.Path;
+import java.time.Duration;
 import java.util.HashMap;
 import java.util.Map;
 import org.apache.flink.api.common.serialization.SimpleStringEncoder;
@@ -39,6 +40,7 @@ final class Arguments {
     ServiceDescriptor service() throws IOException {
         Path declaration = Path.of(get("declaration"));
         ServiceDescriptor service = ServiceDescriptor.fromFile(values.getOrDefault("service", declaration.getFileName().toString()), declaration);
+        service = service.lease(Duration.ofSeconds(get("lease", 30)));
         return values.containsKey("program") ? service.program(get("program").split(" ")) : service;
     }
 
