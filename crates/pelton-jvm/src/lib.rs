@@ -146,7 +146,7 @@ pub extern "system" fn Java_pelton_flink_Native_release<'a>(
 ) {
     env.with_env(|_| -> Result<_, Failed> {
         let hold = HOLDS.remove(hold).and_then(std::sync::Arc::into_inner);
-        if let (Some(hold), true) = (hold, bool::from(good)) {
+        if let (Some(hold), true) = (hold, good) {
             hold.into_inner().unwrap_or_else(std::sync::PoisonError::into_inner).release();
         }
         Ok(())
@@ -166,7 +166,7 @@ pub extern "system" fn Java_pelton_flink_Native_tell<'a>(
     env.with_env(|env| -> Result<_, Failed> {
         let order: Order = read(&env.convert_byte_array(&order)?)?;
         let what = String::from_utf8_lossy(&env.convert_byte_array(&what)?).into_owned();
-        Ok(tell(&order, &what.into())?.into())
+        Ok(tell(&order, &what.into())?)
     })
     .resolve::<ThrowRuntimeExAndDefault>()
 }
