@@ -178,6 +178,7 @@ impl Cluster {
         let mut java = Command::new("java");
         java.args([heap, "-XX:MaxMetaspaceSize=256m", "-XX:+UseSerialGC"]).args(OPENS);
         java.arg(format!("-Dlog.file={}", log.display()));
+        java.arg(format!("-Djava.io.tmpdir={}", self.folder.join("tmp").display()));
         java.args([
             "-Dorg.slf4j.simpleLogger.showDateTime=true",
             "-Dorg.slf4j.simpleLogger.dateTimeFormat=HH:mm:ss.SSS",
