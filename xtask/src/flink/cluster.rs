@@ -90,7 +90,7 @@ pub(crate) fn lib(places: &Places) -> Result<PathBuf> {
     Ok(lib)
 }
 
-/// A running cluster. Dropping it ends its processes.
+/// A running cluster. Dropping it ends its processes, unless it is kept.
 pub(crate) struct Cluster {
     folder: PathBuf,
     lib: PathBuf,
@@ -274,10 +274,15 @@ impl Cluster {
             job_manager: number(&note["job_manager"]),
             task_managers,
             children: Vec::new(),
-            kept: false,
+            kept: true,
         };
         let any = cluster.pids().any(|pid| cluster.is_ours(pid));
         Ok(any.then_some(cluster))
+    }
+
+    /// Ends one that was kept.
+    pub(crate) fn end(mut self) {
+        self.kept = false;
     }
 
     fn pids(&self) -> impl Iterator<Item = u32> + '_ {

@@ -130,7 +130,7 @@ fn up(places: &Places, scheduler: Scheduler) -> Result<()> {
 fn down(places: &Places) -> Result<()> {
     match Cluster::there(&folder(places))? {
         Some(cluster) => {
-            drop(cluster);
+            cluster.end();
             println!("Flink has ended, and the instances of its jobs");
         }
         None => println!("no cluster runs"),
