@@ -32,9 +32,10 @@ struct Stage<'a> {
 
 type Trial = (&'static str, fn(&mut Stage) -> Result<()>);
 
-const TRIALS: [Trial; 7] = [
+const TRIALS: [Trial; 8] = [
     ("digits: the same results as on the embedded host", digits_are_the_same),
     ("a service in Python", a_service_in_python_answers),
+    ("errors say what was wrong", errors_say_what_was_wrong),
     ("kill -9 of an instance", an_instance_is_killed),
     ("an exception in the job's own code", the_data_plane_fails),
     ("kill -9 of a TaskManager", a_task_manager_is_killed),
@@ -88,18 +89,18 @@ impl Stage<'_> {
 
     /// A job of 3,000 rows, 500 a second, whose service takes 20 ms for a batch of up to 8.
     fn shouting(&self, service: &str, more: &[(&str, &str)]) -> Result<String> {
-        self.shouting_from(None, service, "20ms", more)
+        self.shouting_from(None, service, "latency = '20ms'", more)
     }
 
     fn shouting_from(
         &self,
         savepoint: Option<&str>,
         service: &str,
-        latency: &str,
+        options: &str,
         more: &[(&str, &str)],
     ) -> Result<String> {
         let script = format!(
-            "name = 'shout'\ninstances = 2\nkind = 'scripted'\n[batch]\nrows = 8\n[options]\nlatency = '{latency}'\n"
+            "name = 'shout'\ninstances = 2\nkind = 'scripted'\n[batch]\nrows = 8\n[options]\n{options}\n"
         );
         let declaration = self.write("shout.toml", &script)?;
         let program = self.jars.shout.display().to_string();
@@ -252,6 +253,30 @@ fn a_service_in_python_answers(stage: &mut Stage) -> Result<()> {
     Ok(())
 }
 
+/// Of rows in the error output, and of a service that cannot begin, in the job's own exceptions.
+fn errors_say_what_was_wrong(stage: &mut Stage) -> Result<()> {
+    let job = stage.shouting_from(None, "poisoned", "poison_rate = 0.1", &[("rows", "500")])?;
+    stage.rest.ended(&job)?;
+    let lines = lines(&stage.output())?;
+    let (failed, answered): (Vec<&String>, Vec<&String>) =
+        lines.iter().partition(|l| l.contains(" failed: "));
+    ensure!(
+        failed.len() + answered.len() == 500,
+        "{} rows failed and {} did not, of 500",
+        failed.len(),
+        answered.len()
+    );
+    ensure!(
+        !failed.is_empty() && failed.iter().all(|l| l.contains("scripted to fail")),
+        "other errors than were scripted: {failed:?}"
+    );
+    let job = stage.shouting_from(None, "wrong", "latency = '1 fortnight'", &[])?;
+    let said = || stage.rest.failure(&job).ok().filter(|text| text.contains("fortnight"));
+    wait_for(SOON, said).context("the job does not say what is wrong with its service")?;
+    stage.rest.cancel(&job)?;
+    Ok(())
+}
+
 fn an_instance_is_killed(stage: &mut Stage) -> Result<()> {
     let job = stage.shouting("killed-instance", &[])?;
     let before = stage.instances(2)?;
@@ -317,15 +342,20 @@ fn a_job_is_stopped_and_goes_on(stage: &mut Stage) -> Result<()> {
         rows > 0 && rows < 3000,
         "{rows} rows were in the output when the job was stopped: it is to be in its midst"
     );
-    let job = stage.shouting_from(Some(&savepoint), "stopped", "20ms", &[("parallelism", "3")])?;
+    let job =
+        stage.shouting_from(Some(&savepoint), "stopped", "latency = '20ms'", &[("parallelism", "3")])?;
     stage.rest.ended(&job)?;
     ensure_untouched(stage, &before)?;
     stage.all_rows_once(3000)
 }
 
 fn checkpoints_wait_for_no_call(stage: &mut Stage) -> Result<()> {
-    let job =
-        stage.shouting_from(None, "endless", "1h", &[("rows", "100000"), ("rate", "100"), ("lease", "3")])?;
+    let job = stage.shouting_from(
+        None,
+        "endless",
+        "latency = '1h'",
+        &[("rows", "100000"), ("rate", "100"), ("lease", "3")],
+    )?;
     stage.instances(2)?;
     stage.checkpoints(&job, 10)?;
     let (complete, longest) = stage.rest.checkpoints(&job)?;
