@@ -7,6 +7,7 @@ mod ci;
 mod demo;
 mod digits;
 mod fetch;
+mod flink;
 mod fuzz;
 mod java;
 mod model;
@@ -55,6 +56,8 @@ enum Command {
     Fuzz(fuzz::Arguments),
     /// Kill a job and its instances at random moments, let them hang, crawl and be out of reach, and check every row of the output
     Chaos(chaos::Arguments),
+    /// A cluster of stock Apache Flink on this machine, jobs on it that call services, and tests of both
+    Flink(flink::Arguments),
     /// Measure what calls cost, how full batches are, and a real model in a pipeline; `bench flow`: overload, beside other servers; `bench recovery`: kills and
     /// checkpoints, beside Flink if asked; `bench wire`: what a call costs on its way, beside other systems
     Bench(bench::Arguments),
@@ -81,6 +84,7 @@ fn run(command: &Command) -> anyhow::Result<()> {
         Command::Sim(arguments) => sim::run(&places, arguments),
         Command::Fuzz(arguments) => fuzz::run(&places, arguments),
         Command::Chaos(arguments) => chaos::run(&places, arguments),
+        Command::Flink(arguments) => flink::run(&places, arguments),
         Command::Bench(arguments) => bench::run(&places, arguments),
     }
 }

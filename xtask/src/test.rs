@@ -1,11 +1,11 @@
-//! `cargo xtask test`: all tests, with what they need; then those of the Python package, and of services in Python.
+//! `cargo xtask test`: all tests, with what they need; then those of the Python package, of services in Python, and those on Apache Flink.
 
 use anyhow::{Context, Result};
 use clap::Args;
 
 use crate::places::Places;
 use crate::process::{self, cargo};
-use crate::{servers, setup, wheel};
+use crate::{flink, servers, setup, wheel};
 
 #[derive(Args, Default)]
 pub(crate) struct Arguments {
@@ -32,7 +32,11 @@ pub(crate) fn run(places: &Places, arguments: &Arguments) -> Result<()> {
         return Ok(());
     }
     let python = wheel::test(places, &told)?;
-    if some { Ok(()) } else { wheel::conformance(places, &python) }
+    if some {
+        return Ok(());
+    }
+    wheel::conformance(places, &python)?;
+    flink::test(places)
 }
 
 /// Whether `cargo test` is told which packages to test.

@@ -5,7 +5,7 @@ use std::process::Command;
 
 /// Each crate with all crates of this workspace that it may depend on. Siblings (client, instance, control, dataflow)
 /// never know one another: that is how "deployed, scaled and recovered apart" is kept by the compiler.
-const MAY_KNOW: [(&str, &[&str]); 25] = [
+const MAY_KNOW: [(&str, &[&str]); 27] = [
     ("pelton-core", &[]),
     ("pelton-policy", &["pelton-core"]),
     ("pelton-wire", &["pelton-core"]),
@@ -34,6 +34,9 @@ const MAY_KNOW: [(&str, &[&str]); 25] = [
             "pelton-wire",
         ],
     ),
+    // Another host's half of control: it knows nothing of callers, nor they of it.
+    ("pelton-agent", &["pelton-control", "pelton-core", "pelton-discovery", "pelton-env"]),
+    ("pelton-jvm", &["pelton-agent", "pelton-call", "pelton-core", "pelton-discovery"]),
     ("pelton-dataflow", &["pelton-core", "pelton-env"]),
     ("pelton-remote", &["pelton-core", "pelton-env", "pelton-policy", "pelton-wire"]),
     ("pelton-files", &["pelton-core", "pelton-dataflow", "pelton-env"]),
@@ -73,10 +76,11 @@ const MAY_KNOW: [(&str, &[&str]); 25] = [
 const ANYTHING: [&str; 2] = ["pelton-fuzz", "pelton-sim"];
 
 /// What only these may link: heavy crates stay at the edge.
-const HEAVY: [(&str, &[&str]); 16] = [
+const HEAVY: [(&str, &[&str]); 17] = [
     ("arrow-pyarrow", &["pelton-python"]),
     ("pyo3", &["pelton-python"]),
     ("rcgen", &["pelton-peers", "pelton-tls"]),
+    ("jni", &["pelton-jvm"]),
     ("candle-core", &["pelton-models"]),
     ("tokenizers", &["pelton-models", "pelton-text"]),
     ("rten", &["pelton-models"]),

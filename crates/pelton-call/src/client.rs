@@ -71,6 +71,12 @@ impl ServiceClient {
         self.inner.client.stats()
     }
 
+    /// What takes requests with ids of the caller's own: for a program that keeps them ([`Target::resuming`]). Its outcomes come on the
+    /// client's threads.
+    pub fn caller(&self) -> Arc<dyn Caller> {
+        self.inner.client.clone()
+    }
+
     /// A method, for calls that say more than the arguments.
     ///
     /// ```no_run

@@ -19,7 +19,7 @@ use tokio::sync::{mpsc, watch};
 
 use crate::access::access;
 use crate::following::{News, follow};
-use crate::target::{JobTarget, Place, Target};
+use crate::target::{Identity, JobTarget, Place, Target};
 
 /// Waits between attempts to hear of a first instance.
 const KNOCK_EVERY: Duration = Duration::from_millis(100);
@@ -38,10 +38,12 @@ pub(crate) struct Reaching {
 pub(crate) async fn reach(env: &Env, target: Target) -> Result<Reaching> {
     let patience = target.patience;
     // Nobody else's requests: what others have left at the instances is not told.
-    let scope = format!("call-{}", env.entropy.secret());
+    let nobody_else =
+        || Identity { scope: format!("call-{}", env.entropy.secret()), client: "call".into(), epoch: 1 };
+    let who = target.identity.clone().unwrap_or_else(nobody_else);
     match target.checked()? {
-        Place::Served { declaration, learn } => served(env, *declaration, learn, scope, patience).await,
-        Place::Job(target) => job(env, target, scope, patience).await,
+        Place::Served { declaration, learn } => served(env, *declaration, learn, who, patience).await,
+        Place::Job(target) => job(env, target, who, patience).await,
     }
 }
 
@@ -51,11 +53,11 @@ async fn served(
     env: &Env,
     mut declaration: Declaration,
     learn: bool,
-    scope: String,
+    who: Identity,
     patience: Duration,
 ) -> Result<Reaching> {
     let (token, reaching) = access(env, &declaration)?;
-    let welcome = first(&reaching, &declaration.addresses()?, &token, &scope, patience).await?;
+    let welcome = first(&reaching, &declaration.addresses()?, &token, &who.scope, patience).await?;
     if learn {
         declaration.name.clone_from(&welcome.instance.service);
         declaration.max_message = welcome.max_message;
@@ -67,12 +69,12 @@ async fn served(
     let _ = deltas.send(EndpointDelta::Reset(Vec::new()));
     let (trouble, troubled) = watch::channel(None);
     let audience = Arc::new(Told { deltas, trouble, ready: AtomicBool::new(false) });
-    let reach =
-        Reach { env: reaching.clone(), token: token.clone(), job: scope.clone(), methods: methods.clone() };
-    let watchers = served::watchers(&reach, &declaration, 1, audience)?;
+    let job = who.scope.clone();
+    let reach = Reach { env: reaching.clone(), token: token.clone(), job, methods: methods.clone() };
+    let watchers = served::watchers(&reach, &declaration, who.epoch, audience)?;
     let watching = watchers.into_iter().map(|watcher| env.spawn(Pool::Network, watcher.run()));
     let tasks: Vec<Task> = watching.collect();
-    let client = start(&reaching, declaration, methods, scope, token, changes);
+    let client = start(&reaching, declaration, methods, who, token, changes);
     Ok(supervised(env, client, troubled, patience, what, tasks))
 }
 
@@ -146,13 +148,13 @@ impl Audience for Told {
 
 // --- a job on this machine ---
 
-async fn job(env: &Env, target: JobTarget, scope: String, patience: Duration) -> Result<Reaching> {
+async fn job(env: &Env, target: JobTarget, who: Identity, patience: Duration) -> Result<Reaching> {
     let what = format!("service `{}` of job {}", target.service, target.job);
     let (tell, mut news) = mpsc::unbounded_channel();
     let (trouble, mut troubled) = watch::channel(None);
     let following = env.spawn(Pool::Network, follow(env.clone(), target, tell, trouble));
     let mut begun = Begun::default();
-    let learnt = env.within(patience, begun.learn(env, &scope, &mut news, &mut troubled)).await;
+    let learnt = env.within(patience, begun.learn(env, &who.scope, &mut news, &mut troubled)).await;
     let Some(learnt) = learnt else {
         let last = begun.failed.or_else(|| troubled.borrow().clone());
         let what = match begun.declaration {
@@ -164,7 +166,7 @@ async fn job(env: &Env, target: JobTarget, scope: String, patience: Duration) ->
     let (declaration, methods) = learnt?;
     let (deltas, changes) = mpsc::unbounded_channel();
     let _ = deltas.send(EndpointDelta::Reset(begun.endpoints.into_values().collect()));
-    let client = start(env, declaration, methods, scope, begun.token, changes);
+    let client = start(env, declaration, methods, who, begun.token, changes);
     let for_news = Arc::downgrade(&client);
     let passing = env.spawn(Pool::Network, async move {
         while let Some(news) = news.recv().await {
@@ -246,11 +248,12 @@ fn start(
     env: &Env,
     declaration: Declaration,
     methods: Arc<[MethodSpec]>,
-    job: String,
+    who: Identity,
     token: String,
     changes: mpsc::UnboundedReceiver<EndpointDelta>,
 ) -> Arc<Client> {
-    let settings = Settings { declaration, methods, job, token, client: "call".into(), epoch: 1 };
+    let Identity { scope: job, client, epoch } = who;
+    let settings = Settings { declaration, methods, job, token, client, epoch };
     Client::start(env.clone(), settings, changes)
 }
 

@@ -18,6 +18,15 @@ pub struct Target {
     /// What was said of tokens and certificates beside the place.
     access: Option<Access>,
     jobs_in: Option<PathBuf>,
+    pub(crate) identity: Option<Identity>,
+}
+
+/// Whose calls these are, where somebody who is started again goes on with them.
+#[derive(Clone, Debug)]
+pub(crate) struct Identity {
+    pub(crate) scope: String,
+    pub(crate) client: String,
+    pub(crate) epoch: u64,
 }
 
 #[derive(Clone, Debug)]
@@ -68,7 +77,7 @@ impl Target {
     }
 
     fn at(place: Place) -> Target {
-        Target { place, patience: PATIENCE, access: None, jobs_in: None }
+        Target { place, patience: PATIENCE, access: None, jobs_in: None, identity: None }
     }
 
     /// How long nothing may be reachable before calls fail: at the start, and whenever all that was there is gone. 10 s unless it is said.
@@ -101,6 +110,14 @@ impl Target {
     /// Where jobs are looked for, in place of this user's run folder.
     pub fn jobs_in(mut self, base: impl Into<PathBuf>) -> Target {
         self.jobs_in = Some(base.into());
+        self
+    }
+
+    /// For a program that keeps its requests and, started again, goes on with them: the instances remember requests by `scope` and id, and
+    /// attach whoever presents one of them again to what runs, or finished. `client` tells callers of one scope apart; of two with the same
+    /// name the one with the higher `epoch` is heard, and the other is fenced off. Otherwise each client is a scope of its own.
+    pub fn resuming(mut self, scope: impl Into<String>, client: impl Into<String>, epoch: u64) -> Target {
+        self.identity = Some(Identity { scope: scope.into(), client: client.into(), epoch });
         self
     }
 

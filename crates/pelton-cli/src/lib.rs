@@ -4,6 +4,7 @@ mod call;
 mod certificates;
 mod classify;
 mod index;
+mod instance;
 mod jobs;
 mod pipeline;
 mod progress;
@@ -42,6 +43,8 @@ enum Command {
     Classify(classify::Arguments),
     /// Serve instances on their own, for jobs here and on other machines
     Serve(serve::Arguments),
+    /// Serve as the instance that this process was started as: for `program` in a declaration, where the program that calls is another
+    Instance,
     /// Call a service with rows from standard input, one JSON object a line
     Call(call::Arguments),
     /// Make, or renew, the certificates for TLS between machines
@@ -65,6 +68,7 @@ pub fn run(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
         Command::Search(arguments) => search::run(arguments),
         Command::Classify(arguments) => classify::run(arguments),
         Command::Serve(arguments) => serve::run(arguments),
+        Command::Instance => instance::run(),
         Command::Call(arguments) => call::run(arguments),
         Command::Certificates(arguments) => certificates::run(arguments),
         Command::Savepoint(arguments) => savepoint::run(arguments),

@@ -18,7 +18,7 @@ use pelton_link::{Door, Link, Receiver, Sender, Sharing};
 use pelton_wire::{Frame, State, Status, Welcome};
 use tokio::sync::{mpsc, watch};
 
-use crate::adoption::{self, Survey};
+use crate::adoption::{self, Adopted, Survey};
 use crate::supervisor::{Place, Supervisor, Wish, wished};
 
 /// What control needs to know of a job.
@@ -50,10 +50,15 @@ pub type Remotes = Arc<dyn Fn() -> Vec<RemoteReport> + Send + Sync>;
 /// Supervises a job's services. Dropping it leaves the instances to their leases; [`Control::stop`] ends them.
 pub struct Control {
     shared: Arc<Shared>,
+    /// For those who watch instances that others serve.
     stop: watch::Sender<Wish>,
+    /// What is wanted of each instance, by service and number.
+    wishes: Mutex<BTreeMap<(usize, u32), watch::Sender<Wish>>>,
+    logs: PathBuf,
     /// How many supervisors are still at work.
     working: watch::Receiver<usize>,
-    _tasks: Vec<Task>,
+    at_work: Arc<watch::Sender<usize>>,
+    tasks: Mutex<Vec<Task>>,
 }
 
 /// How long requests wait, at the start, for the word of endpoints that have not answered.
@@ -81,6 +86,8 @@ pub(crate) struct Shared {
 
 struct ServiceState {
     declaration: Declaration,
+    /// How many instances there shall be.
+    wanted: u32,
     endpoints: Vec<Endpoint>,
     followers: Vec<mpsc::UnboundedSender<EndpointDelta>>,
     instances: Vec<Option<InstanceReport>>,
@@ -124,6 +131,7 @@ impl Control {
         let listener = env.network.listen(&directory.control())?;
         let states = services.iter().map(|d| ServiceState {
             declaration: d.clone(),
+            wanted: d.instances.initial,
             endpoints: Vec::new(),
             followers: Vec::new(),
             instances: vec![None; d.instances.initial as usize],
@@ -148,35 +156,100 @@ impl Control {
         let (stop, stopped) = watch::channel(Wish::Run);
         let (at_work, working) = watch::channel(0);
         let at_work = Arc::new(at_work);
-        let mut tasks = vec![env.spawn(Pool::Network, shared.clone().receive(env.clone(), listener))];
+        let receiving = env.spawn(Pool::Network, shared.clone().receive(env.clone(), listener));
+        let control = Control {
+            shared,
+            stop,
+            wishes: Mutex::default(),
+            logs,
+            working,
+            at_work,
+            tasks: Mutex::new(vec![receiving]),
+        };
         for (service, declaration) in services.iter().enumerate() {
             if declaration.has_endpoints() {
                 let reach = reaches.remove(&declaration.name).ok_or_else(|| {
                     Error::internal(format!("nobody said how service `{}` is reached", declaration.name))
                 })?;
-                tasks.extend(shared.watch(&reach, service, declaration, &stopped, &at_work)?);
+                let watching =
+                    control.shared.watch(&reach, service, declaration, &stopped, &control.at_work)?;
+                control.tasks.lock().unwrap_or_else(std::sync::PoisonError::into_inner).extend(watching);
                 continue;
             }
             for number in 0..declaration.instances.initial {
-                let log = logs.join(format!("{}-{number}.log", declaration.name));
                 let key = (declaration.name.clone(), number);
                 let incarnation = incarnations.get(&key).copied().unwrap_or_default();
-                let config = adoption::config(env, declaration);
-                let declaration = declaration.clone();
-                let place = Place { service, number, declaration, config, log, incarnation };
-                let mut supervisor = Supervisor::new(env.clone(), shared.clone(), place);
-                if let Some(adopted) = adopted.remove(&key) {
-                    supervisor.adopt(adopted);
-                }
-                let (stopped, at_work) = (stopped.clone(), at_work.clone());
-                at_work.send_modify(|n| *n += 1);
-                tasks.push(env.spawn(Pool::Network, async move {
-                    supervisor.run(stopped).await;
-                    at_work.send_modify(|n| *n -= 1);
-                }));
+                control.seat(service, declaration, number, incarnation, adopted.remove(&key));
             }
         }
-        Ok(Control { shared, stop, working, _tasks: tasks })
+        Ok(control)
+    }
+
+    /// From now on there shall be so many instances of a service. Those beyond it finish what they hold and leave; a later call brings their
+    /// places back. Of a service that others serve, nothing changes.
+    pub fn scale(&self, service: &str, instances: u32) {
+        let (service, declaration, seats) = {
+            let mut services = self.shared.lock();
+            let Some(index) = services.iter().position(|s| s.declaration.name == service) else { return };
+            let state = &mut services[index];
+            if state.declaration.has_endpoints() {
+                return;
+            }
+            state.wanted = instances;
+            let seats = state.instances.len() as u32;
+            state.instances.resize(seats.max(instances) as usize, None);
+            (index, state.declaration.clone(), seats)
+        };
+        for number in seats..instances {
+            self.seat(service, &declaration, number, 0, None);
+        }
+        let wishes = self.wishes.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+        for ((_, number), wish) in wishes.range((service, 0)..(service + 1, 0)) {
+            let wanted = if *number < instances { Wish::Run } else { Wish::Stop };
+            wish.send_if_modified(|wish| std::mem::replace(wish, wanted) != wanted);
+        }
+    }
+
+    /// Makes the place of an instance, in which one is kept whenever it is wanted.
+    fn seat(
+        &self,
+        service: usize,
+        declaration: &Declaration,
+        number: u32,
+        incarnation: u32,
+        adopted: Option<Adopted>,
+    ) {
+        let (env, shared, at_work) = (self.shared.env.clone(), self.shared.clone(), self.at_work.clone());
+        let log = self.logs.join(format!("{}-{number}.log", declaration.name));
+        let config = adoption::config(&env, declaration);
+        let declaration = declaration.clone();
+        let mut place = Place { service, number, declaration, config, log, incarnation };
+        let (wish, mut wished_for) = watch::channel(Wish::Run);
+        at_work.send_modify(|n| *n += 1);
+        let mut supervisor = Supervisor::new(env.clone(), shared.clone(), place.clone());
+        if let Some(adopted) = adopted {
+            supervisor.adopt(adopted);
+        }
+        let seat = self.shared.env.spawn(Pool::Network, async move {
+            loop {
+                let ended = supervisor.run(wished_for.clone()).await;
+                at_work.send_modify(|n| *n -= 1);
+                // One that gave up is not tried again.
+                let Some(incarnation) = ended else { return };
+                place.incarnation = incarnation;
+                wished(&mut wished_for, |w| w == Wish::Run).await;
+                at_work.send_modify(|n| *n += 1);
+                supervisor = Supervisor::new(env.clone(), shared.clone(), place.clone());
+            }
+        });
+        self.wishes.lock().unwrap_or_else(std::sync::PoisonError::into_inner).insert((service, number), wish);
+        self.tasks.lock().unwrap_or_else(std::sync::PoisonError::into_inner).push(seat);
+    }
+
+    fn wish(&self, what: Wish) {
+        let _ = self.stop.send(what);
+        let wishes = self.wishes.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+        wishes.values().for_each(|wish| _ = wish.send_replace(what));
     }
 
     /// The job's id: its name with something random.
@@ -235,7 +308,7 @@ impl Control {
 
     /// Ends all instances, and returns when their processes are gone, and those who asked for something have their answer.
     pub async fn stop(self) {
-        let _ = self.stop.send(Wish::Stop);
+        self.wish(Wish::Stop);
         self.ended().await;
         let mut commanded = self.shared.commanded.subscribe();
         if *commanded.borrow() > 0 {
@@ -257,7 +330,7 @@ impl Control {
 
     /// Kills all instances.
     pub fn kill(&self) {
-        let _ = self.stop.send(Wish::Kill);
+        self.wish(Wish::Kill);
     }
 }
 
@@ -374,7 +447,7 @@ impl Shared {
         let services = services.iter().zip(callers).map(|(state, callers)| ServiceReport {
             callers,
             name: state.declaration.name.clone(),
-            wanted: state.declaration.instances.initial,
+            wanted: state.wanted,
             instances: state.instances.iter().flatten().cloned().collect(),
         });
         JobReport {

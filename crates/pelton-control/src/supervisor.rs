@@ -66,6 +66,7 @@ pub(crate) struct Supervisor {
     process: Option<Box<dyn Process>>,
     connection: Option<Link>,
     status: Option<Status>,
+    gave_up: bool,
 }
 
 impl Supervisor {
@@ -73,7 +74,18 @@ impl Supervisor {
         let life = Lifecycle::new(place.declaration.name.clone(), place.declaration.retry, place.incarnation);
         let rng = env.rng();
         let address = shared.directory.instance(place.service, place.number, place.incarnation);
-        Supervisor { env, shared, place, life, rng, address, process: None, connection: None, status: None }
+        Supervisor {
+            env,
+            shared,
+            place,
+            life,
+            rng,
+            address,
+            process: None,
+            connection: None,
+            status: None,
+            gave_up: false,
+        }
     }
 
     /// Goes on with one that an earlier run of the job started.
@@ -88,14 +100,15 @@ impl Supervisor {
         self.report();
     }
 
-    /// Keeps the instance there until `stop` says so; returns when its process is gone.
-    pub(crate) async fn run(mut self, mut stop: watch::Receiver<Wish>) {
+    /// Keeps the instance there until `stop` says so; returns when its process is gone, with the last incarnation; none if it
+    /// gave up.
+    pub(crate) async fn run(mut self, mut stop: watch::Receiver<Wish>) -> Option<u32> {
         let mut event = if self.process.is_some() { self.next(&mut stop).await } else { Event::Begin };
         loop {
             self.handle(event);
             self.report();
             if self.life.phase == Phase::Stopped && self.process.is_none() {
-                return;
+                return (!self.gave_up).then_some(self.life.incarnation);
             }
             event = self.next(&mut stop).await;
         }
@@ -141,6 +154,7 @@ impl Supervisor {
             Action::Drain => self.shared.publish(self.place.service, EndpointDelta::Drain(self.id())),
             Action::Remove => self.shared.publish(self.place.service, EndpointDelta::Remove(self.id())),
             Action::GiveUp(error) => {
+                self.gave_up = true;
                 let error = error.context(format_args!("instance {}", self.id()));
                 self.shared.fail(with_log(&error, &self.place.log));
             }

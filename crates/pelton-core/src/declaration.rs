@@ -414,6 +414,17 @@ impl Declaration {
         self
     }
 
+    /// The text of a TOML file that reads as this declaration.
+    pub fn to_toml(&self) -> Result<String> {
+        let name = &self.name;
+        let what = |e: &dyn std::fmt::Display| {
+            Error::invalid(format!("service `{name}` cannot be written as TOML: {e}"))
+        };
+        let mut plain = serde_json::to_value(self).map_err(|e| what(&e))?;
+        drop_nulls(&mut plain);
+        toml::to_string(&plain).map_err(|e| what(&e))
+    }
+
     /// Reads a declaration from TOML. `origin` names it in messages.
     pub fn from_toml(text: &str, origin: &str) -> Result<Self> {
         let declaration: Declaration = toml::from_str(text)
@@ -597,6 +608,18 @@ impl Declaration {
     }
 }
 
+/// TOML has no word for nothing: what is not there is not written.
+fn drop_nulls(value: &mut serde_json::Value) {
+    match value {
+        serde_json::Value::Object(fields) => {
+            fields.retain(|_, field| !field.is_null());
+            fields.values_mut().for_each(drop_nulls);
+        }
+        serde_json::Value::Array(items) => items.iter_mut().for_each(drop_nulls),
+        _ => {}
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -604,6 +627,24 @@ mod tests {
     /// The message that a declaration is refused with.
     fn refused(toml: &str) -> String {
         Declaration::from_toml(toml, "test.toml").expect_err("this declaration must be refused").to_string()
+    }
+
+    #[test]
+    fn a_declaration_that_is_written_reads_as_the_same() {
+        let mut declaration = Declaration::new("embedder").instances(3).max_rows(8).option("model", "m");
+        declaration.program = vec!["python".into(), "-m".into(), "serve".into()];
+        declaration.timeout = Some(Duration::from_millis(1500));
+        let mut nested =
+            serde_json::json!({ "methods": [{ "name": "embed", "concurrency": null }], "device": "cpu" });
+        declaration.options.insert("service".into(), nested.clone());
+        let text = declaration.to_toml().unwrap();
+        drop_nulls(&mut nested);
+        declaration.options.insert("service".into(), nested);
+        assert_eq!(
+            Declaration::from_toml(&text, "written").unwrap(),
+            declaration.checked().unwrap(),
+            "{text}"
+        );
     }
 
     #[test]

@@ -66,6 +66,21 @@ pub fn base() -> PathBuf {
     }
 }
 
+/// Makes the folder of this user, which nobody else may read.
+pub fn make(base: &Path) -> Result<()> {
+    let failed =
+        |e: std::io::Error| Error::from(e).context(format_args!("making the run folder {}", base.display()));
+    DirBuilder::new().recursive(true).mode(0o700).create(base).map_err(failed)?;
+    let metadata = fs::symlink_metadata(base).map_err(failed)?;
+    if !metadata.is_dir() || metadata.uid() != user() || metadata.permissions().mode() & 0o077 != 0 {
+        return Err(Error::invalid(format!(
+            "the run folder {} is not a private folder of this user; remove it, or set XDG_RUNTIME_DIR",
+            base.display()
+        )));
+    }
+    Ok(())
+}
+
 /// Who owns this process's own entry, which is who it runs as.
 fn user() -> u32 {
     fs::metadata("/proc/self").map_or(0, |m| m.uid())
@@ -121,14 +136,7 @@ impl RunDir {
         let failed = |e: std::io::Error| {
             Error::from(e).context(format_args!("making the run folder below {}", base.display()))
         };
-        DirBuilder::new().recursive(true).mode(0o700).create(base).map_err(failed)?;
-        let metadata = fs::symlink_metadata(base).map_err(failed)?;
-        if !metadata.is_dir() || metadata.uid() != user() || metadata.permissions().mode() & 0o077 != 0 {
-            return Err(Error::invalid(format!(
-                "the run folder {} is not a private folder of this user; remove it, or set XDG_RUNTIME_DIR",
-                base.display()
-            )));
-        }
+        make(base)?;
         let path = base.join(&card.job);
         if path.as_os_str().len() > LONGEST {
             return Err(Error::invalid(format!(

@@ -229,6 +229,11 @@ impl Plan {
         self.declare(declaration, elsewhere(&methods))
     }
 
+    /// The declaration of a service, by its number, as TOML.
+    fn declaration(&mut self, service: usize) -> PyResult<String> {
+        self.told()?.services[service].to_toml().or_raise()
+    }
+
     /// Rows in memory.
     fn table(
         &mut self,

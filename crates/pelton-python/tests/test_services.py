@@ -447,3 +447,23 @@ if __name__ == "__main__":
     assert "printed by twice" in ran.stdout and "WARNING mine: logged by it" in ran.stdout
     [part] = (tmp_path / "out").glob("*.jsonl")
     assert part.read_text() == '{"x":4,"y":8}\n'
+
+
+class Declares(pn.Service):
+    @pn.method(input={"text": str}, output={"size": int})
+    def measure(self, batch: pa.RecordBatch) -> Any:
+        return {"size": [len(t) for t in batch["text"].to_pylist()]}
+
+
+class DeclaresNoInput(pn.Service):
+    @pn.method(output={"size": int})
+    def measure(self, batch: pa.RecordBatch) -> Any:
+        return {"size": [0] * len(batch)}
+
+
+def test_a_service_writes_its_declaration() -> None:
+    text = Declares(replicas=3, name="declares").declaration()
+    assert 'name = "declares"' in text
+    assert "pelton._instance" in text and sys.executable in text
+    with pytest.raises(pn.InvalidError, match="`measure` .* does not say its columns"):
+        DeclaresNoInput().declaration()

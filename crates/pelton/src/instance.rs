@@ -58,7 +58,7 @@ pub fn serve_instance(definition: impl FnOnce(&Declaration) -> Result<Definition
         bootstrap.job,
         std::process::id()
     );
-    let definition = definition(&bootstrap.declaration)?;
+    let definition = crate::job::resolve(&bootstrap.declaration, definition(&bootstrap.declaration)?)?;
     let host = Host::new(1, 1)?;
     let env = host.env().clone();
     host.block_on(pelton_instance::serve(env, bootstrap, definition))

@@ -196,6 +196,22 @@ def _with(declaration: dict[str, Any], settings: Mapping[str, Any], what: str) -
     return declaration
 
 
+def declaration(service: Service) -> str:
+    """What :meth:`Service.declaration` gives."""
+    name = service._service_name()
+    declared = _Declared(service, name, 0)
+    for method in service._methods().values():
+        if method.input is None:
+            raise InvalidError(
+                f"method `{method.name}` of service `{name}` does not say its columns, and no call here does; declare them, as in "
+                "@pn.method(input={...})",
+                fate="not-sent",
+            )
+    plan = _pelton.Plan()
+    declared.declare(plan, brief=False)
+    return plan.declaration(declared.number)
+
+
 def _batch_limits(what: str, methods: dict[str, Method[Any]]) -> dict[str, Any]:
     limits: dict[str, Any] = {}
     for field, limit in (("max_rows", "rows"), ("linger", "linger")):

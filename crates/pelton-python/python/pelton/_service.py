@@ -249,6 +249,13 @@ class Service:
     def open(self, ctx: Context) -> None:
         """Loads and warms up, in the instance. It gets no request before this returns; that may take minutes."""
 
+    def declaration(self) -> str:
+        """The text of a declaration's TOML file, for hosts that are no program in Python: a job on Flink, say. It names this interpreter, and
+        has the service in it, as it is now; each method has to declare its ``input``."""
+        from ._run import declaration
+
+        return declaration(self)
+
     def close(self) -> None:
         """Called after the last request, when the instance leaves in good order."""
 
