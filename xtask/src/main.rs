@@ -56,7 +56,8 @@ enum Command {
     /// Kill a job and its instances at random moments, let them hang, crawl and be out of reach, and check every row of the output
     Chaos(chaos::Arguments),
     /// Measure what calls cost, how full batches are, and a real model in a pipeline; `bench flow`: overload, beside other servers; `bench recovery`: kills and
-    /// checkpoints, beside Flink if asked; `bench wire`: what a call costs on its way, beside other systems
+    /// checkpoints, beside Flink if asked; `bench wire`: what a call costs on its way, beside other systems; `bench python`: services and pipelines in
+    /// Python, beside other systems
     Bench(bench::Arguments),
 }
 

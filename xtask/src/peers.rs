@@ -1,5 +1,6 @@
 //! Other systems, to be measured beside Pelton: servers each in a Python environment of its own, Flink as a project of Maven's.
 
+use std::path::PathBuf;
 use std::process::{Command, Stdio};
 
 use anyhow::{Context, Result};
@@ -10,16 +11,21 @@ use crate::process::{self, cargo, step};
 use crate::python::Python;
 
 /// By name, with the variable that tells the measurements which interpreter has it.
-const PEERS: [(&str, &str); 4] = [
+const PEERS: [(&str, &str); 7] = [
     ("mosec", "PELTON_PEER_MOSEC"),
     ("ray", "PELTON_PEER_RAY"),
     ("litserve", "PELTON_PEER_LITSERVE"),
     ("grpcio", "PELTON_PEER_GRPCIO"),
+    ("python-mosec", "PELTON_PYTHON_MOSEC"),
+    ("python-ray", "PELTON_PYTHON_RAY"),
+    ("python-daft", "PELTON_PYTHON_DAFT"),
 ];
 /// Those that `bench flow` measures.
 pub(crate) const FLOW: [&str; 2] = ["mosec", "ray"];
 /// Those of `bench wire` that have an environment of their own.
 pub(crate) const WIRE: [&str; 4] = ["mosec", "ray", "litserve", "grpcio"];
+/// Those of `bench python`, where `--peers` names them without what they begin with.
+pub(crate) const PYTHON: [&str; 3] = ["python-mosec", "python-ray", "python-daft"];
 /// The variable that tells the measurements where the program of `pelton-peers` is.
 const PROGRAM: &str = "PELTON_PEERS";
 /// The name of Flink, and the variable that tells the measurements where its job is.
@@ -29,12 +35,12 @@ const FLINK: (&str, &str) = ("flink", "PELTON_PEER_FLINK");
 /// line that says so.
 pub(crate) fn install(places: &Places, known: &[&str], arguments: &[String], bench: &mut Command) {
     for (name, variable) in
-        PEERS.into_iter().filter(|(name, _)| known.contains(name) && wanted(arguments, name))
+        PEERS.into_iter().filter(|(name, _)| known.contains(name) && wanted(arguments, name.trim_start_matches("python-")))
     {
         if std::env::var_os(variable).is_some() {
             continue;
         }
-        let requirements = places.root.join(format!("crates/pelton-trials/peers/requirements-{name}.txt"));
+        let requirements = requirements(places, name);
         let installed = step(&format!("{name}, to be measured beside Pelton"), || {
             Python::find()?.environment(places, name, &requirements)
         });
@@ -45,6 +51,10 @@ pub(crate) fn install(places: &Places, known: &[&str], arguments: &[String], ben
             Err(e) => eprintln!("NOT MEASURED: {name} could not be installed: {e:#}"),
         }
     }
+}
+
+pub(crate) fn requirements(places: &Places, name: &str) -> PathBuf {
+    places.root.join(format!("crates/pelton-trials/peers/requirements-{name}.txt"))
 }
 
 /// Builds the callers and servers of other libraries, unless it is told where they are, and tells `bench`. By itself: its libraries would change

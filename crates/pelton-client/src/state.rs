@@ -87,6 +87,8 @@ pub enum Action {
     Disconnect(PeerKey),
     Send(PeerKey, Message),
     Deliver(Arc<dyn Receiver>, Vec<Outcome>),
+    /// Several requests, from this one on, ended with a row each.
+    DeliverRows(Arc<dyn Receiver>, RequestId, RecordBatch),
 }
 
 pub struct State {

@@ -284,6 +284,14 @@ impl World<'_> {
                         self.carry_to_instance(connection, message);
                     }
                 }
+                client::Action::DeliverRows(_, first, rows) => {
+                    for row in 0..rows.num_rows() {
+                        let id = RequestId { sequence: first.sequence + row as u64, ..first };
+                        let outcome = Outcome { id, rows: Ok(rows.slice(row, 1)), last: true };
+                        let source = &mut self.callers[caller].source;
+                        source.outcome(&outcome, self.scenario, self.regime, now, &mut self.record);
+                    }
+                }
                 client::Action::Deliver(_, outcomes) => {
                     for outcome in outcomes {
                         self.callers[caller].source.outcome(
