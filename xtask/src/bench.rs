@@ -1,5 +1,7 @@
 //! `cargo xtask bench`: what calls cost, how full batches are, and what a pipeline makes of a model.
 
+use std::process::Command;
+
 use anyhow::{Context, Result};
 use clap::Args;
 
@@ -23,9 +25,20 @@ pub(crate) fn run(places: &Places, arguments: &Arguments) -> Result<()> {
     let first = arguments.rest.first().map(String::as_str);
     if let Some(part @ ("flow" | "recovery" | "wire" | "python")) = first {
         // Without the sentence model, which takes longer to build than all the rest.
-        let mut bench =
-            cargo(&places.root, ["run", "--release", "--package", "pelton-trials", "--no-default-features"]);
-        bench.args(["--", "bench"]).args(&arguments.rest);
+        let without = ["--package", "pelton-trials", "--no-default-features"];
+        let mut bench = match part {
+            // With the libraries as the wheel has them, so that they are built once.
+            "python" if !helps => {
+                let with_wheel = ["--package", "pelton-python", "--bin", "pelton-trials"];
+                Command::new(peers::built(places, &[&without[..], &with_wheel].concat())?)
+            }
+            _ => {
+                let mut run = cargo(&places.root, ["run", "--release"]);
+                run.args(without).arg("--");
+                run
+            }
+        };
+        bench.arg("bench").args(&arguments.rest);
         match part {
             _ if helps => {}
             "flow" if !asks("--no-peers") => {
@@ -37,7 +50,10 @@ pub(crate) fn run(places: &Places, arguments: &Arguments) -> Result<()> {
             }
             "python" => {
                 bench.env("PELTON_DIGITS_PIXELS", digits::pixels(places)?);
-                bench.env("PELTON_PYTHON", wheel::measured(places, &peers::requirements(places, "python-pelton"))?);
+                bench.env(
+                    "PELTON_PYTHON",
+                    wheel::measured(places, &peers::requirements(places, "python-pelton"))?,
+                );
                 if !asks("--no-peers") {
                     peers::program(places, &mut bench)?;
                     peers::install(places, &peers::PYTHON, &arguments.rest, &mut bench);

@@ -34,8 +34,9 @@ const FLINK: (&str, &str) = ("flink", "PELTON_PEER_FLINK");
 /// Installs those of the `known` ones that are asked for, unless they are there, and tells `bench` where. One that cannot be installed is left out, with a
 /// line that says so.
 pub(crate) fn install(places: &Places, known: &[&str], arguments: &[String], bench: &mut Command) {
-    for (name, variable) in
-        PEERS.into_iter().filter(|(name, _)| known.contains(name) && wanted(arguments, name.trim_start_matches("python-")))
+    for (name, variable) in PEERS
+        .into_iter()
+        .filter(|(name, _)| known.contains(name) && wanted(arguments, name.trim_start_matches("python-")))
     {
         if std::env::var_os(variable).is_some() {
             continue;
@@ -63,24 +64,20 @@ pub(crate) fn program(places: &Places, bench: &mut Command) -> Result<()> {
     if std::env::var_os(PROGRAM).is_some() {
         return Ok(());
     }
-    let build = [
-        "build",
-        "--release",
-        "--package",
-        "pelton-peers",
-        "--features",
-        "program",
-        "--message-format",
-        "json",
-    ];
-    let messages = process::output(cargo(&places.root, build).stderr(Stdio::inherit()))?;
+    bench.env(PROGRAM, built(places, &["--package", "pelton-peers", "--features", "program"])?);
+    Ok(())
+}
+
+/// Builds one program with all optimizations, and says where it is.
+pub(crate) fn built(places: &Places, what: &[&str]) -> Result<String> {
+    let build = ["build", "--release", "--message-format", "json"];
+    let messages = process::output(cargo(&places.root, build).args(what).stderr(Stdio::inherit()))?;
     let executable = |line: &str| {
         let message: serde_json::Value = serde_json::from_str(line).ok()?;
         Some(message["executable"].as_str()?.to_owned())
     };
     let program = String::from_utf8_lossy(&messages).lines().find_map(executable);
-    bench.env(PROGRAM, program.context("cargo named no program of pelton-peers")?);
-    Ok(())
+    program.with_context(|| format!("cargo named no program of {what:?}"))
 }
 
 /// Builds Flink's job if it is asked for, unless it is there, and tells `bench` where. Who asks for it by name wants no run without it.

@@ -77,7 +77,11 @@ fn build(places: &Places, python: &Python, folder: &str, how: &[&str]) -> Result
     let folder = places.cache().join(folder);
     remove(&folder)?;
     let mut maturin = Command::new(python.program());
-    maturin.args(["-m", "maturin", "build", "--quiet", "--out"]).arg(&folder).args(how).current_dir(&places.root);
+    maturin
+        .args(["-m", "maturin", "build", "--quiet", "--out"])
+        .arg(&folder)
+        .args(how)
+        .current_dir(&places.root);
     process::run(&mut maturin)?;
     let mut wheels = std::fs::read_dir(&folder)?.collect::<Result<Vec<_>, _>>()?;
     match (wheels.pop(), wheels.is_empty()) {

@@ -83,7 +83,11 @@ pub enum Event {
 
 /// What to do about it, in this order.
 pub enum Action {
-    Connect { peer: PeerKey, endpoint: Endpoint, after: Duration },
+    Connect {
+        peer: PeerKey,
+        endpoint: Endpoint,
+        after: Duration,
+    },
     Disconnect(PeerKey),
     Send(PeerKey, Message),
     Deliver(Arc<dyn Receiver>, Vec<Outcome>),

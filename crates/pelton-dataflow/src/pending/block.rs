@@ -18,7 +18,11 @@ pub(super) enum Slot {
     /// Some rows of a streaming answer. Not saved: a request that is sent again is answered from the begin.
     Partial(VecDeque<RecordBatch>, u64),
     /// The answer is this row of an answer to several.
-    Answered { rows: Arc<RecordBatch>, at: u32, bytes: u64 },
+    Answered {
+        rows: Arc<RecordBatch>,
+        at: u32,
+        bytes: u64,
+    },
     /// What of the answer is not given out.
     Done(VecDeque<RecordBatch>),
     Failed(Error),

@@ -161,7 +161,14 @@ impl Gather {
     }
 
     /// Takes a row's whole answer, which is a row of an answer to several.
-    pub(super) fn row(&mut self, row: u32, rows: &RecordBatch, answers: &Arc<RecordBatch>, at: usize, bytes: u64) {
+    pub(super) fn row(
+        &mut self,
+        row: u32,
+        rows: &RecordBatch,
+        answers: &Arc<RecordBatch>,
+        at: usize,
+        bytes: u64,
+    ) {
         self.picked.push(row);
         self.rows += 1;
         self.bytes += (self.share(rows) + bytes).max(1);

@@ -48,17 +48,17 @@ class Digits(pn.Service):
     def open(self, ctx):
         self.model = digits.Model(self.path)
 
-    @pn.method(output={"label": pa.int64()}, max_rows=256)
-    def classify(self, pixels: dict):
-        return {"label": self.model.labels(pixels["pixels"])}
+    @pn.method(output={"label": pa.int64()}, max_rows=256, format="numpy")
+    def classify(self, columns):
+        return {"label": self.model.labels(columns["pixels"])}
 
 
 class ManyDigits(Digits):
     """A request is 64 images."""
 
-    @pn.method(output={"labels": pa.list_(pa.int64(), IMAGES)}, max_rows=8)
-    def classify(self, images: dict):
-        labels = self.model.labels(images["images"].reshape(-1, digits.PIXELS))
+    @pn.method(output={"labels": pa.list_(pa.int64(), IMAGES)}, max_rows=8, format="numpy")
+    def classify(self, columns):
+        labels = self.model.labels(columns["images"].reshape(-1, digits.PIXELS))
         return {"labels": labels.reshape(-1, IMAGES)}
 
 

@@ -7,8 +7,8 @@ use std::path::Path;
 use anyhow::Result;
 use serde::Serialize;
 
-use super::plot::{self, Bar, Panel, shown};
 use super::figure::{Machine, load, median};
+use super::plot::{self, Bar, Panel, shown};
 
 /// What Pelton's own figures are called, or begin with.
 pub(crate) const OURS: &str = "pelton";

@@ -100,9 +100,10 @@ impl Trial<'_> {
     fn own(&mut self, round: usize, folder: &Path) -> Result<()> {
         let state = self.scratch.join(format!("pelton{round}"));
         let name = |language: &str| format!("bench-{language}-{}", std::process::id());
-        let program = Program::start(self.host.env(), self.pelton()?, "pelton_service.py", &state, |command| {
-            command.arg("--job").arg(name("python")).arg("--model").arg(&self.model);
-        })?;
+        let program =
+            Program::start(self.host.env(), self.pelton()?, "pelton_service.py", &state, |command| {
+                command.arg("--job").arg(name("python")).arg("--model").arg(&self.model);
+            })?;
         let failed = |e: anyhow::Error| pelton::Error::internal(format!("{e:#}"));
         native(&name("rust"), &state)?.serve(async |services| {
             services.ready().await?;
@@ -133,7 +134,8 @@ impl Trial<'_> {
 
     async fn overhead(&mut self, rust: &ServiceClient, python: &ServiceClient) -> Result<()> {
         for (size, bytes) in ECHOED {
-            let column: ArrayRef = Arc::new(BinaryArray::from_iter_values(std::iter::repeat_n(vec![FILL; bytes], ROWS)));
+            let column: ArrayRef =
+                Arc::new(BinaryArray::from_iter_values(std::iter::repeat_n(vec![FILL; bytes], ROWS)));
             let batch = RecordBatch::try_from_iter([("payload", column)])?;
             let mut medians = Vec::new();
             for (system, client) in [("rust", rust), ("pelton", python)] {
@@ -162,15 +164,30 @@ impl Trial<'_> {
         let count = |column: usize| seen.column(column).as_primitive::<Int64Type>().value(0) as f64;
         let what = "two columns of 32 rows of 16 KB: buffers that the method sees";
         self.report.add("overhead", &format!("{what}, in all"), OURS, "buffers", Better::More, count(0));
-        self.report.add("overhead", &format!("{what} where they were received"), OURS, "buffers", Better::More, count(1));
+        self.report.add(
+            "overhead",
+            &format!("{what} where they were received"),
+            OURS,
+            "buffers",
+            Better::More,
+            count(1),
+        );
         Ok(())
     }
 
-    async fn own_images(&mut self, client: &ServiceClient, images: &Images, folder: &Path, pids: &[u32]) -> Result<()> {
+    async fn own_images(
+        &mut self,
+        client: &ServiceClient,
+        images: &Images,
+        folder: &Path,
+        pids: &[u32],
+    ) -> Result<()> {
         let method = &client.methods()[0];
         let (sent, expected) = exchanged(folder, images)?;
-        let pixels: Vec<f32> = sent.chunks_exact(4).map(|b| f32::from_le_bytes([b[0], b[1], b[2], b[3]])).collect();
-        let labels: Vec<i64> = expected.chunks_exact(8).map(|b| i64::from_le_bytes(b.try_into().expect("8"))).collect();
+        let pixels: Vec<f32> =
+            sent.chunks_exact(4).map(|b| f32::from_le_bytes([b[0], b[1], b[2], b[3]])).collect();
+        let labels: Vec<i64> =
+            expected.chunks_exact(8).map(|b| i64::from_le_bytes(b.try_into().expect("8"))).collect();
         let column = nested(method.input.field(0).data_type(), pixels)?;
         let batch = RecordBatch::try_new(method.input.clone(), vec![column])?;
         let name = method.name.as_str();
@@ -179,7 +196,8 @@ impl Trial<'_> {
                 let answer = client.call(name, batch.clone()).await.map_err(|e| e.to_string())?;
                 let column = answer.column(0);
                 let values = column.as_fixed_size_list_opt().map_or(column, |list| list.values());
-                let same = values.as_primitive_opt::<Int64Type>().is_some_and(|v| v.values()[..] == labels[..]);
+                let same =
+                    values.as_primitive_opt::<Int64Type>().is_some_and(|v| v.values()[..] == labels[..]);
                 if same { Ok(()) } else { Err("an answer is wrong".to_owned()) }
             }
         });
@@ -212,7 +230,8 @@ impl Trial<'_> {
     fn peer(&mut self, round: usize, system: System, folder: &Path) -> Result<()> {
         let env = self.host.env();
         let caller = self.arguments.program.as_deref();
-        let caller = caller.context("there is no program of pelton-peers; `cargo xtask bench python` builds it")?;
+        let caller =
+            caller.context("there is no program of pelton-peers; `cargo xtask bench python` builds it")?;
         let place = self.scratch.join(format!("{}{round}", system.name()));
         let port = free_port()?;
         let python = self.python(system)?;
@@ -226,7 +245,8 @@ impl Trial<'_> {
                 }
                 _ => {
                     command.arg("--folder").arg(&place);
-                    command.envs([("RAY_SERVE_ENABLE_HA_PROXY", "1"), ("RAY_SERVE_THROUGHPUT_OPTIMIZED", "1")]);
+                    command
+                        .envs([("RAY_SERVE_ENABLE_HA_PROXY", "1"), ("RAY_SERVE_THROUGHPUT_OPTIMIZED", "1")]);
                     // Ray gives its workers a lower priority, and reports its use to its makers, unless it is told.
                     command.envs([("RAY_worker_niceness", "0"), ("RAY_USAGE_STATS_ENABLED", "0")]);
                 }

