@@ -56,7 +56,7 @@ class Digits(pn.Service):
 class ManyDigits(Digits):
     """A request is 64 images."""
 
-    @pn.method(output={"labels": pa.list_(pa.int64(), IMAGES)}, max_rows=8, format="numpy")
+    @pn.method(output={"labels": pa.list_(pa.int64(), IMAGES)}, max_rows=4, format="numpy")
     def classify(self, columns):
         labels = self.model.labels(columns["images"].reshape(-1, digits.PIXELS))
         return {"labels": labels.reshape(-1, IMAGES)}

@@ -14,6 +14,8 @@ use crate::bench::flow::cpu::{self, Meter};
 use crate::family::{self, Member};
 
 const LOOK_EVERY: Duration = Duration::from_millis(50);
+/// How often memory is looked at: that costs time, too.
+const SAMPLE_EVERY: Duration = Duration::from_millis(250);
 /// How long a program may take to end once it is told to.
 const STOP: Duration = Duration::from_secs(15);
 /// How long a pipeline may run.
@@ -92,13 +94,17 @@ impl Program {
     pub(super) async fn result<T: DeserializeOwned>(mut self, env: &Env) -> Result<(T, Course)> {
         drop::<Option<ChildStdin>>(self.main.stdin.take());
         let mut course = Course::begin(env);
+        let mut next_look = env.now();
         let until = env.now() + LONGEST;
         let status = loop {
             if let Some(status) = self.main.try_wait()? {
                 break status;
             }
             ensure!(env.now() < until, "no end within {LONGEST:?}; its last words:\n{}", self.last_words());
-            course.look(&self.pids());
+            if env.now() >= next_look {
+                course.look(&self.pids());
+                next_look = env.now() + SAMPLE_EVERY;
+            }
             env.sleep(LOOK_EVERY).await;
         };
         ensure!(status.success(), "it ended with {status}; its last words:\n{}", self.last_words());
