@@ -13,9 +13,10 @@ mod source;
 use std::collections::BTreeMap;
 
 use pelton_client::state as client;
+use pelton_core::call::Outcome;
 use pelton_core::endpoint::{Endpoint, EndpointDelta};
 use pelton_core::error::{Error, Fate, Kind, Retry};
-use pelton_core::{RequestRun, Time};
+use pelton_core::{RequestId, RequestRun, Time};
 use pelton_instance::state as server;
 use pelton_link::Message;
 use pelton_wire::{Frame, Welcome};
