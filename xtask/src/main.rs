@@ -59,7 +59,8 @@ enum Command {
     /// A cluster of stock Apache Flink on this machine, jobs on it that call services, and tests of both
     Flink(flink::Arguments),
     /// Measure what calls cost, how full batches are, and a real model in a pipeline; `bench flow`: overload, beside other servers; `bench recovery`: kills and
-    /// checkpoints, beside Flink if asked; `bench wire`: what a call costs on its way, beside other systems
+    /// checkpoints, beside Flink if asked; `bench wire`: what a call costs on its way, beside other systems; `bench python`: services and pipelines in
+    /// Python, beside other systems
     Bench(bench::Arguments),
 }
 

@@ -1,6 +1,7 @@
 //! The Python package: built as a wheel, installed, and tested as users have it.
 
-use std::path::PathBuf;
+use std::ffi::OsString;
+use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use anyhow::{Context, Result, bail};
@@ -27,18 +28,8 @@ pub(crate) fn install(places: &Places) -> Result<Python> {
 /// Builds the wheel, installs it, and runs its tests and type checks. `servers` are told to the tests. Returns the interpreter that has it.
 pub(crate) fn test(places: &Places, servers: &[(&str, String)]) -> Result<Python> {
     let python = install(places)?;
-    let wheel = step("building the wheel", || build(places, &python))?;
-    let pip = [
-        "-m",
-        "pip",
-        "install",
-        "--disable-pip-version-check",
-        "--quiet",
-        "--no-index",
-        "--no-deps",
-        "--force-reinstall",
-    ];
-    python.run(pip, [&wheel]).context("the wheel does not install")?;
+    let wheel = step("building the wheel", || build(places, &python, "wheels", &[]))?;
+    put(&python, &wheel)?;
     python
         .run(["-m", "pip", "check"], [""; 0])
         .context("the wheel asks for other packages than it is tested with")?;
@@ -64,11 +55,42 @@ pub(crate) fn conformance(places: &Places, python: &Python) -> Result<()> {
         .context("a service in Python does not keep to what all services do")
 }
 
-fn build(places: &Places, python: &Python) -> Result<PathBuf> {
-    let folder = places.cache().join("wheels");
+/// An environment with these requirements and the wheel as users have it, to be measured. What it gives is its interpreter.
+pub(crate) fn measured(places: &Places, requirements: &Path) -> Result<OsString> {
+    let builder = install(places)?;
+    let wheel = step("building the wheel with all optimizations (the first time about ten minutes)", || {
+        build(places, &builder, "wheels-release", &["--release"])
+    })?;
+    let python = step("the Python that Pelton is measured in", || {
+        Python::find()?.environment(places, "python-pelton", requirements)
+    })?;
+    put(&python, &wheel)?;
+    Ok(python.program().to_owned())
+}
+
+fn put(python: &Python, wheel: &Path) -> Result<()> {
+    let pip = [
+        "-m",
+        "pip",
+        "install",
+        "--disable-pip-version-check",
+        "--quiet",
+        "--no-index",
+        "--no-deps",
+        "--force-reinstall",
+    ];
+    python.run(pip, [wheel]).context("the wheel does not install")
+}
+
+fn build(places: &Places, python: &Python, folder: &str, how: &[&str]) -> Result<PathBuf> {
+    let folder = places.cache().join(folder);
     remove(&folder)?;
     let mut maturin = Command::new(python.program());
-    maturin.args(["-m", "maturin", "build", "--quiet", "--out"]).arg(&folder).current_dir(&places.root);
+    maturin
+        .args(["-m", "maturin", "build", "--quiet", "--out"])
+        .arg(&folder)
+        .args(how)
+        .current_dir(&places.root);
     process::run(&mut maturin)?;
     let mut wheels = std::fs::read_dir(&folder)?.collect::<Result<Vec<_>, _>>()?;
     match (wheels.pop(), wheels.is_empty()) {

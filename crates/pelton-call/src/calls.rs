@@ -197,18 +197,30 @@ impl Receiver for Gather {
                     }
                 }
             }
-            gathering.missing -= usize::from(last);
+            gathering.ended(usize::from(last));
         }
-        if gathering.missing == 0
-            && let Some(done) = gathering.done.take()
-        {
-            let parts = std::mem::take(&mut gathering.parts);
-            let _ = done.send(Ok(parts));
-        }
+    }
+
+    fn deliver_rows(&self, first: RequestId, rows: RecordBatch) {
+        let mut gathering = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let requests = rows.num_rows();
+        // In the place of the first: those of the others stay empty.
+        gathering.parts_of(first).push(rows);
+        gathering.ended(requests);
     }
 }
 
 impl Gathering {
+    /// Some requests more have ended.
+    fn ended(&mut self, requests: usize) {
+        self.missing -= requests;
+        if self.missing == 0
+            && let Some(done) = self.done.take()
+        {
+            let _ = done.send(Ok(std::mem::take(&mut self.parts)));
+        }
+    }
+
     fn parts_of(&mut self, id: RequestId) -> &mut Vec<RecordBatch> {
         &mut self.parts[(id.sequence - self.first) as usize]
     }

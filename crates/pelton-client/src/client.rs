@@ -275,6 +275,10 @@ impl Shared {
                     delivered += outcomes.len();
                     receiver.deliver(outcomes);
                 }
+                Action::DeliverRows(receiver, first, rows) => {
+                    delivered += rows.num_rows();
+                    receiver.deliver_rows(first, rows);
+                }
                 Action::Connect { peer, endpoint, after } => {
                     inner.connections.remove(&peer);
                     let task = self.env.spawn(Place::Network, self.clone().connect(peer, endpoint, after));

@@ -83,10 +83,16 @@ pub enum Event {
 
 /// What to do about it, in this order.
 pub enum Action {
-    Connect { peer: PeerKey, endpoint: Endpoint, after: Duration },
+    Connect {
+        peer: PeerKey,
+        endpoint: Endpoint,
+        after: Duration,
+    },
     Disconnect(PeerKey),
     Send(PeerKey, Message),
     Deliver(Arc<dyn Receiver>, Vec<Outcome>),
+    /// Several requests, from this one on, ended with a row each.
+    DeliverRows(Arc<dyn Receiver>, RequestId, RecordBatch),
 }
 
 pub struct State {

@@ -101,6 +101,17 @@ pub struct Outcome {
 /// Law: after its last outcome a request is never delivered again.
 pub trait Receiver: Send + Sync + 'static {
     fn deliver(&self, outcomes: Vec<Outcome>);
+
+    /// The same of requests whose numbers follow one another, each of which ended with one of these rows. Who has no use for them together gets
+    /// them one by one.
+    fn deliver_rows(&self, first: RequestId, rows: RecordBatch) {
+        let outcome = |row: usize| Outcome {
+            id: RequestId { sequence: first.sequence + row as u64, ..first },
+            rows: Ok(rows.slice(row, 1)),
+            last: true,
+        };
+        self.deliver((0..rows.num_rows()).map(outcome).collect());
+    }
 }
 
 /// Where a request is, as the client knows it.

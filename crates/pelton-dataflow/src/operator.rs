@@ -13,6 +13,11 @@ pub trait Operator: Send + Sync + 'static {
     /// The columns it gives for these, or why it cannot take them.
     fn output(&self, input: &Schema) -> Result<SchemaRef>;
 
+    /// The input columns that it looks at, where it does not pass on the others; none: all. What nobody looks at behind a call is not carried around it.
+    fn reads(&self) -> Option<Vec<String>> {
+        None
+    }
+
     /// One for a subtask.
     fn create(&self) -> Result<Box<dyn Transform>>;
 }

@@ -46,6 +46,8 @@ pub struct CallShape {
     pub index: usize,
     /// For each argument its column in the input.
     pub arguments: Vec<usize>,
+    /// Columns of the input that leave with the answer.
+    pub kept: Vec<usize>,
     /// The column of keys in the input.
     pub key: Option<usize>,
     /// The column of what keeps rows with one instance, in the input.

@@ -1,6 +1,6 @@
 //! Checks a plan as a whole, before anything starts.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use arrow_schema::{DataType, Field, Schema, SchemaRef};
@@ -30,7 +30,8 @@ impl Plan {
                 Work::Call(call) => {
                     let input = input.as_ref().expect("a call has an input");
                     self.check_changes(at, call)?;
-                    Some(check_call(node, call, input, services, self.is_replayable(at, &checked))?)
+                    let kept = self.kept(at, input);
+                    Some(check_call(node, call, input, services, kept, self.is_replayable(at, &checked))?)
                 }
                 _ => None,
             };
@@ -202,6 +203,22 @@ impl Plan {
         before.all(|n| steady(n) && self.is_replayable(n, checked))
     }
 
+    /// The columns of a call's input that somebody behind it looks at.
+    fn kept(&self, at: usize, input: &Schema) -> Vec<usize> {
+        let rows = Output::from(NodeId(at));
+        let mut read: Option<BTreeSet<String>> = Some(BTreeSet::new());
+        for edge in self.edges.iter().filter(|e| e.from == rows) {
+            let theirs = match &self.nodes[edge.to.0].work {
+                Work::Map(map) => map.reads(),
+                Work::Source { .. } | Work::Call(_) | Work::Sink(_) => None,
+            };
+            read = read.zip(theirs).map(|(all, theirs)| all.into_iter().chain(theirs).collect());
+        }
+        let is_read = |name: &str| read.as_ref().is_none_or(|read| read.contains(name));
+        let fields = input.fields().iter().enumerate();
+        fields.filter(|(_, field)| is_read(field.name())).map(|(column, _)| column).collect()
+    }
+
     /// Retractions must come behind what they take back, and leave behind it.
     fn check_changes(&self, at: usize, call: &Call) -> Result<()> {
         if call.changelog.is_none() {
@@ -263,7 +280,8 @@ fn output(node: &Node, input: Option<&SchemaRef>, call: Option<&CallShape>) -> R
         }
         (Work::Call(_), Some(input)) => {
             let call = call.expect("a call has a shape");
-            Arc::new(Schema::new([input.fields().to_vec(), call.method.output.fields().to_vec()].concat()))
+            let kept = call.kept.iter().map(|column| input.fields()[*column].clone());
+            Arc::new(Schema::new(kept.chain(call.method.output.fields().iter().cloned()).collect::<Vec<_>>()))
         }
         (_, None) => unreachable!("only sources have no input"),
     };
@@ -283,6 +301,7 @@ fn check_call(
     call: &Call,
     input: &SchemaRef,
     services: &dyn Fn(&str) -> Option<Vec<MethodSpec>>,
+    kept: Vec<usize>,
     replayable: bool,
 ) -> Result<CallShape> {
     let (name, service) = (&node.name, &call.service);
@@ -351,7 +370,7 @@ fn check_call(
         }
         ErrorPolicy::Fail | ErrorPolicy::ErrorOutput => None,
     };
-    Ok(CallShape { method, index, arguments, key, affinity, changelog, default, replayable })
+    Ok(CallShape { method, index, arguments, kept, key, affinity, changelog, default, replayable })
 }
 
 fn check_changelog(what: &str, changelog: &Changelog, input: &Schema) -> Result<ChangelogShape> {

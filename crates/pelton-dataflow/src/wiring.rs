@@ -232,8 +232,8 @@ impl Maker<'_> {
                 let shape = node.call.clone().ok_or_else(|| Error::internal("a call without its shape"))?;
                 let caller = self.callers[&call.service].clone();
                 let result = shape.method.output.clone();
-                let rows =
-                    Shape { result, output: node.output.clone(), cardinality: shape.method.cardinality };
+                let (kept, cardinality) = (shape.kept.clone(), shape.method.cardinality);
+                let rows = Shape { result, kept, output: node.output.clone(), cardinality };
                 let stored = shape.changelog.clone();
                 let stored = stored.map(|c| Stored::new(&node.name, c, shape.default.clone()));
                 let budget = self.options.pending_bytes.get();

@@ -380,6 +380,7 @@ impl World {
                     }
                 }
                 Action::Deliver(receiver, outcomes) => receiver.deliver(outcomes),
+                Action::DeliverRows(receiver, first, rows) => receiver.deliver_rows(first, rows),
             }
         }
     }

@@ -78,9 +78,15 @@ struct Server {
     /// A folder with the `certificate.pem` to trust
     #[arg(long)]
     tls: Option<PathBuf>,
-    /// Bytes of the payload
+    /// Bytes of the payload, which the answer must be, too
+    #[arg(long, required_unless_present = "payload")]
+    bytes: Option<usize>,
+    /// A file with the payload
+    #[arg(long, requires = "answer", conflicts_with = "bytes")]
+    payload: Option<PathBuf>,
+    /// A file with what the answer must be
     #[arg(long)]
-    bytes: usize,
+    answer: Option<PathBuf>,
 }
 
 /// One call at a time.
@@ -90,12 +96,12 @@ enum Lane {
 }
 
 impl Lane {
-    async fn call(&mut self, payload: &Bytes) -> Result<(), String> {
+    async fn call(&mut self, what: &Exchange) -> Result<(), String> {
         let answer = match self {
-            Lane::Grpc(client) => client.call(payload.clone()).await?,
-            Lane::Http(lane) => lane.call(payload.clone()).await?,
+            Lane::Grpc(client) => client.call(what.payload.clone()).await?,
+            Lane::Http(lane) => lane.call(what.payload.clone()).await?,
         };
-        same(&answer, payload)
+        same(&answer, &what.answer)
     }
 }
 
@@ -118,9 +124,25 @@ impl Server {
         })
     }
 
-    fn payload(&self) -> Bytes {
-        vec![FILL; self.bytes].into()
+    fn exchange(&self) -> Result<Exchange> {
+        let file = |path: &PathBuf| {
+            fs::read(path).map(Bytes::from).with_context(|| format!("reading {}", path.display()))
+        };
+        match (&self.payload, &self.answer) {
+            (Some(payload), Some(answer)) => Ok(Exchange { payload: file(payload)?, answer: file(answer)? }),
+            _ => {
+                let payload = Bytes::from(vec![FILL; self.bytes.unwrap_or(0)]);
+                Ok(Exchange { answer: payload.clone(), payload })
+            }
+        }
     }
+}
+
+/// What is sent, and what must come back.
+#[derive(Clone)]
+struct Exchange {
+    payload: Bytes,
+    answer: Bytes,
 }
 
 #[tokio::main(worker_threads = 2)]
@@ -144,13 +166,13 @@ async fn main() -> Result<()> {
             say(&loads(&server, in_flight, Duration::from_secs_f64(seconds)).await?)
         }
         Command::Open { server, rate, seconds } => {
-            let (lane, payload) = (server.lanes()?, server.payload());
+            let (lane, what) = (server.lanes()?, server.exchange()?);
             let idle: RefCell<Vec<Lane>> = RefCell::default();
             let made = Cell::new(0);
             let call = async || {
                 let waiting = idle.borrow_mut().pop();
                 let mut lane = waiting.unwrap_or_else(|| lane(made.replace(made.get() + 1)));
-                lane.call(&payload).await?;
+                lane.call(&what).await?;
                 idle.borrow_mut().push(lane);
                 Ok(())
             };
@@ -162,8 +184,8 @@ async fn main() -> Result<()> {
         Command::Once { server } => {
             let mut lane = server.lanes()?(0);
             let before = memory("VmRSS:");
-            let payload = server.payload();
-            let answer = load::bounded(lane.call(&payload)).await;
+            let what = server.exchange()?;
+            let answer = load::bounded(lane.call(&what)).await;
             say(&(answer, memory("VmHWM:") - before))
         }
         Command::Stream { server } => {
@@ -171,7 +193,7 @@ async fn main() -> Result<()> {
             // The connection is there, and what it takes is not counted.
             channel.call(Bytes::new()).await.map_err(|e| anyhow!(e))?;
             let (before, begun) = (memory("VmRSS:"), load::now());
-            let answer = load::bounded(channel.parts(server.bytes as u64)).await;
+            let answer = load::bounded(channel.parts(server.bytes.unwrap_or(0) as u64)).await;
             say(&(answer, memory("VmHWM:") - before, begun.elapsed().as_secs_f64()))
         }
     }
@@ -179,15 +201,15 @@ async fn main() -> Result<()> {
 
 /// Each lane is a task of its own.
 async fn loads(server: &Server, in_flight: usize, time: Duration) -> Result<Summary> {
-    let (lane, payload) = (server.lanes()?, server.payload());
+    let (lane, what) = (server.lanes()?, server.exchange()?);
     let (before, course) = (processor(), Course::new(time));
     let tasks: Vec<_> = (0..in_flight)
         .map(|number| {
-            let (mut lane, payload) = (lane(number), payload.clone());
+            let (mut lane, what) = (lane(number), what.clone());
             let task = async move {
                 let mut ended = Ended::default();
                 while let Some(began) = course.begin() {
-                    let answer = lane.call(&payload).await;
+                    let answer = lane.call(&what).await;
                     if answer.is_err() {
                         // Whoever is refused at once comes back a little later.
                         load::sleep(Duration::from_millis(1)).await;

@@ -117,6 +117,22 @@ impl Value {
 }
 
 impl Expression {
+    /// The columns that it looks at.
+    fn columns(&self, read: &mut Vec<String>) {
+        match self {
+            Expression::Column { name } => read.push(name.clone()),
+            Expression::Literal { .. } => {}
+            Expression::Not { of }
+            | Expression::IsNull { of }
+            | Expression::Length { of }
+            | Expression::Cast { of, .. } => of.columns(read),
+            Expression::Binary { left, right, .. } => {
+                left.columns(read);
+                right.columns(read);
+            }
+        }
+    }
+
     /// The values for some rows.
     pub(crate) fn evaluate(&self, rows: &RecordBatch) -> Result<ArrayRef> {
         self.value(rows)?.rows(rows.num_rows()).map_err(|e| invalid(&e))
@@ -303,6 +319,12 @@ impl Select {
 }
 
 impl Operator for Select {
+    fn reads(&self) -> Option<Vec<String>> {
+        let mut read = Vec::new();
+        self.0.iter().for_each(|(_, expression)| expression.columns(&mut read));
+        Some(read)
+    }
+
     fn output(&self, input: &Schema) -> Result<SchemaRef> {
         self.columns(input)
     }

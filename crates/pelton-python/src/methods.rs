@@ -74,7 +74,11 @@ pub(crate) fn elsewhere(specs: &[MethodSpec]) -> Definition {
 }
 
 /// The user's service, opened.
-struct Worker(Py<PyAny>);
+struct Worker {
+    worker: Py<PyAny>,
+    /// Of each method.
+    gates: Vec<arrow::Gate>,
+}
 
 fn add(methods: Methods<Worker>, index: usize, spec: &MethodSpec) -> Methods<Worker> {
     let fields = |schema: &Arc<Schema>| schema.fields().clone();
@@ -108,17 +112,20 @@ impl Worker {
             let method = |m: &MethodSpec| Ok((m.name.clone(), arrow::schema_to_python(py, &m.output)?));
             let opened = (|| {
                 let methods = options.methods.iter().map(method).collect::<PyResult<Vec<_>>>()?;
-                py.import(WORKER)?.call_method1("open", (&options.service, &options.path, methods, context?))
+                let arguments = (&options.service, &options.path, methods, context?);
+                let worker = py.import(WORKER)?.call_method1("open", arguments)?.unbind();
+                let gates = options.methods.iter().map(|m| arrow::Gate::new(py, &m.input));
+                Ok(Worker { worker, gates: gates.collect::<PyResult<_>>()? })
             })();
             // Whether it may pass another time, an exception says; most do not.
-            opened.map(|worker| Worker(worker.unbind())).map_err(|e| raised(py, &e))
+            opened.map_err(|e| raised(py, &e))
         })
     }
 
     fn run(&mut self, method: usize, rows: &RecordBatch, invocation: &Invocation) -> Result<RecordBatch> {
         self.attached(|py, worker| {
             let call = Py::new(py, Call::new(invocation.clone()))?;
-            let result = worker.call_method1("run", (method, arrow::to_python(py, rows)?, call))?;
+            let result = worker.call_method1("run", (method, self.gates[method].pass(py, rows)?, call))?;
             arrow::owned(&result)
         })
     }
@@ -132,7 +139,7 @@ impl Worker {
     ) -> Result<()> {
         let parts = self.attached(|py, worker| {
             let call = Py::new(py, Call::new(invocation.clone()))?;
-            Ok(worker.call_method1("stream", (method, arrow::to_python(py, rows)?, call))?.unbind())
+            Ok(worker.call_method1("stream", (method, self.gates[method].pass(py, rows)?, call))?.unbind())
         })?;
         // Waits for the caller between two parts, and not under the interpreter's lock.
         loop {
@@ -161,7 +168,7 @@ impl Worker {
         let begun = self.attached(|py, worker| {
             let call = Py::new(py, Call::new(invocation.clone()))?;
             let reply = Py::new(py, Reply::new(answer))?;
-            worker.call_method1("submit", (method, arrow::to_python(py, rows)?, call, reply)).map(drop)
+            worker.call_method1("submit", (method, self.gates[method].pass(py, rows)?, call, reply)).map(drop)
         });
         Box::pin(async move {
             begun?;
@@ -180,7 +187,7 @@ impl Worker {
         let begun = self.attached(|py, worker| {
             let call = Py::new(py, Call::new(invocation.clone()))?;
             let (parts, reply) = (Py::new(py, Parts::new(emitter))?, Py::new(py, Reply::new(answer))?);
-            let arguments = (method, arrow::to_python(py, rows)?, call, parts, reply);
+            let arguments = (method, self.gates[method].pass(py, rows)?, call, parts, reply);
             worker.call_method1("flow", arguments).map(drop)
         });
         Box::pin(async move {
@@ -195,6 +202,6 @@ impl Worker {
 
     /// Runs something under the interpreter's lock.
     fn attached<T>(&self, run: impl FnOnce(Python<'_>, &Bound<'_, PyAny>) -> PyResult<T>) -> Result<T> {
-        Python::attach(|py| run(py, self.0.bind(py)).map_err(|e| raised(py, &e)))
+        Python::attach(|py| run(py, self.worker.bind(py)).map_err(|e| raised(py, &e)))
     }
 }

@@ -58,6 +58,10 @@ pub(crate) struct Unpack {
 }
 
 impl Operator for Unpack {
+    fn reads(&self) -> Option<Vec<String>> {
+        Some(vec![self.column.clone()])
+    }
+
     fn output(&self, input: &Schema) -> Result<SchemaRef> {
         match input.field_with_name(&self.column)?.data_type() {
             DataType::List(item) => match item.data_type() {

@@ -62,3 +62,15 @@ pub(crate) fn members(mark: &str) -> Vec<Member> {
     .filter_map(Member::find)
     .collect()
 }
+
+/// Ends all processes that carry this mark.
+pub(crate) fn end(mark: &str) {
+    // Whoever is ended may just have started another.
+    for _ in 0..5 {
+        let members = members(mark);
+        if members.is_empty() {
+            break;
+        }
+        members.iter().for_each(|member| member.signal(Signal::KILL));
+    }
+}

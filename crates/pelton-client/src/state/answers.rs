@@ -1,7 +1,8 @@
 //! What instances say, and how each request ends.
 
 use arrow_array::RecordBatch;
-use pelton_core::call::Outcome;
+use pelton_core::call::{Outcome, Receiver};
+use std::sync::Arc;
 use std::time::Duration;
 
 use pelton_core::meter;
@@ -111,6 +112,12 @@ impl State {
         let cardinality = self.methods.get(usize::from(method)).map(|m| m.cardinality);
         for entry in entries {
             let each = entry.rows as usize;
+            if cardinality == Some(Cardinality::One) && entry.last && entry.rows == 1 && entry.run.count > 1 {
+                let part = rows.slice(offset, entry.run.count as usize);
+                offset += part.num_rows();
+                wrong.extend(self.rows_of_a_run(key, method, entry.run, &part, now, actions));
+                continue;
+            }
             let fits = cardinality == Some(Cardinality::Many) || (entry.last && entry.rows == 1);
             for id in entry.run.ids() {
                 let part = rows.slice(offset, each);
@@ -261,6 +268,58 @@ impl State {
     }
 
     /// A request's one and only end.
+    /// One row for each request of a run. What of it goes to one receiver is delivered together. Gives back those that are answered with what their
+    /// method does not give.
+    fn rows_of_a_run(
+        &mut self,
+        key: PeerKey,
+        method: u16,
+        run: RequestRun,
+        rows: &RecordBatch,
+        now: Time,
+        actions: &mut Vec<Action>,
+    ) -> Vec<RequestId> {
+        let mut wrong = Vec::new();
+        // Those that were taken and not delivered yet: from which row on, and whose.
+        let mut open: Option<(usize, RequestId, Arc<dyn Receiver>)> = None;
+        let mut deliver = |open: Option<(usize, RequestId, Arc<dyn Receiver>)>, end: usize| {
+            if let Some((from, first, receiver)) = open {
+                actions.push(Action::DeliverRows(receiver, first, rows.slice(from, end - from)));
+            }
+        };
+        for (row, id) in run.ids().enumerate() {
+            let stale = self.is_stale(key, id);
+            let found = self.requests.get(id).filter(|r| r.place == Place::Sent(key)).map(|r| r.method);
+            let receiver = match found {
+                // The next attempt is there, and what it gives comes later.
+                Some(_) if stale => None,
+                Some(of) if of != method => {
+                    wrong.push(id);
+                    None
+                }
+                Some(_) => self.close(id, None, now),
+                // Of an attempt that was given up since: nobody waits for it, and it can be forgotten there.
+                None => {
+                    if self.ended.get(&id) != Some(&key)
+                        && let Some(peer) = self.peers.get_mut(&key)
+                    {
+                        peer.to_acknowledge.push(id);
+                    }
+                    None
+                }
+            };
+            match (&open, receiver) {
+                (Some((_, _, same)), Some(receiver)) if Arc::ptr_eq(same, &receiver) => {}
+                (_, receiver) => {
+                    let next = receiver.map(|receiver| (row, id, receiver));
+                    deliver(std::mem::replace(&mut open, next), row);
+                }
+            }
+        }
+        deliver(open, rows.num_rows());
+        wrong
+    }
+
     pub(super) fn end(
         &mut self,
         id: RequestId,
@@ -268,20 +327,27 @@ impl State {
         now: Time,
         actions: &mut Vec<Action>,
     ) {
-        let Some(request) = self.requests.remove(id, now) else { return };
-        match &rows {
-            Ok(_) => {
+        if let Some(receiver) = self.close(id, rows.as_ref().err(), now) {
+            actions.push(Action::Deliver(receiver, vec![Outcome { id, rows, last: true }]));
+        }
+    }
+
+    /// A request has ended, with an error or well: who is to be told.
+    fn close(&mut self, id: RequestId, error: Option<&Error>, now: Time) -> Option<Arc<dyn Receiver>> {
+        let request = self.requests.remove(id, now)?;
+        match error {
+            None => {
                 self.budget.succeeded(now);
                 self.meter.answer.record(now.since(request.since).as_micros() as u64);
                 meter::count(&mut self.meter.ended, "ok", 1);
             }
-            Err(e) => meter::count(&mut self.meter.ended, e.kind().name(), 1),
+            Some(e) => meter::count(&mut self.meter.ended, e.kind().name(), 1),
         }
         if let Place::Sent(key) = request.place
             && let Some(peer) = self.peers.get_mut(&key)
         {
             peer.forget(id);
-            if rows.is_ok() {
+            if error.is_none() {
                 if request.explicit {
                     self.ended.insert(id, key);
                 } else {
@@ -289,7 +355,7 @@ impl State {
                 }
             }
         }
-        actions.push(Action::Deliver(request.receiver, vec![Outcome { id, rows, last: true }]));
+        Some(request.receiver)
     }
 }
 

@@ -203,6 +203,10 @@ fn show(action: &Action) -> String {
             });
             format!("deliver {}", each.collect::<Vec<_>>().join(","))
         }
+        Action::DeliverRows(_, first, rows) => {
+            let ids = (first.sequence..).take(rows.num_rows());
+            format!("deliver {}", ids.map(|s| s.to_string()).collect::<Vec<_>>().join(","))
+        }
         Action::Send(to, message) => match &message.frame {
             Frame::Announce { rows, .. } => format!("announce {to} {rows}"),
             Frame::Return { rows } => format!("return {to} {rows}"),

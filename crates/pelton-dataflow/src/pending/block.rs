@@ -1,6 +1,7 @@
 //! Rows of one group that arrived together, and what became of each.
 
 use std::collections::VecDeque;
+use std::sync::Arc;
 
 use arrow_array::RecordBatch;
 use pelton_core::{Error, Result};
@@ -16,6 +17,12 @@ pub(super) enum Slot {
     Retraction,
     /// Some rows of a streaming answer. Not saved: a request that is sent again is answered from the begin.
     Partial(VecDeque<RecordBatch>, u64),
+    /// The answer is this row of an answer to several.
+    Answered {
+        rows: Arc<RecordBatch>,
+        at: u32,
+        bytes: u64,
+    },
     /// What of the answer is not given out.
     Done(VecDeque<RecordBatch>),
     Failed(Error),
@@ -82,7 +89,9 @@ impl Block {
         let (mut parts, before) = match slot {
             Slot::Waiting => (VecDeque::new(), 0),
             Slot::Partial(parts, bytes) => (std::mem::take(parts), *bytes),
-            Slot::Retraction | Slot::Done(_) | Slot::Failed(_) | Slot::Gone => return (false, 0),
+            Slot::Retraction | Slot::Answered { .. } | Slot::Done(_) | Slot::Failed(_) | Slot::Gone => {
+                return (false, 0);
+            }
         };
         let (more, ended) = match result {
             Ok(rows) => {
@@ -101,6 +110,17 @@ impl Block {
         }
         self.bytes = self.bytes.saturating_add_signed(more);
         (ended, more)
+    }
+
+    /// Notes the whole answer of a row: a row of `rows`, and its share of their bytes. Says whether the row waited for it.
+    pub(super) fn put_row(&mut self, row: usize, rows: &Arc<RecordBatch>, at: usize, bytes: u64) -> bool {
+        if !matches!(self.slots[row], Slot::Waiting) {
+            return false;
+        }
+        self.slots[row] = Slot::Answered { rows: rows.clone(), at: at as u32, bytes };
+        self.ended.push_back(row as u32);
+        self.bytes += bytes;
+        true
     }
 
     /// Bytes of the answer that came so far, while it is not whole.
@@ -130,9 +150,12 @@ impl Block {
             let Some(row) = next else { break };
             let slot = &mut self.slots[row];
             // What a retraction is given comes from what is stored, and was not counted here.
-            let counted = matches!(slot, Slot::Done(_));
+            let counted = matches!(slot, Slot::Done(_) | Slot::Answered { .. });
             if let Some(stored) = &mut stored {
-                let ended = std::mem::replace(slot, Slot::Gone);
+                let ended = match std::mem::replace(slot, Slot::Gone) {
+                    Slot::Answered { rows, at, .. } => Slot::Done([rows.slice(at as usize, 1)].into()),
+                    ended => ended,
+                };
                 *slot = stored.settle(split, &self.rows, row, ended)?;
             }
             if let Slot::Done(parts) = slot {
@@ -141,6 +164,10 @@ impl Block {
                 if !parts.is_empty() {
                     break;
                 }
+            }
+            if let Slot::Answered { rows, at, bytes } = slot {
+                gather.row(row as u32, &self.rows, rows, *at as usize, *bytes);
+                collected.results += *bytes;
             }
             if let Slot::Failed(error) = std::mem::replace(&mut self.slots[row], Slot::Gone) {
                 gather.failed(row as u32, self.sequences[row], &self.rows, error);
@@ -170,7 +197,7 @@ pub(super) struct Collected {
 
 impl Slot {
     fn has_ended(&self) -> bool {
-        matches!(self, Slot::Retraction | Slot::Done(_) | Slot::Failed(_))
+        matches!(self, Slot::Retraction | Slot::Answered { .. } | Slot::Done(_) | Slot::Failed(_))
     }
 }
 

@@ -3,7 +3,7 @@
 use std::collections::VecDeque;
 use std::sync::Arc;
 
-use arrow_array::{ArrayRef, RecordBatch, RecordBatchOptions, UInt32Array};
+use arrow_array::{Array, ArrayRef, RecordBatch, RecordBatchOptions, UInt32Array};
 use arrow_schema::{Field, Schema, SchemaRef};
 use pelton_core::service::{Cardinality, show_columns};
 use pelton_core::{Error, RequestId, Result};
@@ -22,7 +22,9 @@ const BYTES: u64 = 2 << 20;
 pub(crate) struct Shape {
     /// The method's columns.
     pub(crate) result: SchemaRef,
-    /// Input columns and the method's.
+    /// The input columns that leave with the method's.
+    pub(crate) kept: Vec<usize>,
+    /// Those, and the method's.
     pub(crate) output: SchemaRef,
     pub(crate) cardinality: Cardinality,
 }
@@ -33,6 +35,12 @@ impl Shape {
         if self.cardinality == Cardinality::One && (rows.num_rows() != 1 || !last) {
             return Err(Error::protocol(format!("the answer has {} rows, expected one", rows.num_rows())));
         }
+        self.check_columns(&rows)?;
+        Ok(rows)
+    }
+
+    /// Refuses what has other columns.
+    pub(super) fn check_columns(&self, rows: &RecordBatch) -> Result<()> {
         let given = rows.schema_ref();
         // A streaming answer may end without rows, and then has no columns either.
         let fits = Arc::ptr_eq(given, &self.result)
@@ -43,7 +51,7 @@ impl Shape {
                 && (rows.columns().iter().zip(self.result.fields()))
                     .all(|(c, e)| e.is_nullable() || c.null_count() == 0));
         if fits {
-            return Ok(rows);
+            return Ok(());
         }
         let (given, expected) = (show_columns(given), show_columns(&self.result));
         Err(Error::protocol(format!("the answer's columns are ({given}), expected ({expected})")))
@@ -73,21 +81,28 @@ pub(crate) enum Emission {
 pub(super) struct Gather {
     operator: u32,
     group: u64,
+    /// Columns of the rows that leave.
+    kept: Vec<usize>,
     /// Rows of the block at hand: which, and how often each.
     picked: Vec<u32>,
+    /// Bytes of a row of the block at hand, once that is known.
+    share: Option<u64>,
     inputs: Vec<RecordBatch>,
-    results: Vec<RecordBatch>,
+    /// Rows of answers: of which, from where, how many.
+    results: Vec<(Arc<RecordBatch>, usize, usize)>,
     failed: Vec<Failed>,
     rows: usize,
     bytes: u64,
 }
 
 impl Gather {
-    pub(super) fn new(operator: u32, group: u64) -> Self {
+    pub(super) fn new(operator: u32, group: u64, kept: &[usize]) -> Self {
         Gather {
             operator,
             group,
+            kept: kept.to_vec(),
             picked: Vec::new(),
+            share: None,
             inputs: Vec::new(),
             results: Vec::new(),
             failed: Vec::new(),
@@ -118,12 +133,13 @@ impl Gather {
             self.rows += 1;
             freed += parts.drain(..).map(|p| bytes(&p)).sum::<u64>();
         }
-        let input = if parts.is_empty() { 0 } else { bytes(&rows.slice(row as usize, 1)) };
         while (whole || !self.is_full())
             && let Some(part) = parts.pop_front()
         {
             let count = part.num_rows();
             let size = bytes(&part);
+            // What leaves once counts for its share of all rows. A row that leaves often counts by itself.
+            let input = if count > 1 { bytes(&rows.slice(row as usize, 1)) } else { self.share(rows) };
             let each = (input + size / count.max(1) as u64).max(1);
             let room =
                 (BYTES.saturating_sub(self.bytes) / each).max(1).min(ROWS.saturating_sub(self.rows) as u64);
@@ -138,10 +154,38 @@ impl Gather {
                 parts.push_front(rest);
             }
             if taken > 0 {
-                self.results.push(part.slice(0, taken));
+                self.results.push((Arc::new(part), 0, taken));
             }
         }
         freed
+    }
+
+    /// Takes a row's whole answer, which is a row of an answer to several.
+    pub(super) fn row(
+        &mut self,
+        row: u32,
+        rows: &RecordBatch,
+        answers: &Arc<RecordBatch>,
+        at: usize,
+        bytes: u64,
+    ) {
+        self.picked.push(row);
+        self.rows += 1;
+        self.bytes += (self.share(rows) + bytes).max(1);
+        match self.results.last_mut() {
+            Some((last, from, count)) if Arc::ptr_eq(last, answers) && *from + *count == at => *count += 1,
+            _ => self.results.push((answers.clone(), at, 1)),
+        }
+    }
+
+    /// Bytes of one of these rows: of a block, always the same.
+    fn share(&mut self, rows: &RecordBatch) -> u64 {
+        let kept = &self.kept;
+        *self.share.get_or_insert_with(|| {
+            let columns = kept.iter().map(|column| rows.column(*column).to_data());
+            let bytes = columns.map(|c| c.get_slice_memory_size().unwrap_or(c.get_array_memory_size()));
+            (bytes.sum::<usize>() / rows.num_rows().max(1)) as u64
+        })
     }
 
     pub(super) fn failed(&mut self, row: u32, sequence: u64, rows: &RecordBatch, error: Error) {
@@ -152,14 +196,18 @@ impl Gather {
 
     pub(super) fn end_block(&mut self, rows: &RecordBatch) {
         if !self.picked.is_empty() {
-            // Row numbers are within the block, so this cannot fail.
-            self.inputs.push(pick(rows, &self.picked).expect("rows of the block"));
+            // Row numbers are within the block, and columns within its, so this cannot fail.
+            let rows = rows.project(&self.kept).expect("columns of the block");
+            self.inputs.push(pick(&rows, &self.picked).expect("rows of the block"));
             self.picked.clear();
         }
+        self.share = None;
     }
 
     pub(super) fn build(self, split: u64, shape: &Shape) -> Result<Emission> {
-        let rows = match (join(&self.inputs)?, join(&self.results)?) {
+        let results: Vec<RecordBatch> =
+            self.results.into_iter().map(|(rows, from, count)| rows.slice(from, count)).collect();
+        let rows = match (join(&self.inputs)?, join(&results)?) {
             (Some(input), Some(result)) => {
                 let columns = input.columns().iter().chain(result.columns()).cloned().collect();
                 let count = RecordBatchOptions::new().with_row_count(Some(input.num_rows()));

@@ -19,6 +19,7 @@ mod stored;
 mod tests;
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::sync::Arc;
 
 use arrow_array::RecordBatch;
 use pelton_core::{Error, RequestId, Result};
@@ -224,6 +225,30 @@ impl Pending {
         ended
     }
 
+    /// Rows came, one for each request from `first` on. Says which of them this ended; what nothing waits for is dropped.
+    pub(crate) fn finish_rows(&mut self, first: RequestId, rows: RecordBatch) -> Vec<RequestId> {
+        let Some(lane) = self.lanes.get_mut(&first.group) else {
+            return Vec::new();
+        };
+        let each = block::bytes(&rows) / (rows.num_rows() as u64).max(1);
+        let answers = Arc::new(rows);
+        let mut ended = Vec::with_capacity(answers.num_rows());
+        for at in 0..answers.num_rows() {
+            let sequence = first.sequence + at as u64;
+            let Some((block, row)) = lane.find(sequence) else { continue };
+            if block.put_row(row, &answers, at, each) {
+                ended.push(RequestId { sequence, ..first });
+            }
+        }
+        let bytes = each * ended.len() as u64;
+        self.bytes += bytes;
+        self.results += bytes;
+        if !ended.is_empty() {
+            self.ready.insert(first.group);
+        }
+        ended
+    }
+
     /// A watermark comes after all rows that were taken in so far. [`Pending::emit`] gives it out.
     pub(crate) fn watermark(&mut self, watermark: i64) {
         self.segments.back_mut().expect("there always is one").end = Some(watermark);
@@ -248,7 +273,7 @@ impl Pending {
                 continue;
             }
             let lane = self.lanes.get_mut(&group).expect("groups that are ready have a lane");
-            let mut gather = gather::Gather::new(self.operator, group);
+            let mut gather = gather::Gather::new(self.operator, group, &self.shape.kept);
             let had_rows = !lane.blocks.is_empty();
             let by_segment = lane.collect(self.order, limit, self.stored.as_mut(), &mut gather)?;
             if had_rows && lane.blocks.is_empty() {
@@ -313,6 +338,11 @@ impl Pending {
     /// Refuses what is no answer of this method.
     pub(crate) fn check(&self, rows: RecordBatch, last: bool) -> Result<RecordBatch> {
         self.shape.check(rows, last)
+    }
+
+    /// Refuses rows of which none is an answer of this method.
+    pub(crate) fn check_rows(&self, rows: &RecordBatch) -> Result<()> {
+        self.shape.check_columns(rows)
     }
 
     /// The row of a request, for messages.
@@ -391,6 +421,10 @@ impl Lane {
                     Slot::Gone => continue,
                     Slot::Waiting | Slot::Partial(..) | Slot::Retraction => SavedRow::Waiting,
                     Slot::Failed(e) => SavedRow::failed(e),
+                    Slot::Answered { rows, at, .. } => {
+                        results.push(rows.slice(*at as usize, 1));
+                        SavedRow::Done { rows: 1 }
+                    }
                     Slot::Done(parts) => {
                         results.extend(parts.iter().filter(|p| p.num_rows() > 0).cloned());
                         SavedRow::Done { rows: parts.iter().map(|p| p.num_rows() as u32).sum() }

@@ -154,8 +154,8 @@ impl Kept {
                 Kept::Rows(join(&parts)?.map(|rows| own(&rows)).transpose()?)
             }
             Slot::Failed(e) => Kept::Failed(e.clone()),
-            Slot::Waiting | Slot::Partial(..) | Slot::Retraction | Slot::Gone => {
-                unreachable!("only what ended is given out")
+            Slot::Waiting | Slot::Partial(..) | Slot::Answered { .. } | Slot::Retraction | Slot::Gone => {
+                unreachable!("only what ended is given out, and answers to several are taken apart before")
             }
         })
     }

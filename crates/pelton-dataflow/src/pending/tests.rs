@@ -22,6 +22,7 @@ fn pending(order: Order) -> Pending {
     let field = |name: &str| Field::new(name, DataType::Int64, false);
     let shape = Shape {
         result: Arc::new(Schema::new(vec![field("y")])),
+        kept: vec![0],
         output: Arc::new(Schema::new(vec![field("x"), field("y")])),
         cardinality: Cardinality::One,
     };
@@ -156,6 +157,7 @@ fn pending_changes(max_bytes: u64, default: Option<RecordBatch>) -> Pending {
         (field("kind", DataType::Utf8), field("id", DataType::Int64), field("y", DataType::Int64));
     let shape = Shape {
         result: Arc::new(Schema::new(vec![y.clone()])),
+        kept: vec![0, 1],
         output: Arc::new(Schema::new(vec![kind, id, y])),
         cardinality: Cardinality::Many,
     };

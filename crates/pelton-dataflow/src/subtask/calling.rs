@@ -23,14 +23,30 @@ use crate::topology::{CallShape, mix};
 
 /// Where the client puts outcomes. They are bounded by what is pending: one a request, or its parts.
 struct Mailbox {
-    outcomes: Mutex<Vec<Outcome>>,
+    delivered: Mutex<Vec<Delivered>>,
     wake: Arc<Notify>,
+}
+
+enum Delivered {
+    One(Outcome),
+    /// Of requests that follow one another, a row each.
+    Rows(RequestId, RecordBatch),
+}
+
+impl Mailbox {
+    fn put(&self, delivered: impl IntoIterator<Item = Delivered>) {
+        self.delivered.lock().expect("nothing panics under this lock").extend(delivered);
+        self.wake.notify_one();
+    }
 }
 
 impl Receiver for Mailbox {
     fn deliver(&self, outcomes: Vec<Outcome>) {
-        self.outcomes.lock().expect("nothing panics under this lock").extend(outcomes);
-        self.wake.notify_one();
+        self.put(outcomes.into_iter().map(Delivered::One));
+    }
+
+    fn deliver_rows(&self, first: RequestId, rows: RecordBatch) {
+        self.put([Delivered::Rows(first, rows)]);
     }
 }
 
@@ -81,7 +97,7 @@ impl Calling {
         for lane in lanes {
             pending.restore(lane)?;
         }
-        let mailbox = Arc::new(Mailbox { outcomes: Mutex::new(Vec::new()), wake });
+        let mailbox = Arc::new(Mailbox { delivered: Mutex::new(Vec::new()), wake });
         let (ended, covered) = (Vec::new(), Vec::new());
         let (untaken, partial) = (BTreeMap::new(), BTreeSet::new());
         let reported = Reported::default();
@@ -105,10 +121,27 @@ impl Calling {
 
     /// Notes what the client delivered.
     pub(crate) fn collect(&mut self) -> Result<()> {
-        let outcomes =
-            std::mem::take(&mut *self.mailbox.outcomes.lock().expect("nothing panics under this lock"));
+        let all =
+            std::mem::take(&mut *self.mailbox.delivered.lock().expect("nothing panics under this lock"));
         let streams = self.terms.shape.method.cardinality == Cardinality::Many;
-        for Outcome { id, rows, last } in outcomes {
+        for delivered in all {
+            let Outcome { id, rows, last } = match delivered {
+                Delivered::One(outcome) => outcome,
+                Delivered::Rows(first, rows) => match self.pending.check_rows(&rows) {
+                    Ok(()) => {
+                        self.ended.extend(self.pending.finish_rows(first, rows));
+                        continue;
+                    }
+                    Err(error) => {
+                        // An error of each of them, which is dealt with as any.
+                        let ids = (first.sequence..).take(rows.num_rows());
+                        let ids = ids.map(|sequence| RequestId { sequence, ..first });
+                        let outcome = |id| Outcome { id, rows: Err(error.clone()), last: true };
+                        self.mailbox.deliver(ids.map(outcome).collect());
+                        continue;
+                    }
+                },
+            };
             let part = rows.is_ok() && !last;
             let rows = rows.and_then(|rows| self.pending.check(rows, last));
             let rows = match (streams, rows) {

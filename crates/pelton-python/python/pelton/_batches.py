@@ -104,6 +104,8 @@ def numpy_of(column: pa.Array) -> Any:
 
 def batch_of(result: Any, columns: pa.Schema, what: str) -> pa.RecordBatch:
     """What user code gave, as rows of exactly these columns."""
+    if isinstance(result, pa.RecordBatch) and result.schema.equals(columns) and all(field.nullable for field in columns):
+        return result
     if isinstance(result, pa.Table):
         result = result.combine_chunks()
         chunks = result.to_batches()

@@ -60,6 +60,8 @@ class Worker:
         found = service._methods()
         self._methods = [found[name] for name, _ in methods]
         self._outputs = [output for _, output in methods]
+        self._functions = [self._function(method) for method in self._methods]
+        self._whats = [f"method `{method.name}`" for method in self._methods]
         self._loop: _Loop | None = None
 
     def _function(self, method: Method[Any]) -> Callable[..., Any]:
@@ -72,12 +74,12 @@ class Worker:
 
     def run(self, index: int, batch: pa.RecordBatch, call: Call) -> pa.RecordBatch:
         method = self._methods[index]
-        result = self._function(method)(*self._arguments(method, batch, call))
+        result = self._functions[index](*self._arguments(method, batch, call))
         return self._answer(index, result, call)
 
     def _answer(self, index: int, result: Any, call: Call) -> pa.RecordBatch:
         # Whether there is a row for each request, the engine checks: that is no mistake of single rows.
-        return batch_of(_without_failed(result, call), self._outputs[index], f"method `{self._methods[index].name}`")
+        return batch_of(_without_failed(result, call), self._outputs[index], self._whats[index])
 
     def stream(self, index: int, batch: pa.RecordBatch, call: Call) -> Iterator[pa.RecordBatch]:
         method = self._methods[index]

@@ -13,9 +13,10 @@ mod source;
 use std::collections::BTreeMap;
 
 use pelton_client::state as client;
+use pelton_core::call::Outcome;
 use pelton_core::endpoint::{Endpoint, EndpointDelta};
 use pelton_core::error::{Error, Fate, Kind, Retry};
-use pelton_core::{RequestRun, Time};
+use pelton_core::{RequestId, RequestRun, Time};
 use pelton_instance::state as server;
 use pelton_link::Message;
 use pelton_wire::{Frame, Welcome};
@@ -282,6 +283,14 @@ impl World<'_> {
                     if let Some(&connection) = self.callers[caller].connections.get(&peer) {
                         self.record.calls += self.callers[caller].sends(&message.frame, now);
                         self.carry_to_instance(connection, message);
+                    }
+                }
+                client::Action::DeliverRows(_, first, rows) => {
+                    for row in 0..rows.num_rows() {
+                        let id = RequestId { sequence: first.sequence + row as u64, ..first };
+                        let outcome = Outcome { id, rows: Ok(rows.slice(row, 1)), last: true };
+                        let source = &mut self.callers[caller].source;
+                        source.outcome(&outcome, self.scenario, self.regime, now, &mut self.record);
                     }
                 }
                 client::Action::Deliver(_, outcomes) => {

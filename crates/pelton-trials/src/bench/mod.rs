@@ -6,7 +6,10 @@ mod flow;
 #[cfg(feature = "model")]
 pub(crate) mod model;
 mod overhead;
+mod plot;
+mod python;
 pub(crate) mod recovery;
+mod report;
 pub(crate) mod wire;
 
 use std::path::{Path, PathBuf};
@@ -48,6 +51,8 @@ enum More {
     Recovery(recovery::Arguments),
     /// What a call costs on its way, small and large; what a killed replica costs its callers; other systems beside it
     Wire(wire::Arguments),
+    /// What services and pipelines in Python cost, with a model that takes next to no time; other systems beside them
+    Python(python::Arguments),
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
@@ -87,6 +92,7 @@ pub(crate) fn run(arguments: &Arguments) -> Result<()> {
         Some(More::Flow(arguments)) => return flow::run(arguments),
         Some(More::Recovery(arguments)) => return recovery::run(arguments),
         Some(More::Wire(arguments)) => return wire::run(arguments),
+        Some(More::Python(arguments)) => return python::run(arguments),
         None => {}
     }
     #[cfg(feature = "model")]

@@ -61,7 +61,7 @@ pub(super) struct Measured {
 }
 
 /// Processor time, from one moment on, of the caller (this process) and of the server's processes.
-pub(super) struct Spending {
+pub(crate) struct Spending {
     pids: Vec<u32>,
     meter: Meter,
     begun: Time,
@@ -70,14 +70,14 @@ pub(super) struct Spending {
 }
 
 impl Spending {
-    pub(super) fn begin(env: &Env, pids: &[u32]) -> Spending {
+    pub(crate) fn begin(env: &Env, pids: &[u32]) -> Spending {
         let server = pids.iter().map(|pid| cpu::of(*pid)).sum();
         let caller = cpu::of(std::process::id());
         let meter = Meter::begin(env, pids.iter().copied());
         Spending { pids: pids.to_vec(), meter, begun: env.now(), server, caller }
     }
 
-    pub(super) fn end(self, env: &Env) -> Spent {
+    pub(crate) fn end(self, env: &Env) -> Spent {
         let server = self.pids.iter().map(|pid| cpu::of(*pid)).sum::<f64>() - self.server;
         let caller = cpu::of(std::process::id()) - self.caller;
         let seconds = env.now().since(self.begun).as_secs_f64();
@@ -87,16 +87,16 @@ impl Spending {
 
 /// Seconds of processor time, in so many seconds; and the cores that others took meanwhile.
 #[derive(Clone, Copy, Debug, Serialize, Deserialize)]
-pub(super) struct Spent {
-    pub(super) server: f64,
-    pub(super) caller: f64,
-    pub(super) seconds: f64,
-    pub(super) others: f64,
+pub(crate) struct Spent {
+    pub(crate) server: f64,
+    pub(crate) caller: f64,
+    pub(crate) seconds: f64,
+    pub(crate) others: f64,
 }
 
 impl Spent {
     /// The caller was another process, which says what it took.
-    pub(super) fn with_caller(self, ended: &Summary) -> Spent {
+    pub(crate) fn with_caller(self, ended: &Summary) -> Spent {
         let taken = ended.processor.map_or(0.0, |(before, after)| after - before);
         let others = (self.others - taken / self.seconds).max(0.0);
         Spent { caller: taken, others, ..self }

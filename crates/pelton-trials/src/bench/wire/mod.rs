@@ -1,11 +1,9 @@
 //! What a call costs on its way: Pelton's, and those of other systems beside it, in the same run.
 
 pub(crate) mod apart;
-mod measured;
+pub(crate) mod measured;
 mod own;
-mod peer;
-mod plot;
-mod report;
+pub(crate) mod peer;
 
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -18,10 +16,10 @@ use pelton_peers::load::{self, FILL, Fate, Sent};
 use rustix::process::Signal;
 
 use super::figure::{Machine, quantile};
+use super::report::{Better, OURS, Report};
 use crate::family::Member;
 use measured::{Held, IN_FLIGHT, Load, Measured, Spending};
 use peer::{Server, System};
-use report::{Better, Report};
 
 #[derive(Args)]
 #[command(after_help = include_str!("how-to-read.txt"))]
@@ -86,7 +84,6 @@ enum Part {
     Stream,
 }
 
-const OURS: &str = "pelton";
 const OUR_WINDOW: &str = "pelton, window";
 /// Where a replica is killed: two of them, how long a call takes, and the share of what they could do.
 const REPLICAS: usize = 2;
@@ -190,7 +187,7 @@ pub(crate) fn run(arguments: &Arguments) -> Result<()> {
         println!("written to {}", file.display());
     }
     if let Some(folder) = &arguments.plots {
-        trial.report.plot(folder)?;
+        trial.report.plot(folder, title)?;
         println!("pictures in {}", folder.display());
     }
     Ok(())
@@ -453,6 +450,16 @@ impl Trial<'_> {
         add("99 % in the 5 s after", "ms", after);
         add("99 % after over before", "times", after / before);
         add("last slow call began", "ms after the kill", until * 1e3);
+    }
+}
+
+/// A picture's.
+fn title(part: &str, of: &str) -> String {
+    match part {
+        "calls" | "large" => of.to_owned(),
+        "tls" => format!("TLS over TCP between two network namespaces: {of}"),
+        "kill" => "one of two replicas is killed at 70 % load".to_owned(),
+        _ => format!("{part}: {of}"),
     }
 }
 

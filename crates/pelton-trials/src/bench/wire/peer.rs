@@ -304,14 +304,7 @@ impl Server {
 
 impl Drop for Server {
     fn drop(&mut self) {
-        // Whoever is ended may just have started another.
-        for _ in 0..5 {
-            let members = family::members(&self.mark);
-            if members.is_empty() {
-                break;
-            }
-            members.iter().for_each(|member| member.signal(Signal::KILL));
-        }
+        family::end(&self.mark);
         for main in &mut self.mains {
             let _ = main.wait();
         }
@@ -342,7 +335,7 @@ impl Drop for Calling {
 }
 
 /// What a program prints, which is one line of JSON.
-pub(super) fn said<T: DeserializeOwned>(command: &mut Command) -> Result<T> {
+pub(crate) fn said<T: DeserializeOwned>(command: &mut Command) -> Result<T> {
     let output = command.stdin(Stdio::null()).stderr(Stdio::inherit()).output();
     let output = output.with_context(|| format!("starting {command:?}"))?;
     ensure!(output.status.success(), "{command:?} ended with {}", output.status);
@@ -356,6 +349,6 @@ fn locked(name: &str) -> Option<String> {
     Some(lines.nth(1)?.strip_prefix("version = \"")?.trim_end_matches('"').to_owned())
 }
 
-fn free_port() -> Result<u16> {
+pub(crate) fn free_port() -> Result<u16> {
     Ok(TcpListener::bind((Ipv4Addr::LOCALHOST, 0))?.local_addr()?.port())
 }

@@ -3,21 +3,21 @@
 use std::fmt::Write as _;
 
 /// One thing that was measured, of several systems.
-pub(super) struct Panel {
-    pub(super) title: String,
-    pub(super) unit: &'static str,
-    pub(super) more_is_better: bool,
-    pub(super) bars: Vec<Bar>,
+pub(crate) struct Panel {
+    pub(crate) title: String,
+    pub(crate) unit: &'static str,
+    pub(crate) more_is_better: bool,
+    pub(crate) bars: Vec<Bar>,
 }
 
 /// One system's figure, with its lowest and highest round.
-pub(super) struct Bar {
-    pub(super) name: String,
-    pub(super) value: f64,
-    pub(super) low: f64,
-    pub(super) high: f64,
+pub(crate) struct Bar {
+    pub(crate) name: String,
+    pub(crate) value: f64,
+    pub(crate) low: f64,
+    pub(crate) high: f64,
     /// Drawn in the colour of our own.
-    pub(super) ours: bool,
+    pub(crate) ours: bool,
 }
 
 const OURS: &str = "#2563a8";
@@ -99,7 +99,7 @@ fn step(most: f64) -> f64 {
 }
 
 /// Panels under a title, two side by side; `below`: lines under them.
-pub(super) fn picture(title: &str, panels: &[Panel], below: &[String]) -> String {
+pub(crate) fn picture(title: &str, panels: &[Panel], below: &[String]) -> String {
     let columns = panels.len().min(2);
     let rows: Vec<&[Panel]> = panels.chunks(2).collect();
     let tall = |row: &[Panel]| {
@@ -245,7 +245,7 @@ fn folded(line: &str, letters: usize) -> Vec<String> {
 }
 
 /// Three digits that count, thousands apart; whole numbers whole.
-pub(super) fn shown(x: f64) -> String {
+pub(crate) fn shown(x: f64) -> String {
     let text = match x.abs() {
         a if a >= 100.0 || x.fract() == 0.0 => format!("{x:.0}"),
         a if a >= 10.0 => format!("{x:.1}"),

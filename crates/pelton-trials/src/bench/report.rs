@@ -7,13 +7,15 @@ use std::path::Path;
 use anyhow::Result;
 use serde::Serialize;
 
-use super::OURS;
+use super::figure::{Machine, load, median};
 use super::plot::{self, Bar, Panel, shown};
-use crate::bench::figure::{Machine, load, median};
+
+/// What Pelton's own figures are called, or begin with.
+pub(crate) const OURS: &str = "pelton";
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "lowercase")]
-pub(super) enum Better {
+pub(crate) enum Better {
     More,
     Less,
 }
@@ -63,41 +65,75 @@ struct Compared<'a> {
     times_better: Option<f64>,
 }
 
+/// What one of Pelton's figures should be.
+#[derive(Debug, Serialize)]
+pub(crate) struct Aim {
+    what: &'static str,
+    system: &'static str,
+    /// As a multiple of this system's; none: by itself.
+    of: Option<&'static str>,
+    better: Better,
+    limit: f64,
+}
+
+impl Aim {
+    /// At least so many times another system's.
+    pub(crate) const fn least(what: &'static str, system: &'static str, of: &'static str, times: f64) -> Aim {
+        Aim { what, system, of: Some(of), better: Better::More, limit: times }
+    }
+
+    /// At most so much.
+    pub(crate) const fn most(what: &'static str, system: &'static str, limit: f64) -> Aim {
+        Aim { what, system, of: None, better: Better::Less, limit }
+    }
+}
+
+/// An aim, and what came of it.
+#[derive(Debug, Serialize)]
+struct Reached<'a> {
+    #[serde(flatten)]
+    aim: &'a Aim,
+    value: f64,
+    reached: bool,
+}
+
 #[derive(Debug)]
-pub(super) struct Report {
+pub(crate) struct Report {
     machine: Machine,
     quick: bool,
     /// Of each system.
     versions: BTreeMap<String, String>,
     figures: Vec<Figure>,
+    aims: &'static [Aim],
     missing: Vec<String>,
     others: Vec<f64>,
     load_at_the_end: String,
 }
 
 impl Report {
-    pub(super) fn new(machine: Machine, quick: bool) -> Report {
+    pub(crate) fn new(machine: Machine, quick: bool) -> Report {
         Report {
             machine,
             quick,
             versions: BTreeMap::new(),
             figures: Vec::new(),
+            aims: &[],
             missing: Vec::new(),
             others: Vec::new(),
             load_at_the_end: String::new(),
         }
     }
 
-    pub(super) fn version(&mut self, system: &str, version: &str) {
+    pub(crate) fn version(&mut self, system: &str, version: &str) {
         self.versions.insert(system.to_owned(), version.to_owned());
     }
 
     /// All has been measured.
-    pub(super) fn end(&mut self) {
+    pub(crate) fn end(&mut self) {
         self.load_at_the_end = load();
     }
 
-    pub(super) fn add(
+    pub(crate) fn add(
         &mut self,
         part: &'static str,
         what: &str,
@@ -120,11 +156,11 @@ impl Report {
     }
 
     /// Cores that were taken meanwhile by what does not belong to the measurement.
-    pub(super) fn others(&mut self, cores: f64) {
+    pub(crate) fn others(&mut self, cores: f64) {
         self.others.push(cores);
     }
 
-    pub(super) fn missing(&mut self, system: &str, why: &str) {
+    pub(crate) fn missing(&mut self, system: &str, why: &str) {
         let line = format!("{system}: {why}");
         if !self.missing.contains(&line) {
             eprintln!("NOT MEASURED, or not all of it: {line}");
@@ -166,6 +202,28 @@ impl Report {
         all
     }
 
+    /// What some of the figures should be.
+    pub(crate) fn aims(&mut self, aims: &'static [Aim]) {
+        self.aims = aims;
+    }
+
+    /// The aims whose figures were measured.
+    fn reached(&self) -> Vec<Reached<'_>> {
+        let value = |what: &str, system: &str| {
+            self.figures.iter().find(|f| f.what == what && f.system == system).map(Figure::median)
+        };
+        let reached = self.aims.iter().filter_map(|aim| {
+            let ours = value(aim.what, aim.system)?;
+            let value = match aim.of {
+                Some(other) => ours / value(aim.what, other)?,
+                None => ours,
+            };
+            let reached = if aim.better == Better::More { value >= aim.limit } else { value <= aim.limit };
+            Some(Reached { aim, value, reached })
+        });
+        reached.collect()
+    }
+
     /// When, where and what was measured.
     fn circumstances(&self) -> [String; 2] {
         let versions: Vec<String> = self.versions.iter().map(|(s, v)| format!("{s} {v}")).collect();
@@ -180,7 +238,7 @@ impl Report {
         [format!("{}{others}{effort}", self.machine.name()), versions.join("; ")]
     }
 
-    pub(super) fn print(&self) {
+    pub(crate) fn print(&self) {
         let compared = self.compared();
         if !compared.is_empty() {
             println!(
@@ -205,6 +263,17 @@ impl Report {
                 println!("  {name:<15} {:>11}   {} to {}", shown(value), shown(low), shown(high));
             }
         }
+        let reached = self.reached();
+        if !reached.is_empty() {
+            println!("\nwhat it should be");
+        }
+        for Reached { aim, value, reached } in reached {
+            let most = if aim.better == Better::More { "at least" } else { "at most" };
+            let of = aim.of.map_or(String::new(), |of| format!(" times {of}"));
+            let no = if reached { "" } else { "  NOT REACHED" };
+            let (value, limit) = (shown(value), shown(aim.limit));
+            println!("{value:>8}{of} ({most} {limit}): {}, {}{no}", aim.what, aim.system);
+        }
         for line in &self.missing {
             println!("NOT MEASURED, or not all of it: {line}");
         }
@@ -212,20 +281,20 @@ impl Report {
         println!("\n{where_and_when}; load at the end: {}\n{versions}", self.load_at_the_end);
     }
 
-    pub(super) fn write(&self, file: &Path) -> Result<()> {
+    pub(crate) fn write(&self, file: &Path) -> Result<()> {
         if let Some(folder) = file.parent().filter(|p| !p.as_os_str().is_empty()) {
             fs::create_dir_all(folder)?;
         }
         let all = serde_json::json!({
             "machine": self.machine, "versions": self.versions, "quick": self.quick,
             "load_at_the_end": self.load_at_the_end, "others": self.others,
-            "compared": self.compared(), "figures": self.figures, "missing": self.missing,
+            "compared": self.compared(), "figures": self.figures, "aims": self.reached(), "missing": self.missing,
         });
         Ok(fs::write(file, serde_json::to_vec_pretty(&all)?)?)
     }
 
-    /// A picture for each load, or part, that was measured of more than one system.
-    pub(super) fn plot(&self, folder: &Path) -> Result<()> {
+    /// A picture for each load, or part, that was measured of more than one system; `title` is given the part and what it was of.
+    pub(crate) fn plot(&self, folder: &Path, title: fn(&str, &str) -> String) -> Result<()> {
         fs::create_dir_all(folder)?;
         let mut pictures: Vec<(&str, &str, Vec<Panel>)> = Vec::new();
         for group in self.groups().into_iter().filter(|g| g.len() > 1) {
@@ -245,12 +314,7 @@ impl Report {
             let all = format!("{part} {of}").to_ascii_lowercase();
             let words: Vec<&str> =
                 all.split(|c: char| !c.is_ascii_alphanumeric()).filter(|w| !w.is_empty()).collect();
-            let title = match part {
-                "calls" | "large" => of.to_owned(),
-                "tls" => format!("TLS over TCP between two network namespaces: {of}"),
-                "kill" => "one of two replicas is killed at 70 % load".to_owned(),
-                _ => format!("{part}: {of}"),
-            };
+            let title = title(part, of);
             fs::write(folder.join(words.join("-") + ".svg"), plot::picture(&title, &panels, &below))?;
         }
         Ok(())
@@ -310,7 +374,7 @@ mod tests {
         }
         report.add("memory", "1 GB: alone", "pelton", "MB", Better::Less, 1.0);
         let folder = tempfile::tempdir().unwrap();
-        report.plot(folder.path()).unwrap();
+        report.plot(folder.path(), |part, of| format!("{part}: {of}")).unwrap();
         let mut names: Vec<_> = fs::read_dir(folder.path())
             .unwrap()
             .map(|e| e.unwrap().file_name().into_string().unwrap())
