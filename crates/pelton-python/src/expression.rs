@@ -125,7 +125,8 @@ impl Expression {
             Expression::Not { of }
             | Expression::IsNull { of }
             | Expression::Length { of }
-            | Expression::Cast { of, .. } => of.columns(read),
+            | Expression::Cast { of, .. }
+            | Expression::Mark { of, .. } => of.columns(read),
             Expression::Binary { left, right, .. } => {
                 left.columns(read);
                 right.columns(read);

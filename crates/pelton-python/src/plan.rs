@@ -231,7 +231,7 @@ impl Plan {
 
     /// The declaration of a service, by its number, as TOML.
     fn declaration(&mut self, service: usize) -> PyResult<String> {
-        self.told()?.services[service].to_toml().or_raise()
+        self.told()?.services[service].0.to_toml().or_raise()
     }
 
     /// Rows in memory.
