@@ -1,10 +1,10 @@
 //! What instances say, and how each request ends.
 
-use arrow_array::RecordBatch;
-use pelton_core::call::{Outcome, Receiver};
 use std::sync::Arc;
 use std::time::Duration;
 
+use arrow_array::RecordBatch;
+use pelton_core::call::{Outcome, Receiver};
 use pelton_core::meter;
 use pelton_core::service::Cardinality;
 use pelton_core::{Error, Fate, Kind, RequestId, RequestRun, Result, Retry, Time};
@@ -267,7 +267,6 @@ impl State {
         self.requests.get(id).and_then(|r| r.attempt_timeout).unwrap_or_default()
     }
 
-    /// A request's one and only end.
     /// One row for each request of a run. What of it goes to one receiver is delivered together. Gives back those that are answered with what their
     /// method does not give.
     fn rows_of_a_run(
@@ -320,6 +319,7 @@ impl State {
         wrong
     }
 
+    /// A request's one and only end.
     pub(super) fn end(
         &mut self,
         id: RequestId,
