@@ -226,7 +226,12 @@ pub(crate) fn pick(rows: &RecordBatch, which: &[u32]) -> Result<RecordBatch> {
     if which.iter().enumerate().all(|(i, w)| *w == first + i as u32) {
         return Ok(rows.slice(first as usize, which.len()));
     }
-    Ok(arrow_select::take::take_record_batch(rows, &UInt32Array::from(which.to_vec()))?)
+    let indices = UInt32Array::from(which.to_vec());
+    let column = |column: &ArrayRef| arrow_select::take::take(column, &indices, None);
+    let columns = rows.columns().iter().map(column).collect::<Result<Vec<_>, _>>()?;
+    // There may be none, where nobody looks at any.
+    let count = RecordBatchOptions::new().with_row_count(Some(which.len()));
+    Ok(RecordBatch::try_new_with_options(rows.schema(), columns, &count)?)
 }
 
 /// Batches of the same types as one, with the first one's field names. Nullable: they may differ in that.

@@ -115,6 +115,18 @@ fn what_is_saved_comes_back_as_it_was() {
 }
 
 #[test]
+fn rows_leave_without_columns_that_nobody_looks_at_also_where_some_failed() {
+    let y = Arc::new(Schema::new(vec![Field::new("y", DataType::Int64, false)]));
+    let shape = Shape { result: y.clone(), kept: vec![], output: y, cardinality: Cardinality::One };
+    let mut p = Pending::new(1, Order::Ordered, shape, 1 << 20, None);
+    add(&mut p, 1, 10..13);
+    answer(&mut p, 1, [0, 2]);
+    p.finish(RequestId { operator: 1, group: 1, sequence: 1 }, Err(Error::user("no")), true);
+    assert_eq!(emitted(&mut p), [vec![0, 2]]);
+    assert!(p.is_empty());
+}
+
+#[test]
 fn it_is_full_by_bytes_and_empties_again() {
     let mut p = pending(Order::Ordered);
     p.budget = 1000;
